@@ -1,0 +1,85 @@
+"""Where weights live, how they are stored (float16 safetensors), and what identifies them (digests).
+
+Embedded weights ship inside this package under ``splitsight/assets``; what a user trains or caches goes
+to ``$SPLITSIGHT_HOME`` (default: the platform's user-cache folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from splitsight.errors import UserError
+
+__all__ = ["asset", "digest", "home", "load_weights", "save_weights"]
+
+_ASSETS = Path(__file__).with_name("assets")
+
+
+def asset(*parts: str) -> Path:
+    """Path of an embedded artifact, e.g. ``asset("targets", "resnet18")``; it may not exist."""
+    return _ASSETS.joinpath(*parts)
+
+
+def home() -> Path:
+    """Folder for caches and trained models; created on first use."""
+    if "SPLITSIGHT_HOME" in os.environ:
+        path = Path(os.environ["SPLITSIGHT_HOME"])
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "splitsight"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex, 64 characters) over names, shapes and float32 values of a state dict.
+
+    Floating tensors are compared as float32, so the same weights have the same digest whether they were
+    stored as float16 and upcast, or held in memory. Key order does not matter.
+    """
+    h = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu()
+        if value.is_floating_point():
+            value = value.float()
+        h.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        h.update(value.contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a state dict as float16 safetensors; integer tensors keep their type.
+
+    The file appears under its name only once it is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {
+        k: (v.detach().cpu().half() if v.is_floating_point() else v.detach().cpu()).contiguous() for k, v in state.items()
+    }
+    partial = path.with_suffix(".partial")
+    save_file(half, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
+    partial.replace(path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; floating tensors come back as float32.
+
+    Raises:
+        UserError: the file is missing or not safetensors.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: check the path, or make them with `splitsight train`")
+    try:
+        state = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}): restore or retrain it") from error
+    return {k: (v.to(torch.float32) if v.is_floating_point() else v) for k, v in state.items()}

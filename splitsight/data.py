@@ -1,0 +1,150 @@
+"""Still images: folders of PNG/JPEG and Parquet in Hugging Face image format, as uint8 arrays.
+
+The Hugging Face format holds one struct column ``image`` with fields ``bytes`` (an encoded file) and
+``path``, and optionally an integer column ``label``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from splitsight.artifacts import home
+from splitsight.errors import UserError
+
+__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size.
+
+    Attributes:
+        images: ``(N, H, W, 3)`` uint8 RGB.
+        names: N names, unique, usable as file names (no separators, no suffix).
+        labels: ``(N,)`` int64, −1 where unknown.
+    """
+
+    images: np.ndarray
+    names: list[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Scale the shorter side to ``size`` pixels and crop the centre: ``(h, w, 3)`` → ``(size, size, 3)``.
+
+    Area averaging when shrinking, so that fine texture does not alias; cubic when enlarging.
+    """
+    h, w = image.shape[:2]
+    if (h, w) == (size, size):
+        return image
+    scale = size / min(h, w)
+    new = (max(size, round(w * scale)), max(size, round(h * scale)))
+    image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def decode_image(data: bytes, what: str) -> np.ndarray:
+    """Decode a PNG or JPEG to ``(h, w, 3)`` uint8 RGB.
+
+    Raises:
+        UserError: the bytes are not an image; ``what`` names it in the message.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if image is None:
+        raise UserError(f"{what} is not a readable PNG or JPEG: remove or replace it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _parquet(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({error})") from error
+    kind = table.schema.field("image").type if "image" in table.column_names else None
+    if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        raise UserError(
+            f"{path} is not in Hugging Face image format: it needs a struct column 'image' with a field 'bytes' "
+            f"(it has {', '.join(table.column_names) or 'no columns'})"
+        )
+    table = table.slice(0, limit)
+    images, names = [], []
+    for i, cell in enumerate(table.column("image")):
+        row = cell.as_py() or {}
+        images.append(fit(decode_image(row.get("bytes") or b"", f"row {i} of {path}"), size))
+        names.append(f"{i:06d}" + (f"-{Path(row['path']).stem}" if row.get("path") else ""))
+    labels = table.column("label").to_pylist() if "label" in table.column_names else [-1] * len(images)
+    return images, names, [-1 if x is None else int(x) for x in labels]
+
+
+def _folder(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise UserError(f"{path} holds no PNG or JPEG files")
+    files = files[:limit]
+    stems = [p.stem for p in files]
+    # a.png and a.jpg must not overwrite each other's reconstruction
+    names = [p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "-") for p in files]
+    return [fit(decode_image(p.read_bytes(), str(p)), size) for p in files], names, [-1] * len(files)
+
+
+def load_images(path: Path, size: int, limit: int | None = None) -> ImageSet:
+    """Read a folder of PNG/JPEG files, one such file, or a Parquet file.
+
+    Args:
+        path: folder, image file, or ``*.parquet``.
+        size: pixels; every image is scaled and centre-cropped to ``size × size`` (see :func:`fit`).
+        limit: read at most this many, in name or row order.
+
+    Raises:
+        UserError: nothing there, nothing readable, or not the expected format.
+    """
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if path.is_dir():
+        images, names, labels = _folder(path, size, limit)
+    elif path.suffix.lower() in _SUFFIXES:
+        images, names, labels = [fit(decode_image(path.read_bytes(), str(path)), size)], [path.stem], [-1]
+    else:
+        images, names, labels = _parquet(path, size, limit)
+    if not images:
+        raise UserError(f"{path} holds no images")
+    return ImageSet(np.stack(images), names, np.asarray(labels, np.int64))
+
+
+def cached_images(paths: list[Path], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode Parquet shards once and map them into memory afterwards (several trainers share the pages).
+
+    Returns:
+        ``(N, size, size, 3)`` uint8 (read-only map) and ``(N,)`` int64 labels, in the order of ``paths``.
+    """
+    images, labels = [], []
+    folder = home() / "decoded"
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"no such data file: {path}")
+        stat = path.stat()
+        key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{size}".encode()).hexdigest()[:24]
+        file, label_file = folder / f"{key}.npy", folder / f"{key}.labels.npy"
+        if not (file.is_file() and label_file.is_file()):
+            part = load_images(path, size)
+            np.save(label_file, part.labels)
+            partial = folder / f"{key}.partial.npy"
+            np.save(partial, part.images)
+            partial.replace(file)
+        images.append(np.load(file, mmap_mode="r"))
+        labels.append(np.load(label_file))
+    return np.concatenate(images), np.concatenate(labels)

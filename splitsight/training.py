@@ -1,0 +1,213 @@
+"""What every training run shares: a budget, resumable checkpoints, a log, progress with an estimate.
+
+Learning-rate schedules here are functions of the *fraction of the budget that is spent*, so a run that is
+given an hour anneals within that hour whatever the machine; resumed with a larger budget it goes on from
+the same weights at the rate that the new fraction asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from splitsight.errors import UserError
+
+__all__ = ["Budget", "Run", "ema", "one_cycle", "pick_device", "random_crops"]
+
+
+class Stateful(Protocol):
+    """Anything with a state dict: modules, optimisers, averaged models."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Budget:
+    """When a run is finished: after so many seconds of training, or after so many steps.
+
+    Args:
+        seconds: wall-clock seconds of training, summed over resumed runs; ``None`` for no limit.
+        steps: optimiser steps; ``None`` for no limit. At least one of the two must be given.
+    """
+
+    def __init__(self, seconds: float | None = None, steps: int | None = None) -> None:
+        if seconds is None and steps is None:
+            raise UserError("a training run needs a budget: give --minutes or --steps")
+        if (seconds is not None and seconds <= 0) or (steps is not None and steps <= 0):
+            raise UserError("a training budget must be positive")
+        self.seconds, self.steps = seconds, steps
+
+    def fraction(self, seconds: float, steps: int) -> float:
+        """Spent part of the budget, in [0, 1]."""
+        parts = []
+        if self.seconds is not None:
+            parts.append(seconds / self.seconds)
+        if self.steps is not None:
+            parts.append(steps / self.steps)
+        return min(1.0, max(parts))
+
+
+class Run(AbstractContextManager["Run"]):
+    """One training run in a folder: ``checkpoint.pt`` (resumable), ``log.jsonl``.
+
+    Use as a context manager; iterate :meth:`steps` for the loop. SIGINT and SIGTERM finish the step, save,
+    and end the loop with :attr:`interrupted` set, so nothing that was learnt is lost.
+
+    Args:
+        folder: where the run lives; created. An existing checkpoint there is resumed.
+        budget: when to stop.
+        parts: named stateful objects that make up the checkpoint.
+        title: word for the progress line.
+        save_every: seconds between checkpoints.
+    """
+
+    def __init__(
+        self, folder: Path, budget: Budget, parts: dict[str, Stateful], *, title: str, save_every: float = 120.0
+    ) -> None:
+        self.folder, self.budget, self.parts, self.title = folder, budget, parts, title
+        self.step = 0
+        self.seconds = 0.0
+        self.interrupted = False
+        self._save_every = save_every
+        self._console = Console(stderr=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = folder / "checkpoint.pt"
+        if self.checkpoint.is_file():
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(saved["parts"][name])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{self.checkpoint} does not fit this run ({type(error).__name__}): "
+                "give another --out, or remove the file to start anew"
+            ) from error
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self._console.print(f"{self.title}: resumed at step {self.step} after {self.seconds / 60:.1f} min")
+
+    def save(self) -> None:
+        """Write the checkpoint; the old one stays valid until the new one is complete."""
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(
+            {
+                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "step": self.step,
+                "seconds": self.seconds,
+            },
+            partial,
+        )
+        os.replace(partial, self.checkpoint)
+
+    def log(self, **values: float | int | str) -> None:
+        """Append a line to ``log.jsonl`` and show it."""
+        row = {"step": self.step, "minutes": round(self.seconds / 60, 2), **values}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+        self._console.print(f"{self.title}: {shown}", highlight=False)
+
+    def __enter__(self) -> Run:
+        self._handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _stop(self, *_: object) -> None:
+        self.interrupted = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            self.save()
+
+    def fraction(self) -> float:
+        """Spent part of the budget, in [0, 1]."""
+        return self.budget.fraction(self.seconds, self.step)
+
+    def steps(self) -> Iterator[float]:
+        """Yield the spent fraction before each step until the budget is used up or a signal came."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        last_save = time.monotonic()
+        with Progress(*columns, console=self._console, disable=not sys.stderr.isatty()) as bar:
+            task = bar.add_task(self.title, total=1.0, completed=self.fraction())
+            while (fraction := self.fraction()) < 1.0 and not self.interrupted:
+                start = time.monotonic()
+                yield fraction
+                now = time.monotonic()
+                self.step += 1
+                self.seconds += now - start
+                bar.update(task, completed=self.fraction())
+                if now - last_save > self._save_every:
+                    self.save()
+                    last_save = now
+
+
+def one_cycle(fraction: float, peak: float, warmup: float = 0.05, floor: float = 0.002) -> float:
+    """Learning rate at a spent fraction: linear warm-up to ``peak``, then a cosine down to ``floor · peak``."""
+    if fraction < warmup:
+        return peak * max(fraction / warmup, 0.01)
+    cosine = 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
+    return peak * (floor + (1 - floor) * cosine)
+
+
+def ema(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of parameters and buffers (evaluated instead of the raw weights)."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: CUDA was asked for by name and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible: use --device cpu")
+    return torch.device(name)
+
+
+def random_crops(images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Random square crops, flipped at random, resampled to ``size`` (one bilinear gather for the batch).
+
+    Args:
+        images: ``(B, 3, H, H)`` float.
+        size: output side in pixels.
+        scale: range of the crop's side as a part of H; above 1 the border is reflected.
+        generator: source of the draws.
+
+    Returns:
+        ``(B, 3, size, size)``.
+    """
+    b = len(images)
+    draw = torch.rand(4, b, generator=generator).to(images.device)
+    side = scale[0] + (scale[1] - scale[0]) * draw[0]
+    room = (1 - side).abs()
+    theta = torch.zeros(b, 2, 3, device=images.device)
+    theta[:, 0, 0] = torch.where(draw[1] < 0.5, side, -side)
+    theta[:, 1, 1] = side
+    theta[:, 0, 2] = (2 * draw[2] - 1) * room
+    theta[:, 1, 2] = (2 * draw[3] - 1) * room
+    grid = nn.functional.affine_grid(theta, [b, 3, size, size], align_corners=False)
+    return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
