@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from splitsight.artifacts import home
 from splitsight.errors import UserError
 
-__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images"]
+__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images", "shards_of"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -148,3 +148,18 @@ def cached_images(paths: list[Path], size: int) -> tuple[np.ndarray, np.ndarray]
         images.append(np.load(file, mmap_mode="r"))
         labels.append(np.load(label_file))
     return np.concatenate(images), np.concatenate(labels)
+
+
+def shards_of(folder: Path) -> tuple[list[Path], Path]:
+    """The Parquet shards of a training folder, sorted, and its table of class names.
+
+    Raises:
+        UserError: fewer than two shards (one is held out), or no ``classes.tsv``.
+    """
+    shards = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    if len(shards) < 2:
+        raise UserError(f"{folder} holds {len(shards)} Parquet files: training needs at least two, the last one is held out")
+    classes = folder / "classes.tsv"
+    if not classes.is_file():
+        raise UserError(f"{classes} is missing: it lists label, WordNet id and names, tab-separated")
+    return shards, classes

@@ -1,0 +1,1 @@
+"""The adversary while the stream runs: windows of frames, deadlines, tiers."""

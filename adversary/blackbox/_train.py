@@ -1,0 +1,114 @@
+"""Training an inversion network on images and the features that F1 gives for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from adversary.blackbox.inversion import InversionNetwork
+from adversary.priors.prior import Prior
+from splitsight.data import cached_images
+from splitsight.training import Budget, Run, ema, one_cycle, random_crops
+
+__all__ = ["inversion_quality", "train_inversion"]
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255)
+
+
+@torch.no_grad()
+def inversion_quality(network: nn.Module, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50) -> dict[str, float]:
+    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images."""
+    psnr, ssim = [], []
+    device = next(network.parameters()).device
+    for i in range(0, len(images), batch):
+        x = _tensor(images[i : i + batch]).to(device)
+        y = prior.decode(network(head(x))).clamp(0, 1)
+        psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
+        ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
+    return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
+
+
+def train_inversion(
+    head: nn.Module,
+    features: list[tuple[int, ...]],
+    prior: Prior,
+    shards: list[Path],
+    out: Path,
+    budget: Budget,
+    *,
+    batch: int = 16,
+    lr: float = 2e-3,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
+    """Train, resuming from ``out``; the last shard is held out.
+
+    The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
+    share on the latent itself, which keeps the answer on the autoencoder's range.
+
+    Args:
+        head: F1, from images in [0, 1] to a tuple of features.
+        features: their shapes without batch dimension.
+        prior: gives decoder and latent.
+        shards: Parquet files in Hugging Face image format.
+        out: folder of the run.
+        budget: when to stop.
+        batch: images a step.
+        lr: peak learning rate.
+        seed: of weights and crops.
+        device: where to train; CPU by default.
+    """
+    device = device or torch.device("cpu")
+    size = prior.image_size
+    images, _ = cached_images(shards[:-1], size)
+    held, _ = cached_images(shards[-1:], size)
+    torch.manual_seed(seed)
+    network = InversionNetwork(features, prior.latent_shape).to(device, memory_format=torch.channels_last)
+    head.to(device)
+    prior.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = ema(network, 0.998)
+    generator = torch.Generator().manual_seed(seed)
+    total, count = 0.0, 0
+    with Run(out, budget, {"network": network, "average": average, "optimizer": optimizer}, title="train inversion") as run:
+        generator.manual_seed(seed + run.step)
+        for fraction in run.steps():
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(fraction, lr)
+            index = torch.randint(len(images), (batch,), generator=generator).sort().values.numpy()
+            x = random_crops(_tensor(images[index]).to(device), size, (0.6, 1.0), generator)
+            with torch.no_grad():
+                z = head(x)
+                truth = prior.encode(x)
+            network.train()
+            u = network(z)
+            y = prior.decode(u)
+            down = (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
+            loss = (y - x).abs().mean() + 4 * (y - x).square().mean() + 0.25 * down + 0.02 * (u - truth).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(network)
+            total, count = total + float(loss.detach()), count + 1
+            if run.step % 250 == 249:
+                extra = {}
+                if run.step % 1000 == 999:
+                    extra = {f"val_{k}": v for k, v in inversion_quality(average.module.eval(), head, prior, held[:300]).items()}
+                run.log(loss=total / count, fraction=fraction, **extra)
+                total, count = 0.0, 0
+    network = average.module.eval()
+    figures = inversion_quality(network, head, prior, held[:2000])
+    run.log(**{f"val_{k}": v for k, v in figures.items()})
+    return network, {
+        **figures,
+        "images_seen": run.step * batch,
+        "minutes": round(run.seconds / 60, 1),
+        "finished": run.fraction() >= 1.0,
+    }

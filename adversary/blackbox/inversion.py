@@ -1,0 +1,106 @@
+"""Inversion networks: features → the prior's latent, in one pass.
+
+A small residual network at the latent's resolution; the prior's frozen decoder turns its answer into an
+image, so the preview and the refinement live in the same latent space and one starts the other.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from splitsight.artifacts import asset, load_weights, save_weights
+from splitsight.errors import UserError
+
+__all__ = ["InversionNetwork", "load_inversion"]
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(x + self.norm2(self.conv2(h)))
+
+
+class InversionNetwork(nn.Module):
+    """Features of one split point → scaled latents of one prior.
+
+    Args:
+        features: shapes of the tensors that cross the split, without batch dimension; maps ``(C, H, W)``
+            are projected where they are and resized, anything else is projected to a coarse grid.
+        latent: ``(C, h, w)`` of the prior.
+        width: channels.
+        depth: residual blocks.
+    """
+
+    def __init__(self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4) -> None:
+        super().__init__()
+        self.config = {"features": [list(s) for s in features], "latent": list(latent), "width": width, "depth": depth}
+        self.grid = latent[1] // 2
+        self.entries = nn.ModuleList()
+        for shape in features:
+            if len(shape) == 3:
+                self.entries.append(nn.Conv2d(shape[0], 2 * width, 3 if shape[1] > 1 else 1, padding="same"))
+            else:
+                numbers = int(torch.Size(shape).numel())
+                self.entries.append(nn.Sequential(nn.Flatten(), nn.Linear(numbers, 2 * width * 16), nn.Unflatten(1, (2 * width, 4, 4))))
+        self.up = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
+        self.exit = nn.Conv2d(width, latent[0], 3, padding=1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
+        total = None
+        for entry, z in zip(self.entries, features, strict=True):
+            h = entry(z)
+            if h.shape[-1] != self.grid:
+                h = nn.functional.interpolate(h, (self.grid, self.grid), mode="bilinear", align_corners=False, antialias=h.shape[-1] > self.grid)
+            total = h if total is None else total + h
+        h = nn.functional.pixel_shuffle(self.up(torch.relu(total)), 2)
+        return self.exit(self.blocks(torch.relu(h)))
+
+    def save(self, path: Path, *, target_digest: str, prior_digest: str, target: str, split: str, prior: str) -> None:
+        """Write float16 safetensors; what the network was trained for travels in the metadata."""
+        about = {"config": self.config, "target_digest": target_digest, "prior_digest": prior_digest}
+        save_weights(path, self.state_dict(), {**about, "target": target, "split": split, "prior": prior})
+
+
+def load_inversion(target: str, split: str, prior: str, *, target_digest: str, prior_digest: str, path: Path | None = None) -> InversionNetwork:
+    """The inversion network for one target, split and prior: the embedded one, or a file.
+
+    Raises:
+        UserError: there is none, or it was trained for other weights.
+    """
+    file = path or asset("inversion", f"{target}-{split}-{prior}.safetensors")
+    if not file.is_file():
+        raise UserError(
+            f"no inversion network for {target} at {split} with prior '{prior}': "
+            f"make one with `splitsight train inversion --target {target} --split {split}`, or run without previews"
+        )
+    state = load_weights(file)
+    with safe_open(str(file), "pt") as opened:
+        about = {k: json.loads(v) for k, v in (opened.metadata() or {}).items()}
+    try:
+        config = about["config"]
+        for what, want in (("target_digest", target_digest), ("prior_digest", prior_digest)):
+            if about[what] != want:
+                raise UserError(
+                    f"{file.name} was trained for another {what.split('_')[0]} (digest {about[what][:12]}…, not {want[:12]}…): "
+                    "retrain it with `splitsight train inversion`"
+                )
+        network = InversionNetwork([tuple(s) for s in config["features"]], tuple(config["latent"]), config["width"], config["depth"])
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{file} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,330 @@
+"""The live adversary as a process: tap → recording, previews, windows.
+
+It sees features only. What it writes under ``out``:
+
+* ``recording/``: the tapped frames (see :mod:`splitsight.recording`),
+* ``preview/000000.png``, ``window/000000.png``: its two tiers, by sequence number,
+* ``live.jsonl``: one event a line (``preview``, ``window``, ``session``, ``end``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import grpc
+import numpy as np
+import torch
+from torch import Tensor
+
+from adversary.blackbox.inversion import load_inversion
+from adversary.live.engine import Engine, WindowSettings
+from adversary.live.windows import Observation, Window, Windower
+from adversary.priors.prior import Prior, load_prior
+from adversary.tap import TapReader
+from splitsight import targets
+from splitsight.errors import UserError
+from splitsight.recording import RecordingWriter, Session
+from splitsight.targets import Target
+from splitsight.wire import tensors
+from splitsight.wire.v1 import split_inference_pb2, tap_pb2
+
+__all__ = ["LiveOptions", "build_engine", "run_live", "save_image"]
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How to run the live adversary.
+
+    Attributes:
+        tap: ``HOST:PORT``.
+        out: folder for everything that is written.
+        target: name of the attacked network (white-box: its weights are known).
+        split: split point; must be the session's.
+        prior: name or folder of the generative prior.
+        frames: K, frames of a window.
+        stride: seconds between the frames of a window.
+        settings: of the window tier.
+        threads: compute threads.
+        nice: how much to lower this process's priority (0…19).
+        margin: part of a window's period that is left unused before its deadline, in [0, 1).
+        prompt: text prior; empty for none.
+        token: bearer token of the tap.
+        ca: certificate authority of the tap, PEM.
+        session: only this session; empty for the first one that shows up.
+        inversion: file of an inversion network; the embedded one by default.
+        weights: the target's weights; the embedded ones by default.
+        patience: seconds to wait for a tap that is away.
+    """
+
+    tap: str
+    out: Path
+    target: str = "resnet18"
+    split: str = "L8"
+    prior: str = "small"
+    frames: int = 4
+    stride: float = 0.5
+    settings: WindowSettings = field(default_factory=WindowSettings)
+    threads: int = 1
+    nice: int = 10
+    margin: float = 0.15
+    prompt: str = ""
+    token: str | None = None
+    ca: Path | None = None
+    session: str = ""
+    inversion: Path | None = None
+    weights: Path | None = None
+    patience: float = 10.0
+
+
+def build_engine(
+    target: Target, split: str, prior: Prior, settings: WindowSettings, *, prompt: str = "", inversion: Path | None = None
+) -> Engine:
+    """An engine with the inversion network that fits target, split and prior.
+
+    Raises:
+        UserError: no such split point, or no fitting inversion network.
+    """
+    if prior.image_size != target.input_size:
+        raise UserError(
+            f"prior '{prior.name}' makes images of {prior.image_size} pixels, {target.name} takes {target.input_size}: choose another prior"
+        )
+    head = target.head(split)
+    network = load_inversion(
+        target.name, split, prior.name, target_digest=target.digest, prior_digest=prior.digest, path=inversion
+    )
+    return Engine(prior, head, network, settings, prior.embed_text([prompt]) if prompt else None)
+
+
+def save_image(path: Path, image: Tensor) -> None:
+    """Write ``(3, H, W)`` in [0, 1] as PNG; the file appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder is gone.
+    """
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    done, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"cannot encode {path}")
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data.tobytes())
+    partial.replace(path)
+
+
+class _Log:
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w")
+        self._lock = threading.Lock()
+
+    def write(self, event: str, **values: object) -> None:
+        with self._lock:
+            self._file.write(json.dumps({"event": event, "time_us": time.time_ns() // 1000, **values}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Adversary:
+    """Two threads: the reader records and previews, the main thread refines windows."""
+
+    def __init__(self, options: LiveOptions, engine: Engine, target: Target, reader: TapReader) -> None:
+        self.options, self.engine, self.target, self.reader = options, engine, target, reader
+        self.windows: queue.Queue[Window | None] = queue.Queue()
+        self.windower = Windower(options.frames, options.stride)
+        self.specs = target.feature_specs(options.split)
+        for folder in ("preview", "window"):
+            (options.out / folder).mkdir(parents=True, exist_ok=True)
+        self.log = _Log(options.out / "live.jsonl")
+        self.session: str | None = None
+        self.writer: RecordingWriter | None = None
+        self.error: BaseException | None = None
+        self.completed: dict[int, float] = {}
+        self.skipped = 0
+        self._strangers: set[str] = set()
+        self._stop = threading.Event()
+
+    def _open(self, message: split_inference_pb2.SessionOpen) -> None:
+        wanted = self.options.session or self.session
+        if wanted and message.session_id != wanted:
+            if message.session_id not in self._strangers:
+                self._strangers.add(message.session_id)
+                self.log.write("ignored", session=message.session_id)
+            return
+        if self.session is not None:
+            return
+        if (message.target, message.split) != (self.target.name, self.options.split):
+            raise UserError(
+                f"the session runs {message.target} at {message.split}, this adversary was set up for "
+                f"{self.target.name} at {self.options.split}: start it with --target {message.target} --split {message.split}",
+                code=1,
+            )
+        if message.weights_digest != self.target.digest:
+            raise UserError(
+                f"the session's weights have digest {message.weights_digest[:12]}…, ours {self.target.digest[:12]}…: "
+                "a white-box attack needs the same weights, give them with --weights",
+                code=1,
+            )
+        self.session = message.session_id
+        self.writer = RecordingWriter(self.options.out / "recording", Session.from_open(message))
+        self.log.write("session", session=message.session_id, defense=message.defense)
+
+    def _frame(self, tapped: tap_pb2.TappedFrame) -> None:
+        if self.writer is None or tapped.session_id != self.session:
+            return
+        arrived = time.monotonic()
+        frame = split_inference_pb2.Frame.FromString(tapped.frame)
+        if not self.windower.fresh(frame.sequence):
+            return
+        self.writer.append(tapped)
+        try:
+            arrays = [
+                tensors.decode(tensor, spec.shape, max_bytes=256 * 2**20) for tensor, spec in zip(frame.features, self.specs, strict=True)
+            ]
+        except (tensors.WireError, ValueError) as error:
+            # what the server refuses too; the stream goes on
+            self.log.write("unreadable", sequence=frame.sequence, reason=str(error))
+            return
+        features = tuple(torch.from_numpy(np.array(a, copy=True)).unsqueeze(0) for a in arrays)
+        observation = Observation(frame.sequence, frame.capture_time_us, arrived, features)
+        image = self.engine.preview(observation)
+        if image is not None:
+            save_image(self.options.out / "preview" / f"{frame.sequence:06d}.png", image)
+            self.log.write("preview", sequence=frame.sequence, lag_ms=1e3 * (time.monotonic() - arrived), dropped=tapped.dropped)
+        if (window := self.windower.add(observation)) is not None:
+            self.completed[window.index] = window.completed_at
+            self.windows.put(window)
+
+    def read(self) -> None:
+        """Body of the reader thread."""
+        try:
+            for event in self.reader.events():
+                kind = event.WhichOneof("event")
+                if kind == "session":
+                    self._open(event.session)
+                elif kind == "frame":
+                    self._frame(event.frame)
+                elif kind == "end" and event.end.session_id == self.session:
+                    break
+        except BaseException as error:
+            self.error = error
+        finally:
+            if (window := self.windower.flush()) is not None:
+                self.windows.put(window)
+            self.windows.put(None)
+
+    def stop(self, *_: object) -> None:
+        """Read no further frames; what has arrived is still refined."""
+        self._stop.set()
+        self.reader.close()
+
+    def solve(self) -> None:
+        """Refine windows until the reader is done."""
+        period = self.options.frames * self.options.stride
+        while (window := self.windows.get()) is not None:
+            # behind by more than a window: the newest one is worth more than a queue of stale ones
+            newer = self._drain_to_newest(window)
+            if newer is None:
+                break
+            window = newer
+            deadline = window.completed_at + period * (1 - self.options.margin)
+            result = self.engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
+            for frame, image in zip(window.frames, result.images, strict=True):
+                save_image(self.options.out / "window" / f"{frame.sequence:06d}.png", image)
+            now = time.monotonic()
+            limit = self.completed.get(window.index + 1, window.completed_at + period)
+            self.log.write(
+                "window",
+                window=window.index,
+                sequences=[f.sequence for f in window.frames],
+                complete=window.complete,
+                lag_ms=1e3 * (now - window.completed_at),
+                seconds=result.seconds,
+                on_time=now <= limit,
+                iterations=result.iterations,
+                model_evaluations=result.model_evaluations,
+                loss=result.loss,
+            )
+
+    def _drain_to_newest(self, window: Window) -> Window | None:
+        while not self._stop.is_set() and not self.windows.empty():
+            following = self.windows.get()
+            if following is None:
+                # the stream ended: refine what we hold, then stop
+                self.windows.put(None)
+                return window
+            self.log.write("window_skipped", window=window.index, sequences=[f.sequence for f in window.frames])
+            self.skipped += 1
+            window = following
+        return window
+
+
+def run_live(options: LiveOptions) -> int:
+    """Attack a running server's tap until its stream ends, SIGTERM or SIGINT.
+
+    Prints ``{"event": "ready"}`` on standard output once models are loaded and the tap was reached.
+
+    Returns:
+        Exit status: 0 after SIGTERM or the end of the stream, 130 after SIGINT.
+
+    Raises:
+        UserError: unknown names, weights that do not fit the session, a tap that is not there or was lost.
+    """
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(1)
+    os.nice(options.nice)
+    target = targets.load(options.target, options.weights)
+    prior = load_prior(options.prior)
+    engine = build_engine(target, options.split, prior, options.settings, prompt=options.prompt, inversion=options.inversion)
+    _warm_up(engine, target, options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    reader = TapReader(options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience)
+    reader.connect()
+    adversary = _Adversary(options, engine, target, reader)
+    interrupted = threading.Event()
+
+    def on_signal(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            interrupted.set()
+        adversary.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
+    thread.start()
+    print(json.dumps({"event": "ready"}), flush=True)
+    try:
+        adversary.solve()
+    finally:
+        adversary.stop()
+        thread.join(timeout=5)
+        if adversary.writer is not None:
+            adversary.writer.close()
+        adversary.log.write("end", skipped=adversary.skipped)
+        adversary.log.close()
+    error = adversary.error
+    if isinstance(error, grpc.RpcError):
+        raise UserError(f"the tap {options.tap} broke off: {error}", code=1)
+    if error is not None:
+        raise error
+    sys.stdout.flush()
+    return 130 if interrupted.is_set() else 0
+
+
+def _warm_up(engine: Engine, target: Target, options: LiveOptions) -> None:
+    """One throw-away window, so that the first real one meets warm caches and a measured step time."""
+    zeros = tuple(torch.zeros(1, *spec.shape) + 0.1 for spec in target.feature_specs(options.split))
+    frames = [Observation(-1, 0, time.monotonic(), zeros) for _ in range(options.frames)]
+    for frame in frames:
+        engine.preview(frame)
+    engine.refine(Window(-1, frames, True), deadline=time.monotonic() + 0.5)
+    engine.forget()

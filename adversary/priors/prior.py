@@ -1,0 +1,243 @@
+"""A generative prior: the map ``D(v, e)`` from noise and text to an image, and its parts.
+
+The parts are models in diffusers layout, so Stable Diffusion and the small embedded prior go through the
+same class:
+
+* a decoder ``Dec: u → x`` (``AutoencoderKL`` or ``AutoencoderDC``),
+* a denoiser with a *deterministic* diffusers scheduler: flow-matching Euler on a velocity
+  (``x_t = (1 − t) u + t ε``), or DDIM on ε or v (``x_t = √ᾱ u + √(1 − ᾱ) ε``),
+* optionally a text encoder ``E`` with its tokenizer.
+
+Everything here is differentiable with respect to noise and latents; weights are frozen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+
+from splitsight.artifacts import asset, digest
+from splitsight.errors import UserError, unknown_name
+
+__all__ = ["EMBEDDED", "Prior", "Text", "load_prior", "prior_names"]
+
+EMBEDDED = "small"
+"""Name of the prior that ships with the package."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """An embedded prompt: ``states`` ``(1 or B, L, D)`` and ``mask`` ``(1 or B, L)`` (1 = a token)."""
+
+    states: Tensor
+    mask: Tensor
+
+    def expand(self, batch: int) -> Text:
+        """The same prompt for ``batch`` images."""
+        if len(self.states) == batch:
+            return self
+        return Text(self.states.expand(batch, -1, -1), self.mask.expand(batch, -1))
+
+
+class Prior(nn.Module):
+    """``D``, ``Dec``, ``E`` of one latent diffusion model; latents are scaled to about unit variance.
+
+    Args:
+        vae: autoencoder.
+        denoiser: predicts what ``scheduler`` expects.
+        scheduler: deterministic sampler; also fixes the kind of diffusion.
+        text_encoder: ``E``; ``None`` makes every prompt an error except the denoiser's own null states.
+        tokenizer: goes with ``text_encoder``.
+        name: shown in summaries.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderDC | AutoencoderKL,
+        denoiser: PixArtTransformer2DModel | UNet2DConditionModel,
+        scheduler: FlowMatchEulerDiscreteScheduler | DDIMScheduler,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "prior",
+    ) -> None:
+        super().__init__()
+        self.vae, self.denoiser, self.text_encoder = vae, denoiser, text_encoder
+        self.scheduler, self.tokenizer, self.name = scheduler, tokenizer, name
+        self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self.scaling = float(vae.config.scaling_factor)
+        self.evaluations = 0
+        size = int(denoiser.config.sample_size)
+        self.latent_shape = (int(denoiser.config.in_channels), size, size)
+        channels = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
+        self.image_size = size * 2 ** (len(channels) - 1)
+        self.eval().requires_grad_(False)
+        self._empty: Text | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Prior:
+        """Load a prior in diffusers layout (sub-folders ``vae``, ``transformer`` or ``unet``, ``scheduler``, …).
+
+        Raises:
+            UserError: a part is missing, unreadable, or of a kind that is not supported.
+        """
+        if not folder.is_dir():
+            raise UserError(f"no prior at {folder}: give a folder in diffusers layout or '{EMBEDDED}'")
+        kinds: dict[str, tuple[type[Any], ...]] = {
+            "vae": (AutoencoderDC, AutoencoderKL),
+            "transformer" if (folder / "transformer").is_dir() else "unet": (PixArtTransformer2DModel, UNet2DConditionModel),
+            "scheduler": (FlowMatchEulerDiscreteScheduler, DDIMScheduler),
+        }
+        parts: dict[str, Any] = {}
+        level = diffusers_logging.get_verbosity()
+        diffusers_logging.set_verbosity_error()
+        try:
+            for part, options in kinds.items():
+                config = options[0].load_config(folder / part)
+                # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
+                kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
+                loaded = kind.from_pretrained(folder / part)
+                parts["denoiser" if part in ("transformer", "unet") else part] = loaded.float() if isinstance(loaded, nn.Module) else loaded
+            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the prior at {folder} cannot be loaded ({reason}): restore its folder or retrain it") from error
+        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, folder.name)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
+        import copy
+
+        # copies, because .half() works in place
+        copy.deepcopy(self.vae).half().save_pretrained(folder / "vae")
+        part = "transformer" if isinstance(self.denoiser, PixArtTransformer2DModel) else "unet"
+        copy.deepcopy(self.denoiser).half().save_pretrained(folder / part)
+        copy.deepcopy(self.text_encoder).half().save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.scheduler.save_pretrained(folder / "scheduler")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all weights."""
+        return digest(self.state_dict())
+
+    def decode(self, u: Tensor) -> Tensor:
+        """``Dec``: latents ``(B, C, h, w)`` → images ``(B, 3, H, W)``, nominally in [0, 1], not clamped."""
+        return self.vae.decode(u / self.scaling).sample.add(1).div(2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in [0, 1] → scaled latents ``(B, C, h, w)`` (the mean, where there is one)."""
+        out = self.vae.encode(2 * x - 1)
+        u = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latent
+        return u * self.scaling
+
+    def embed_text(self, prompts: list[str]) -> Text:
+        """``E``: prompts → embeddings; the empty prompt is the unconditional one."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+        )
+        device = self.text_encoder.get_input_embeddings().weight.device
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        masked = isinstance(self.denoiser, PixArtTransformer2DModel)
+        # Stable Diffusion's U-Net was trained to attend to padding too
+        states = self.text_encoder(input_ids=ids, attention_mask=mask if masked else None).last_hidden_state
+        return Text(states, mask if masked else torch.ones_like(mask))
+
+    def empty(self) -> Text:
+        """The empty prompt, embedded once."""
+        if self._empty is None:
+            self._empty = self.embed_text([""])
+        return self._empty
+
+    def _predict(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
+        self.evaluations += len(x)
+        text = (text or self.empty()).expand(len(x))
+        t = torch.as_tensor(timestep, device=x.device, dtype=torch.float32).reshape(-1).expand(len(x))
+        if isinstance(self.denoiser, PixArtTransformer2DModel):
+            return self.denoiser(
+                x, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, timestep=t, return_dict=False
+            )[0]
+        return self.denoiser(x, t, encoder_hidden_states=text.states, return_dict=False)[0]
+
+    def sample(self, v: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
+        """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps."""
+        self.scheduler.set_timesteps(steps)
+        x = v
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self._predict(x, t, text), t, x).prev_sample
+        return x
+
+    def generate(self, v: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
+        """``D(v, e)``: noise → images, nominally in [0, 1]."""
+        return self.decode(self.sample(v, text, steps))
+
+    def invert(self, u: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
+        """The noise from which :meth:`sample` arrives at latents ``u``, by running the ODE backwards.
+
+        Explicit Euler from clean to noise; exact in the limit of many steps. Flow matching only.
+        """
+        if not self.flow:
+            raise UserError("invert needs a flow-matching prior")
+        self.scheduler.set_timesteps(steps)
+        sigmas = self.scheduler.sigmas.flip(0)
+        x = u
+        for low, high in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+            x = x + (high - low) * self._predict(x, (low + high) / 2 * 1000, text)
+        return x
+
+    def _alpha(self, t: float) -> tuple[float, int]:
+        """DDIM: the training step whose noise level √(1 − ᾱ) is nearest to ``t``, and its ᾱ."""
+        level = (1 - self.scheduler.alphas_cumprod).sqrt()
+        index = int((level - t).abs().argmin())
+        return float(self.scheduler.alphas_cumprod[index]), index
+
+    def noised(self, u: Tensor, eps: Tensor, t: float) -> Tensor:
+        """Latents ``u`` at noise level ``t`` in [0, 1] with noise ``eps`` of the same shape."""
+        if self.flow:
+            return (1 - t) * u + t * eps
+        alpha, _ = self._alpha(t)
+        return alpha**0.5 * u + (1 - alpha) ** 0.5 * eps
+
+    def denoise(self, x: Tensor, t: float, text: Text | None = None) -> Tensor:
+        """The prior's estimate ``E[u | x_t]`` of clean latents from latents at noise level ``t``."""
+        if self.flow:
+            return x - t * self._predict(x, t * 1000, text)
+        alpha, index = self._alpha(t)
+        out = self._predict(x, float(index), text)
+        a, s = alpha**0.5, (1 - alpha) ** 0.5
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return a * x - s * out
+        return (x - s * out) / a
+
+
+def prior_names() -> list[str]:
+    """Names of the embedded priors."""
+    root = asset("priors")
+    return sorted(p.name for p in root.iterdir() if (p / "vae").is_dir()) if root.is_dir() else []
+
+
+def load_prior(name: str) -> Prior:
+    """An embedded prior by name, or any folder in diffusers layout by path.
+
+    Raises:
+        UserError: neither such a name nor such a folder, or the folder is damaged.
+    """
+    if name in prior_names():
+        return Prior.from_folder(asset("priors", name))
+    if "/" in name or Path(name).is_dir():
+        return Prior.from_folder(Path(name))
+    raise unknown_name("prior", name, prior_names())

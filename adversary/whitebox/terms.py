@@ -1,0 +1,118 @@
+"""Terms: the weighted summands of an attack's loss, each next to its equation.
+
+Every term maps the optimised value ``(K, …)`` and its images ``(K, 3, H, W)`` to one loss a frame, ``(K,)``;
+frames only meet in :class:`TemporalSmoothing`. Equation numbers are those of "Unlocking Visual Secrets".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FeatureMatch", "Pull", "TemporalSmoothing", "Term", "TotalVariation", "agreement"]
+
+
+class Term(Protocol):
+    """One summand. ``weight`` multiplies what :meth:`__call__` returns."""
+
+    weight: float
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor: ...
+
+
+class FeatureMatch:
+    """``L_re = ‖F1(x̂) − z_mid‖²``, summed over all tensors that cross the split.
+
+    Args:
+        head: F1, from images in [0, 1] to a tuple of features.
+        features: the tapped ones, each ``(K, …)``.
+        weight: factor.
+        relative: divide by ‖z_mid‖², so that other weights mean the same at every split.
+    """
+
+    def __init__(self, head: nn.Module, features: Sequence[Tensor], weight: float = 1.0, *, relative: bool = False) -> None:
+        self.head, self.features, self.weight = head, tuple(features), weight
+        self.evaluations = 0
+        energy = torch.stack([z.flatten(1).square().sum(1) for z in self.features]).sum(0)
+        self.scale = 1 / energy.clamp_min(1e-12) if relative else torch.ones_like(energy)
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        self.evaluations += len(images)
+        found = self.head(images)
+        errors = [(a - b).flatten(1).square().sum(1) for a, b in zip(found, self.features, strict=True)]
+        return torch.stack(errors).sum(0) * self.scale
+
+
+class TotalVariation:
+    """Equation 7: ``TV(x) = 1/(MN) Σ (x[i+1,j] − x[i,j])² + (x[i,j+1] − x[i,j])²``, summed over channels."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        down = (images[..., 1:, :] - images[..., :-1, :]).flatten(1).square().sum(1)
+        right = (images[..., :, 1:] - images[..., :, :-1]).flatten(1).square().sum(1)
+        return (down + right) / (images.shape[-1] * images.shape[-2])
+
+
+class TemporalSmoothing:
+    """The last summand of equation 10: ``‖v_k − v̄‖²``, ``v̄ = mean_k v_k``.
+
+    Args:
+        weight: λ_c.
+        agreement: optional ``(K, 1, h, w)`` in [0, 1] from :func:`agreement`: where the tapped features of a
+            frame moved, the pull towards the window's mean is lifted. The mean is weighted likewise.
+        windows: how many windows of equal length are stacked along the first dimension.
+    """
+
+    def __init__(self, weight: float, agreement: Tensor | None = None, windows: int = 1) -> None:
+        self.weight, self.agreement, self.windows = weight, agreement, windows
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        groups = value.unflatten(0, (self.windows, -1))
+        if self.agreement is None:
+            return (groups - groups.mean(1, keepdim=True)).flatten(2).square().sum(2).flatten()
+        w = self.agreement.unflatten(0, (self.windows, -1))
+        mean = (w * groups).sum(1, keepdim=True) / w.sum(1, keepdim=True).clamp_min(1e-6)
+        return (w * (groups - mean).square()).flatten(2).sum(2).flatten()
+
+
+class Pull:
+    """``‖value − target‖²``: stay near what a denoiser or an inversion network answered.
+
+    Args:
+        target: same shape as the value.
+        weight: factor.
+    """
+
+    def __init__(self, target: Tensor, weight: float) -> None:
+        self.target, self.weight = target, weight
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        return (value - self.target).flatten(1).square().sum(1)
+
+
+def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> Tensor:
+    """Where a window's features agree: near 1 where nothing moved, near 0 where the scene changed.
+
+    Per position, the squared distance to the window's median feature over the mean energy, ``d``, becomes
+    ``exp(−d / softness)``; maps are resized to the latent's grid, features without a grid give one number.
+
+    Args:
+        features: tapped tensors, each ``(K, C, H, W)`` or ``(K, …)``.
+        size: side of the latent's grid.
+        softness: relative squared distance at which agreement has fallen to 1/e.
+
+    Returns:
+        ``(K, 1, size, size)``.
+    """
+    maps = []
+    for z in features:
+        grid = z if z.ndim == 4 else z.flatten(1)[:, :, None, None]
+        middle = grid.median(0, keepdim=True).values
+        distance = (grid - middle).square().mean(1, keepdim=True) / middle.square().mean().clamp_min(1e-12)
+        maps.append(nn.functional.interpolate(torch.exp(-distance / softness), (size, size), mode="bilinear", align_corners=False))
+    return torch.stack(maps).mean(0)
