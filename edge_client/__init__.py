@@ -1,0 +1,1 @@
+"""The edge: capture → preprocess → F1 → defence → encode → stream."""

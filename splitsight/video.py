@@ -26,10 +26,12 @@ from typing import NamedTuple, Self
 import cv2
 import numpy as np
 
-from splitsight.data import decode_image, fit
 from splitsight.errors import UserError
 
 __all__ = ["FrameSource", "VideoFrame", "default_video", "open_source"]
+
+# `splitsight.data` is imported where it is used: it brings PyTorch, and nobody should wait seconds for that to
+# read that a file is missing.
 
 _URL = re.compile(r"^(rtsps?|rtmps?|https?|udp|tcp|rtp|srt|mms)://", re.IGNORECASE)
 _IMAGES = {".png", ".jpg", ".jpeg"}
@@ -90,6 +92,8 @@ class FrameSource(ABC):
         Raises:
             UserError: a live source stops delivering, or an image of a folder is damaged.
         """
+        from splitsight.data import fit
+
         rate = self.fps or self._rate
         limit = None if self._seconds is None else max(1, math.ceil(self._seconds * rate - 1e-6))
         for index, (time_s, image) in enumerate(self._raw()):
@@ -121,8 +125,11 @@ class _Folder(FrameSource):
         self, name: str, files: list[Path], fps: float | None, size: int | None, seconds: float | None, loop: bool
     ) -> None:
         super().__init__(name, fps, size, seconds)
+        from splitsight.data import decode_image
+
         self._files = files
         self._loop = loop
+        self._decode = decode_image
         decode_image(files[0].read_bytes(), str(files[0]))  # a damaged first file is worth knowing before the run
 
     def _rgb(self, image: np.ndarray) -> np.ndarray:
@@ -137,7 +144,7 @@ class _Folder(FrameSource):
                     data = file.read_bytes()
                 except OSError as error:
                     raise UserError(f"{file} cannot be read ({error.strerror}): remove or replace it") from error
-                yield k * period, decode_image(data, str(file))
+                yield k * period, self._decode(data, str(file))
                 k += 1
             if not self._loop:
                 return

@@ -1,0 +1,443 @@
+"""The edge: capture → preprocess → F1 → defence → encode → stream, one frame after another.
+
+Pacing follows the source. Frames of a stored clip are due at ``start + k / fps``, never skipped, and carry
+that moment as their capture time, so that windows cut by time do not depend on this machine's load. A live
+source hands over its newest frame, and what came while there was no room in flight is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_client.link import Answered, Link, Sent, describe
+from edge_client.report import Report
+from splitsight.errors import UserError
+from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.wire.v1 import split_inference_pb2 as pb
+from splitsight.wire.v1 import tensor_pb2
+
+if TYPE_CHECKING:
+    from splitsight.targets import Target
+
+__all__ = ["EdgeOptions", "EdgeReport", "run_edge"]
+
+_POLL_S = 0.1
+_DTYPES = ("float32", "float16", "int8")
+_COMPRESSIONS = ("none", "zstd")
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """What an edge does.
+
+    Attributes:
+        server: ``HOST:PORT`` of the cloud server.
+        video: file, image folder, camera index or URL; ``None`` for the default clip.
+        target: name of the split network.
+        split: name of the split point.
+        weights: of the target; ``None`` for the embedded ones.
+        fps: frames a second, > 0.
+        seconds: length of the run at most, > 0; ``None`` for all the source has.
+        loop: start stored clips again at their end; ``None``: only where ``seconds`` asks for more than there is.
+        pace: keep the rate in real time; ``False`` sends stored frames as fast as they are answered.
+        dtype: ``float32``, ``float16`` or ``int8``.
+        compression: ``none`` or ``zstd``.
+        defense: name of what is done to the features before they leave.
+        in_flight: frames that may wait for an answer, ≥ 1; the server may lower it.
+        threads: CPU threads of F1, ≥ 1.
+        report: file for one JSON line an answered frame; the summary goes beside it as ``*.summary.json``.
+        truth: folder for the model's inputs, ``000000.png`` …; never sent anywhere.
+        wait_s: seconds to wait for a server that is not up yet, ≥ 0.
+        give_up_s: seconds to try to take up a lost connection, ≥ 0.
+        answer_timeout_s: seconds an answer may take before the connection counts as lost, > 0.
+        drain_s: seconds that frames in flight get to be answered after a signal, ≥ 0.
+        source_timeout_s: seconds to wait for a camera or stream, > 0.
+        session_id: ``None`` for a random one.
+    """
+
+    server: str
+    video: str | None = None
+    target: str = "resnet18"
+    split: str = "L8"
+    weights: Path | None = None
+    fps: float = 2.0
+    seconds: float | None = None
+    loop: bool | None = None
+    pace: bool = True
+    dtype: str = "float32"
+    compression: str = "none"
+    defense: str = "identity"
+    in_flight: int = 8
+    threads: int = 1
+    report: Path | None = None
+    truth: Path | None = None
+    wait_s: float = 5.0
+    give_up_s: float = 30.0
+    answer_timeout_s: float = 20.0
+    drain_s: float = 3.0
+    source_timeout_s: float = 10.0
+    session_id: str | None = None
+
+    def check(self) -> None:
+        """Refuses values that make no sense.
+
+        Raises:
+            UserError: names the option and what it may be.
+        """
+        match = re.fullmatch(r"(.+):(\d{1,5})", self.server)
+        if match is None or not 0 < int(match[2]) < 65536:
+            raise UserError(f"'{self.server}' is not HOST:PORT: give, for example, --server 127.0.0.1:50051")
+        for name, value, known in (("dtype", self.dtype, _DTYPES), ("compression", self.compression, _COMPRESSIONS)):
+            if value not in known:
+                raise UserError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
+        for name, number, least in (("in_flight", self.in_flight, 1), ("threads", self.threads, 1)):
+            if number < least:
+                raise UserError(f"{name} must be at least {least}, not {number}")
+        for name, seconds in (("wait_s", self.wait_s), ("give_up_s", self.give_up_s), ("drain_s", self.drain_s)):
+            if not (math.isfinite(seconds) and seconds >= 0):
+                raise UserError(f"{name} must be 0 seconds or more, not {seconds:g}")
+
+
+@dataclass
+class EdgeReport:
+    """What an edge did.
+
+    Attributes:
+        session_id: of the session.
+        captured: frames that were sent, or would have been.
+        answered: frames with an answer, each counted once.
+        lost: frames without an answer.
+        skipped: frames of a live source that came while there was no room.
+        duplicates: answers that came a second time after a reconnect.
+        resent: frames that were sent again.
+        reconnects: how often a lost connection was taken up again.
+        seconds: from the first capture to the last answer.
+        fps: answered frames a second of that.
+        bytes: size of all frame messages, each counted once.
+        p50_ms: median round-trip time; NaN without answers.
+        p99_ms: 99th percentile of it.
+        head_ms: median milliseconds of preprocessing and F1.
+        late_ms: most that a frame of a stored clip was sent after it was due.
+        signal: ``SIGINT`` or ``SIGTERM`` if that ended the run.
+        error: the sentence that ended the run, if one did.
+    """
+
+    session_id: str
+    captured: int = 0
+    answered: int = 0
+    lost: int = 0
+    skipped: int = 0
+    duplicates: int = 0
+    resent: int = 0
+    reconnects: int = 0
+    seconds: float = 0.0
+    fps: float = 0.0
+    bytes: int = 0
+    p50_ms: float = math.nan
+    p99_ms: float = math.nan
+    head_ms: float = math.nan
+    late_ms: float = 0.0
+    signal: str | None = None
+    error: str | None = None
+    _rtt_ms: list[float] = field(default_factory=list, repr=False)
+    _head_ms: list[float] = field(default_factory=list, repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 130 after SIGINT; an error is raised and carries its own."""
+        return 130 if self.signal == "SIGINT" else 0
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON: all public fields, ``None`` for what was not measured."""
+        data = {k: v for k, v in asdict(self).items() if not k.startswith("_")}
+        return {k: (None if isinstance(v, float) and math.isnan(v) else v) for k, v in data.items()}
+
+
+class _Stop:
+    """SIGINT and SIGTERM set a flag instead of tearing a frame apart; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.name: str | None = None
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = self.name or signal.Signals(number).name
+        self.event.set()
+
+    @contextmanager
+    def installed(self) -> Iterator[_Stop]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # Python allows handlers in the main thread only; a caller's thread has its own way to stop
+            return
+        old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _compare(options: EdgeOptions, target: Target, served: pb.DescribeResponse) -> None:
+    """Refuses a server that does not hold the other half.
+
+    Raises:
+        UserError: says what differs.
+    """
+    at = f"the server at {options.server}"
+    for name, ours, theirs in (("target", options.target, served.target), ("split", options.split, served.split)):
+        if ours != theirs:
+            raise UserError(f"{at} serves {name} {theirs}, not {ours}: start this edge with --{name} {theirs}")
+    if target.digest != served.weights_digest:
+        raise UserError(
+            f"{at} holds other weights of {options.target} (digest {served.weights_digest[:12]}…) than this edge "
+            f"({target.digest[:12]}…): give both the same --weights"
+        )
+    ours = [tuple(f.shape) for f in target.feature_specs(options.split)]
+    theirs = [tuple(f.shape) for f in served.features]
+    if ours != theirs or target.input_size != served.input_size:
+        raise UserError(
+            f"{at} expects features {theirs} of {served.input_size}-pixel images, this edge has {ours} of "
+            f"{target.input_size}: run the same version on both sides"
+        )
+    codec = _codec(options)
+    if served.dtypes and codec.dtype not in served.dtypes:
+        known = ", ".join(tensor_pb2.DType.Name(d).removeprefix("DTYPE_").lower() for d in served.dtypes)
+        raise UserError(f"{at} does not take --dtype {options.dtype}: choose one of {known}")
+    if served.compressions and codec.compression not in served.compressions:
+        known = ", ".join(
+            tensor_pb2.Compression.Name(c).removeprefix("COMPRESSION_").lower() for c in served.compressions
+        )
+        raise UserError(f"{at} does not take --compression {options.compression}: choose one of {known}")
+
+
+def _codec(options: EdgeOptions) -> tensor_pb2.Codec:
+    from splitsight.wire.tensors import CodecSpec
+
+    return CodecSpec(options.dtype, options.compression).proto()  # type: ignore[arg-type]
+
+
+class _Pipeline:
+    """Image → frame message."""
+
+    def __init__(self, options: EdgeOptions, target: Target) -> None:
+        import torch
+
+        from splitsight.wire.tensors import CodecSpec, WireError, encode
+
+        self._torch = torch
+        self._encode = encode
+        self._wire_error = WireError
+        self._codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
+        self._head = target.head(options.split)
+        self._protect = _protection(options.defense)
+        # The first pass allocates and chooses kernels; it must not delay frame 0.
+        self(0, 0, np.zeros((target.input_size, target.input_size, 3), np.uint8))
+
+    def __call__(self, sequence: int, capture_us: int, image: np.ndarray) -> Sent:
+        """``(S, S, 3)`` uint8 RGB → what goes over the wire.
+
+        Raises:
+            UserError: the features are not finite.
+        """
+        torch = self._torch
+        started = time.perf_counter()
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div_(255)
+            features = self._protect(self._head(batch))
+            arrays = [f[0].contiguous().numpy() for f in features]
+        computed = time.perf_counter()
+        try:
+            tensors = [self._encode(a, self._codec) for a in arrays]
+        except self._wire_error as error:
+            raise UserError(f"the features of frame {sequence} cannot be sent: {error}") from error
+        frame = pb.Frame(sequence=sequence, capture_time_us=capture_us, features=tensors)
+        encoded = time.perf_counter()
+        times = {"head_ms": 1000 * (computed - started), "encode_ms": 1000 * (encoded - computed)}
+        return Sent(frame, extra={k: round(v, 3) for k, v in times.items()})
+
+
+def _protection(name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    from splitsight.defenses import DEFENSES
+
+    return DEFENSES.get(name)().protect
+
+
+def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], None] = lambda *_: None) -> EdgeReport:
+    """Plays a source through F1 and streams the features until it ends, a signal comes, or the server is lost.
+
+    Handles SIGINT and SIGTERM while it runs (from the main thread): capture stops, what is in flight gets
+    ``drain_s`` seconds. Sets PyTorch's thread count for the process.
+
+    Args:
+        options: what to do.
+        on_event: called with a name and details for ``connected``, ``lost``, ``resumed``, ``answer`` and ``done``;
+            partly from another thread.
+
+    Returns:
+        What was done; its ``exit_code`` is 0, or 130 after SIGINT.
+
+    Raises:
+        UserError: bad options, no source, no server, a server that does not fit, a connection that could not
+            be taken up again, a full disk. Whatever was answered is in the report by then.
+    """
+    options.check()
+    stop = _Stop()
+    with stop.installed():
+        report = EdgeReport(session_id=options.session_id or uuid.uuid4().hex)
+        # Cheap checks first: nobody should wait for PyTorch to read that a file is missing.
+        with open_source(
+            options.video,
+            fps=options.fps,
+            seconds=options.seconds,
+            loop=options.loop,
+            timeout_s=options.source_timeout_s,
+        ) as source:
+            try:
+                served = describe(options.server, options.wait_s, stop.event)
+            except UserError:
+                if not stop.event.is_set():
+                    raise
+                _conclude(report, stop)
+                return report
+            with Report(options.report, options.truth) as files:
+                try:
+                    _stream(options, source, served, files, report, stop, on_event)
+                except Exception as error:
+                    report.error = str(error) or type(error).__name__
+                    raise
+                finally:
+                    _conclude(report, stop)
+                    if report.error is None:
+                        files.finish(report.summary())
+                    else:
+                        _finish_quietly(files, report)
+        on_event("done", report.summary())
+        return report
+
+
+def _finish_quietly(files: Report, report: EdgeReport) -> None:
+    # The error that ended the run must reach the user even if the summary cannot be written any more.
+    try:
+        files.finish(report.summary())
+    except UserError:
+        return
+
+
+def _conclude(report: EdgeReport, stop: _Stop) -> None:
+    report.signal = stop.name
+    report.lost = report.captured - report.answered
+    if report._rtt_ms:
+        report.p50_ms, report.p99_ms = (round(float(x), 3) for x in np.percentile(report._rtt_ms, [50, 99]))
+    if report._head_ms:
+        report.head_ms = round(float(np.median(report._head_ms)), 3)
+    report.fps = round(report.answered / report.seconds, 3) if report.seconds > 0 else 0.0
+
+
+def _stream(
+    options: EdgeOptions,
+    source: FrameSource,
+    served: pb.DescribeResponse,
+    files: Report,
+    report: EdgeReport,
+    stop: _Stop,
+    on_event: Callable[[str, dict[str, Any]], None],
+) -> None:
+    import torch
+
+    from splitsight import targets
+    from splitsight.data import fit
+
+    torch.set_num_threads(options.threads)
+    target = targets.load(options.target, options.weights)
+    _compare(options, target, served)
+    pipeline = _Pipeline(options, target)
+
+    started = time.monotonic()
+
+    def on_answer(done: Answered) -> None:
+        files.add_answer(done)
+        report.answered += 1
+        report.bytes += done.sent.bytes
+        report.seconds = round(time.monotonic() - started, 3)
+        report._rtt_ms.append(done.rtt_ms)
+        top = done.answer.top[0].name if done.answer.top else ""
+        on_event("answer", {"sequence": done.answer.sequence, "rtt_ms": round(done.rtt_ms, 3), "top": top})
+
+    opening = pb.SessionOpen(
+        session_id=report.session_id,
+        target=options.target,
+        split=options.split,
+        features=[tensor_pb2.TensorSpec(name=f.name, shape=f.shape) for f in target.feature_specs(options.split)],
+        weights_digest=target.digest,
+        codec=_codec(options),
+        defense=options.defense,
+    )
+    link = Link(
+        options.server,
+        opening,
+        in_flight=min(options.in_flight, served.max_in_flight or options.in_flight),
+        on_answer=on_answer,
+        on_event=on_event,
+        give_up_s=options.give_up_s,
+        answer_timeout_s=options.answer_timeout_s,
+    )
+    link.start()
+    try:
+        frames = iter(source)
+        started = time.monotonic()
+        started_us = time.time_ns() // 1000
+        paced = options.pace and not source.live
+        while (captured := _next(frames, link, stop)) is not None:
+            sequence, time_s, image = captured
+            capture_us = started_us + round(time_s * 1e6) if paced else time.time_ns() // 1000
+            if paced:
+                late = time.monotonic() - (started + time_s)
+                # From the start each time, not from the frame before: no error adds up.
+                while late < 0 and not stop.event.wait(min(-late, _POLL_S)):
+                    late = time.monotonic() - (started + time_s)
+                if stop.event.is_set():
+                    break
+                report.late_ms = round(max(report.late_ms, 1000 * late), 3)
+            image = fit(image, target.input_size)
+            sent = pipeline(sequence, capture_us, image)
+            if sequence == 0 and served.max_message_bytes and sent.frame.ByteSize() + 64 > served.max_message_bytes:
+                raise UserError(
+                    f"a frame takes {sent.frame.ByteSize()} bytes but the server at {options.server} accepts "
+                    f"{served.max_message_bytes}: choose a smaller --dtype, a deeper --split or --compression zstd"
+                )
+            files.add_truth(sequence, image)
+            report._head_ms.append(sent.extra["head_ms"])
+            report.captured += 1
+            link.send(sent)
+        if stop.event.is_set() or not link.drain(stop=stop.event):
+            link.drain(options.drain_s)
+    finally:
+        link.close()
+        report.skipped = source.skipped
+        report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
+
+
+def _next(frames: Iterator[VideoFrame], link: Link, stop: _Stop) -> VideoFrame | None:
+    """The next frame once there is room for it; ``None`` at the end or after a signal.
+
+    Room comes first, so that a live frame is fresh when it leaves.
+    """
+    while not stop.event.is_set():
+        if link.room(_POLL_S):
+            return next(frames, None)
+    return None

@@ -1,0 +1,132 @@
+"""What an edge leaves behind: answers as JSON lines, ground truth as PNGs, and a summary at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import numpy as np
+
+from edge_client.link import Answered
+from splitsight.errors import UserError
+
+__all__ = ["Report"]
+
+
+class Report:
+    """Written frame by frame, so that it can be read while the edge runs and after it was killed.
+
+    Args:
+        lines: file for one JSON object an answered frame, replaced if it exists; ``None`` for none. The
+            summary goes beside it, with the suffix ``.summary.json``.
+        truth: folder for ``000000.png`` …, the model's inputs by sequence number; ``None`` for none.
+
+    Raises:
+        UserError: a place cannot be written.
+    """
+
+    def __init__(self, lines: Path | None, truth: Path | None) -> None:
+        self.lines = lines
+        self.truth = truth
+        self._file = None
+        try:
+            if truth is not None:
+                truth.mkdir(parents=True, exist_ok=True)
+            if lines is not None:
+                lines.parent.mkdir(parents=True, exist_ok=True)
+                self._file = lines.open("w", encoding="utf-8")
+        except OSError as error:
+            raise _problem(lines if truth is None or truth.is_dir() else truth, error) from error
+
+    def add_truth(self, sequence: int, image: np.ndarray) -> None:
+        """Stores a model input, ``(S, S, 3)`` uint8 RGB, under its sequence number.
+
+        Raises:
+            UserError: the disk is full or gone.
+        """
+        if self.truth is None:
+            return
+        path = self.truth / f"{sequence:06d}.png"
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+            partial.replace(path)
+        except OSError as error:
+            raise _problem(path, error) from error
+
+    def add_answer(self, done: Answered) -> None:
+        """Appends one answered frame.
+
+        Raises:
+            UserError: the disk is full or gone.
+        """
+        if self._file is None:
+            return
+        line = {
+            "sequence": done.answer.sequence,
+            "capture_time_us": done.sent.frame.capture_time_us,
+            "sent_us": done.sent.sent_us,
+            "answered_us": done.answered_us,
+            "rtt_ms": round(done.rtt_ms, 3),
+            "top": [
+                {"index": t.index, "name": t.name, "probability": round(t.probability, 6)} for t in done.answer.top
+            ],
+            "bytes": done.sent.bytes,
+            "attempts": done.sent.attempts,
+            **done.sent.extra,
+            "queue_ms": done.answer.queue_us / 1000,
+            "compute_ms": done.answer.compute_us / 1000,
+            "batch_size": done.answer.batch_size,
+        }
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _problem(self.lines, error) from error
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Writes the summary and closes; may be called once.
+
+        Raises:
+            UserError: the disk is full or gone.
+        """
+        self.close()
+        if self.lines is None:
+            return
+        path = self.lines.with_suffix(".summary.json")
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(summary, indent=2) + "\n")
+            partial.replace(path)
+        except OSError as error:
+            raise _problem(path, error) from error
+
+    def close(self) -> None:
+        """Closes the lines; may be called twice."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:
+                raise _problem(self.lines, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        elif self._file is not None:
+            # What ended the run matters more than a disk that is full a second time.
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+
+def _problem(path: Path | None, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"the disk of {path} is full: free some space; what was written so far is readable", code=1)
+    return UserError(f"{path} cannot be written ({error.strerror}): give another place", code=1)
