@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from splitsight.artifacts import digest, load_weights
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
+from splitsight.split import FeatureSpec
 
 __all__ = [
     "TARGETS",
@@ -54,29 +54,6 @@ class Prediction:
     """
 
     top: list[Ranked]
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One tensor that crosses a split point.
-
-    Attributes:
-        name: stable within a split point.
-        shape: without batch dimension.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Numbers a frame."""
-        return prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes a frame in float32."""
-        return 4 * self.numel
 
 
 class Normalize(nn.Module):
