@@ -8,7 +8,9 @@ from splitsight.wire.v1 import split_inference_pb2, split_inference_pb2_grpc, ta
 
 # the one thing that may differ: which versions of protoc and of its gRPC plugin wrote the file
 _VERSION = re.compile(
-    r"# Protobuf Python Version: \S+|(?<=_runtime_version\.Domain\.PUBLIC,\n)(?:    \d+,\n){3}|GRPC_GENERATED_VERSION = \S+"
+    r"# Protobuf Python Version: \S+"
+    r"|(?<=_runtime_version\.Domain\.PUBLIC,\n)(?:    \d+,\n){3}"
+    r"|GRPC_GENERATED_VERSION = \S+"
 )
 
 

@@ -1,0 +1,246 @@
+"""Tensors as bytes: dtype, shape and little-endian numbers in C order, optionally compressed by zstd.
+
+With ``x`` the float32 values of one tensor (no batch dimension) and ``c`` an index of its first dimension:
+
+* float32: exact;
+* float16: ``x`` rounded to nearest, so ``|x̂ − x| ≤ 2⁻¹¹ |x| + 2⁻²⁵``; values beyond ±65504 are refused;
+* int8: ``scale_c = max |x_c| / 127``, ``q = round(x_c / scale_c)``, ``x̂_c = scale_c q``, so
+  ``|x̂_c − x_c| ≤ scale_c / 2`` (up to the rounding of float32 itself).
+
+Whatever a peer sends is checked before memory is spent on it: sizes follow from the agreed shape, never from
+the message, and a compressed tensor may not grow beyond them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, Protocol, get_args
+
+import grpc
+import numpy as np
+import zstandard
+
+from splitsight.wire.v1 import tensor_pb2
+
+__all__ = ["COMPRESSIONS", "DTYPES", "CodecSpec", "HasShape", "WireError", "decode", "encode"]
+
+DTypeName = Literal["float32", "float16", "int8"]
+CompressionName = Literal["none", "zstd"]
+
+DTYPES: dict[str, int] = {
+    "float32": tensor_pb2.DTYPE_FLOAT32,
+    "float16": tensor_pb2.DTYPE_FLOAT16,
+    "int8": tensor_pb2.DTYPE_INT8,
+}
+COMPRESSIONS: dict[str, int] = {"none": tensor_pb2.COMPRESSION_NONE, "zstd": tensor_pb2.COMPRESSION_ZSTD}
+_STORAGE = {
+    tensor_pb2.DTYPE_FLOAT32: np.dtype("<f4"),
+    tensor_pb2.DTYPE_FLOAT16: np.dtype("<f2"),
+    tensor_pb2.DTYPE_INT8: np.dtype("i1"),
+}
+
+_LEVEL = 1  # features are near noise to a compressor: higher levels cost milliseconds and win a percent
+_MIN_WINDOW = 1 << 23  # bytes; a decoder that honours any window can be made to reserve 128 MiB by ten bytes
+
+
+class WireError(Exception):
+    """Something that may not cross the wire.
+
+    Args:
+        code: gRPC status that a server answers with.
+        message: one sentence that says what is wrong.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class HasShape(Protocol):
+    """Anything with the shape of one tensor without batch dimension: a proto ``TensorSpec``, a feature spec."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Positive sizes."""
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """How an edge encodes what it sends.
+
+    Args:
+        dtype: ``float32``, ``float16`` or ``int8``.
+        compression: ``none`` or ``zstd``.
+
+    Raises:
+        WireError: unknown dtype or compression.
+    """
+
+    dtype: DTypeName = "float32"
+    compression: CompressionName = "none"
+
+    def __post_init__(self) -> None:
+        for kind, value, known in (
+            ("dtype", self.dtype, DTypeName),
+            ("compression", self.compression, CompressionName),
+        ):
+            if value not in get_args(known):
+                raise _bad(f"unknown {kind} '{value}': choose one of {', '.join(get_args(known))}")
+
+    def proto(self) -> tensor_pb2.Codec:
+        """The message that announces it."""
+        return tensor_pb2.Codec(dtype=DTYPES[self.dtype], compression=COMPRESSIONS[self.compression])  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, message: tensor_pb2.Codec) -> CodecSpec:
+        """The inverse of :meth:`proto`.
+
+        Raises:
+            WireError: a number that stands for no dtype or compression.
+        """
+        return cls(_name(DTYPES, message.dtype, "dtype"), _name(COMPRESSIONS, message.compression, "compression"))  # type: ignore[arg-type]
+
+
+def encode(array: np.ndarray, codec: CodecSpec) -> tensor_pb2.Tensor:
+    """Turn the numbers of one tensor into a message.
+
+    Args:
+        array: float values, at least one dimension, no batch dimension.
+        codec: how to store them.
+
+    Raises:
+        WireError: empty, without dimensions, not real numbers, NaN or infinite, or too large for float16.
+    """
+    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+        raise _bad(f"a tensor of {array.dtype} cannot be sent: give real numbers")
+    if array.ndim == 0 or array.size == 0:
+        raise _bad(f"a tensor of shape {_show(array.shape)} holds nothing to send: every dimension must be positive")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise _bad("the tensor holds NaN or infinite values: only finite features can be sent")
+    scales: list[float] = []
+    if codec.dtype == "float32":
+        stored = values
+    elif codec.dtype == "float16":
+        with np.errstate(over="ignore"):
+            stored = values.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise _bad(f"a value of {np.abs(values).max():g} does not fit float16 (at most 65504): use float32 or int8")
+    else:
+        stored, scales = _quantize(values)
+    data = stored.astype(_STORAGE[DTYPES[codec.dtype]], copy=False).tobytes()
+    if codec.compression == "zstd":
+        data = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    return tensor_pb2.Tensor(
+        dtype=DTYPES[codec.dtype],  # type: ignore[arg-type]
+        shape=array.shape,
+        data=data,
+        compression=COMPRESSIONS[codec.compression],  # type: ignore[arg-type]
+        scales=scales,
+    )
+
+
+def decode(message: tensor_pb2.Tensor, spec: HasShape, *, max_bytes: int = 1 << 26) -> np.ndarray:
+    """Turn a message back into numbers.
+
+    Args:
+        message: as :func:`encode` makes it; nothing about it is trusted.
+        spec: the shape that was agreed on for the session.
+        max_bytes: most that the numbers may take in memory as float32.
+
+    Returns:
+        Finite float32 values of ``spec.shape``; read-only where they share memory with the message.
+
+    Raises:
+        WireError: ``RESOURCE_EXHAUSTED`` for what is larger than ``max_bytes``, ``INVALID_ARGUMENT`` for
+            anything else that is not a tensor of this shape.
+    """
+    shape = tuple(spec.shape)
+    dtype = _name(DTYPES, message.dtype, "dtype")
+    compression = _name(COMPRESSIONS, message.compression, "compression")
+    if tuple(message.shape) != shape:
+        raise _bad(f"a tensor of shape {_show(message.shape)} came where {_show(shape)} was agreed on")
+    numbers = prod(shape)
+    if not shape or numbers <= 0:
+        raise _bad(f"a tensor of shape {_show(shape)} holds nothing: every dimension must be positive")
+    if 4 * numbers > max_bytes:
+        raise WireError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"a tensor of shape {_show(shape)} takes {4 * numbers} bytes where at most {max_bytes} are allowed",
+        )
+    storage = _STORAGE[message.dtype]
+    size = numbers * storage.itemsize
+    data = message.data
+    if compression == "zstd":
+        data = _decompress(data, size)
+    if len(data) != size:
+        raise _bad(f"a {dtype} tensor of shape {_show(shape)} takes {size} bytes but {len(data)} came")
+    stored = np.frombuffer(data, dtype=storage).reshape(shape)
+    if dtype != "int8":
+        if message.scales:
+            raise _bad(f"a {dtype} tensor came with scales, which only int8 has")
+        values = stored.astype(np.float32, copy=False)
+    else:
+        values = _dequantize(stored, np.asarray(message.scales, dtype=np.float32))
+    if not np.isfinite(values).all():
+        raise _bad("the tensor holds NaN or infinite values: only finite features are accepted")
+    return values
+
+
+def _quantize(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    channels = values.reshape(len(values), -1).astype(np.float64)
+    peak = np.abs(channels).max(axis=1)
+    scale = (peak / 127).astype(np.float32)
+    # where float32 runs out of digits (below 1e-38) rounding down would push q beyond 127
+    tiny = scale < np.finfo(np.float32).tiny
+    scale = np.where(tiny & (scale.astype(np.float64) * 127 < peak), np.nextafter(scale, np.float32(np.inf)), scale)
+    # and at the other end rounding up would push 127 * scale beyond the largest float32
+    with np.errstate(over="ignore"):
+        scale = np.where(np.isfinite(scale * np.float32(127)), scale, np.nextafter(scale, np.float32(0)))
+    divisor = np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
+    q = np.clip(np.rint(channels / divisor), -127, 127).astype(np.int8)
+    return q.reshape(values.shape), scale.tolist()
+
+
+def _dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    if len(scales) != len(q):
+        raise _bad(f"an int8 tensor of {len(q)} channels came with {len(scales)} scales: one a channel is needed")
+    if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        raise _bad("an int8 tensor came with a scale that is negative, NaN or infinite")
+    if (q == -128).any():
+        raise _bad("an int8 tensor holds -128, which stands for nothing: values lie in -127 … 127")
+    with np.errstate(over="ignore"):
+        return q.astype(np.float32) * scales.reshape(-1, *[1] * (q.ndim - 1))
+
+
+def _decompress(data: bytes, size: int) -> bytes:
+    try:
+        stated = zstandard.frame_content_size(data)  # -1: the frame does not say
+        if stated not in (-1, size):
+            raise _bad(f"a compressed tensor unpacks to {stated} bytes where {size} were agreed on")
+        window = max(_MIN_WINDOW, 1 << (size - 1).bit_length())
+        unpacked = zstandard.ZstdDecompressor(max_window_size=window).decompress(
+            data, max_output_size=size, allow_extra_data=False
+        )
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise _bad(f"a compressed tensor is not {size} bytes packed by zstd ({str(error).rstrip('.')})") from error
+    return unpacked
+
+
+def _name(table: dict[str, int], number: int, kind: str) -> str:
+    for name, value in table.items():
+        if value == number:
+            return name
+    raise _bad(f"unknown {kind} number {number}: {', '.join(f'{v} is {k}' for k, v in table.items())}")
+
+
+def _bad(message: str) -> WireError:
+    return WireError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def _show(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "()"
