@@ -25,7 +25,7 @@ def target(weights):
 
 def test_registry():
     assert "resnet18" in TARGETS.names()
-    with pytest.raises(UserError, match="unknown target 'resnet19': choose one of .*resnet18"):
+    with pytest.raises(UserError, match=r"unknown target 'resnet19': choose one of .*resnet18"):
         load("resnet19")
 
 
