@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,8 @@ from splitsight.errors import UserError
 
 __all__ = ["Report"]
 
+_TRUTH = re.compile(r"\d{6,}\.png")
+
 
 class Report:
     """Written frame by frame, so that it can be read while the edge runs and after it was killed.
@@ -24,7 +27,8 @@ class Report:
     Args:
         lines: file for one JSON object an answered frame, replaced if it exists; ``None`` for none. The
             summary goes beside it, with the suffix ``.summary.json``.
-        truth: folder for ``000000.png`` …, the model's inputs by sequence number; ``None`` for none.
+        truth: folder for ``000000.png`` …, the model's inputs by sequence number; ``None`` for none. Such files
+            that are there already are removed.
 
     Raises:
         UserError: a place cannot be written.
@@ -37,6 +41,9 @@ class Report:
         try:
             if truth is not None:
                 truth.mkdir(parents=True, exist_ok=True)
+                for old in truth.iterdir():  # of an earlier, longer run
+                    if _TRUTH.fullmatch(old.name):
+                        old.unlink()
             if lines is not None:
                 lines.parent.mkdir(parents=True, exist_ok=True)
                 self._file = lines.open("w", encoding="utf-8")
