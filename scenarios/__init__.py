@@ -1,0 +1,1 @@
+"""Experiments, their reports, and the command line."""

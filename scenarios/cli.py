@@ -1,0 +1,536 @@
+"""The command line, ``splitsight``.
+
+Commands import what they need when they run, so that ``--help`` answers at once. A :class:`UserError` is one
+sentence on standard error and exit code 2 (or its own); Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from scenarios.processes import PREFIX, die_with_parent
+from splitsight.errors import UserError
+
+__all__ = ["app", "explain", "main"]
+
+P = ParamSpec("P")
+
+
+class Part(StrEnum):
+    """What of a prior to train."""
+
+    autoencoder = "autoencoder"
+    denoiser = "denoiser"
+    all = "all"
+
+
+class Codec(StrEnum):
+    """Numbers on the wire."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+class Compression(StrEnum):
+    """Compression on the wire."""
+
+    none = "none"
+    zstd = "zstd"
+
+
+class Solver(StrEnum):
+    """How a window is refined."""
+
+    pnp = "pnp"
+    dmb = "dmb"
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    targets = "targets"
+    splits = "splits"
+    attacks = "attacks"
+    defenses = "defenses"
+    priors = "priors"
+    scenarios = "scenarios"
+
+
+def explain(error: OSError) -> str:
+    """One sentence for an operating-system error that nobody closer to it has explained."""
+    text = str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        return f"the disk is full{where}: free some space and run again; what was written so far stays readable"
+    what = (error.strerror or text).splitlines()[0].rstrip(".")
+    return f"{what}{where}: check that the place exists and may be used"
+
+
+def _say(sentence: str) -> None:
+    print(PREFIX + " ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
+def _guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Turn what a command raises into a sentence and an exit code; what it returns is the exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except UserError as error:
+            _say(str(error))
+            code = error.code
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _say(explain(error))
+            code = 1
+        raise typer.Exit(code)
+
+    return run
+
+
+app = typer.Typer(
+    name="splitsight",
+    help="What an untrusted cloud can see when a network is split between an edge and a server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+train = typer.Typer(
+    help="Train the embedded models again; resumes in --out, keeps to its budget.", no_args_is_help=True
+)
+bench = typer.Typer(help="Measure what parts of the testbed cost.", no_args_is_help=True)
+app.add_typer(train, name="train")
+app.add_typer(bench, name="bench")
+
+Target = Annotated[str, typer.Option(help="Network that is split; see `splitsight list targets`.")]
+Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
+Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights of the target, a file; default: the embedded ones.")]
+Video = Annotated[
+    str | None,
+    typer.Option(help="Video file, image folder, camera index or URL; default: a clip from an installed package."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames of a window (K).")]
+Stride = Annotated[float, typer.Option(help="Seconds between the frames of a window.")]
+Fps = Annotated[float, typer.Option(help="Frames a second.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one a core.")]
+OneThread = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
+CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
+
+
+@app.command()
+@_guarded
+def demo(
+    seconds: Annotated[float, typer.Option(help="Length of the stream, in seconds.")] = 30.0,
+    fps: Fps = 2.0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/demo-TIMESTAMP.")] = None,
+    video: Video = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    prior: Prior = "small",
+    solver: Annotated[Solver, typer.Option(help="Of a window: pnp (plug-and-play, fast) or dmb (as published).")] = (
+        Solver.pnp
+    ),
+    frames: Frames = 4,
+    stride: Stride = 0.5,
+    seed: Seed = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the adversary, at low priority; default: one a core.")
+    ] = None,
+    dtype: CodecOption = Codec.float32,
+    compression: CompressionOption = Compression.none,
+    web: Annotated[bool, typer.Option("--web/--no-web", help="Open the report in a browser at the end.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+) -> None:
+    """Play a video through a split network and reconstruct it live at the server's tap.
+
+    Starts a cloud server, an adversary and an edge client, and leaves one folder with a video, a grid,
+    the recording, figures and a page.
+    """
+    from scenarios.demo import DemoOptions, run_demo
+
+    options = DemoOptions(
+        out=out,
+        seconds=seconds,
+        fps=fps,
+        video=video,
+        target=target,
+        split=split,
+        prior=prior,
+        solver=solver.value,
+        frames=frames,
+        stride=stride,
+        seed=seed,
+        threads=threads,
+        dtype=dtype.value,
+        compression=compression.value,
+        web=web,
+        overwrite=overwrite,
+    )
+    print(run_demo(options))
+
+
+@app.command()
+@_guarded
+def edge(
+    server: Annotated[str, typer.Option(help="Cloud server, HOST:PORT.")] = "127.0.0.1:50051",
+    video: Video = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    fps: Fps = 2.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the run at most, in seconds; default: all the source has.")
+    ] = None,
+    loop: Annotated[
+        bool | None,
+        typer.Option(
+            "--loop/--no-loop", help="Start a stored clip again at its end; default: where --seconds needs it."
+        ),
+    ] = None,
+    pace: Annotated[bool, typer.Option("--pace/--no-pace", help="Keep the rate in real time, or send at once.")] = True,
+    dtype: CodecOption = Codec.float32,
+    compression: CompressionOption = Compression.none,
+    defense: Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")] = (
+        "identity"
+    ),
+    in_flight: Annotated[int, typer.Option(min=1, help="Frames that may wait for an answer.")] = 8,
+    threads: OneThread = 1,
+    report: Annotated[
+        Path | None, typer.Option(help="File for one JSON line an answered frame; default: none.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Folder for the model's inputs as PNG, never sent anywhere; default: none.")
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for a server that is not up yet.")] = 5.0,
+    give_up: Annotated[float, typer.Option(help="Seconds to try to take up a lost connection.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> int:
+    """Run the first part of a network on a video and stream the features."""
+    from edge_client.client import EdgeOptions, run_edge
+
+    done = run_edge(
+        EdgeOptions(
+            server=server,
+            video=video,
+            target=target,
+            split=split,
+            weights=weights,
+            fps=fps,
+            seconds=seconds,
+            loop=loop,
+            pace=pace,
+            dtype=dtype.value,
+            compression=compression.value,
+            defense=defense,
+            in_flight=in_flight,
+            threads=threads,
+            report=report,
+            truth=truth,
+            wait_s=wait,
+            give_up_s=give_up,
+        )
+    )
+    if as_json:
+        print(json.dumps(done.summary()))
+    else:
+        print(
+            f"{done.answered} of {done.captured} frames answered, {done.fps:.2f} a second, "
+            f"round trip {done.p50_ms:.1f} ms (p99 {done.p99_ms:.1f} ms)"
+        )
+    return done.exit_code
+
+
+@app.command()
+@_guarded
+def adversary(
+    tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],
+    out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
+    target: Target = "resnet18",
+    split: Split = "L8",
+    prior: Prior = "small",
+    solver: Annotated[Solver, typer.Option(help="Of a window: pnp (plug-and-play, fast) or dmb (as published).")] = (
+        Solver.pnp
+    ),
+    frames: Frames = 4,
+    stride: Stride = 0.5,
+    samples: Annotated[int, typer.Option(min=1, help="Independent answers that pnp averages.")] = 1,
+    prompt: Annotated[str, typer.Option(help="Text prior; default: none.")] = "",
+    threads: OneThread = 1,
+    nice: Annotated[int, typer.Option(min=0, max=19, help="How much to lower this process's priority.")] = 10,
+    margin: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Part of a window's period left unused before its deadline.")
+    ] = 0.15,
+    token: Annotated[
+        str | None, typer.Option(envvar="SPLITSIGHT_TAP_TOKEN", help="Bearer token of the tap; default: none.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the tap, PEM; default: no TLS.")] = None,
+    session: Annotated[str, typer.Option(help="Only this session; default: the first that shows up.")] = "",
+    inversion: Annotated[
+        Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")
+    ] = None,
+    weights: Weights = None,
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a tap that is away.")] = 10.0,
+    seed: Seed = 0,
+) -> int:
+    """Reconstruct what a tapped stream shows, while it runs."""
+    from adversary.live.engine import WindowSettings
+    from adversary.live.run import LiveOptions, run_live
+
+    return run_live(
+        LiveOptions(
+            tap=tap,
+            out=out,
+            target=target,
+            split=split,
+            prior=prior,
+            frames=frames,
+            stride=stride,
+            settings=WindowSettings(solver=solver.value, samples=samples, seed=seed),
+            threads=threads,
+            nice=nice,
+            margin=margin,
+            prompt=prompt,
+            token=token,
+            ca=ca,
+            session=session,
+            inversion=inversion,
+            weights=weights,
+            patience=patience,
+        )
+    )
+
+
+@app.command()
+@_guarded
+def attack(
+    method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
+    out: Annotated[Path, typer.Option(help="Folder for summary.json, rows.parquet, grid.png and reconstructions/.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="Video file, image folder, camera index or URL.")] = None,
+    recording: Annotated[Path | None, typer.Option(help="Folder that a live adversary recorded.")] = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    prior: Prior = "small",
+    limit: Annotated[int | None, typer.Option(min=1, help="Images or frames at most; default: all.")] = None,
+    seed: Seed = 0,
+    setting: Annotated[str | None, typer.Option(help="Named setting of the method; default: the method's own.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds for all images together; default: none.")] = None,
+    frames: Frames = 4,
+    stride: Stride = 0.5,
+    fps: Fps = 2.0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Reconstruct images from their features: of still images, a video, or a recording."""
+    if sum(source is not None for source in (images, video, recording)) != 1:
+        raise UserError("give exactly one of --images, --video and --recording")
+    if time_budget is not None and time_budget <= 0:
+        raise UserError(f"--time-budget must be more than 0 seconds, not {time_budget:g}")
+    from adversary.attack import run_attack
+
+    with _progress(f"{method} at {split}") as progress:
+        summary = run_attack(
+            method,
+            images=images,
+            video=video,
+            recording=recording,
+            target=target,
+            split=split,
+            limit=limit,
+            seed=seed,
+            setting=setting,
+            time_budget=time_budget,
+            out=out,
+            prior=prior,
+            threads=threads,
+            frames=frames,
+            stride=stride,
+            fps=fps,
+            progress=progress,
+        )
+    file = summary / "summary.json" if summary.is_dir() else summary
+    print(file.read_text() if as_json else file)
+
+
+class _progress:
+    """A bar on a terminal, nothing elsewhere; called with ``(done, total)`` and whatever else, which it ignores."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress
+
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(title, total=None)
+
+    def __enter__(self) -> _progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: float = 0, total: float | None = None, *_: object, **__: object) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+
+Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
+TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
+Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@train.command("target")
+@_guarded
+def train_target(
+    data: Data,
+    out: TrainOut,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train the target network."""
+    from splitsight.targets.training import train_target_command
+
+    _budget(minutes, steps)
+    print(
+        train_target_command(
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads
+        )
+    )
+
+
+@train.command("prior")
+@_guarded
+def train_prior(
+    data: Data,
+    out: TrainOut,
+    part: Annotated[Part, typer.Option(help="What of it.")] = Part.all,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train the generative prior: autoencoder, then denoiser and text encoder."""
+    from adversary.training import train_prior_command
+
+    _budget(minutes, steps)
+    print(
+        train_prior_command(
+            data=data,
+            out=out,
+            minutes=minutes,
+            steps=steps,
+            device=device,
+            seed=seed,
+            threads=threads,
+            part=part.value,
+        )
+    )
+
+
+@train.command("inversion")
+@_guarded
+def train_inversion(
+    data: Data,
+    out: TrainOut,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    prior: Prior = "small",
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train the preview network of a split point: features to the prior's latent."""
+    from adversary.training import train_inversion_command
+
+    _budget(minutes, steps)
+    print(
+        train_inversion_command(
+            data=data,
+            out=out,
+            minutes=minutes,
+            steps=steps,
+            device=device,
+            seed=seed,
+            threads=threads,
+            target=target,
+            split=split,
+            prior=prior,
+        )
+    )
+
+
+def _budget(minutes: float | None, steps: int | None) -> None:
+    if minutes is None and steps is None:
+        raise UserError("a training run needs a budget: give --minutes or --steps")
+
+
+@app.command("list")
+@_guarded
+def list_names(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    target: Annotated[str, typer.Option(help="Whose splits.")] = "resnet18",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List targets, splits, attacks, defenses, priors or scenarios."""
+    from scenarios.listing import entries
+
+    rows = entries(kind.value, target)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print(f"no {kind.value}", file=sys.stderr)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of ``splitsight``; always raises :class:`SystemExit`."""
+    die_with_parent()
+    try:
+        app(args=arguments, prog_name="splitsight")
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""The demonstration: cloud, adversary and edge as three processes, a live display, and a report at the end.
+
+Order of starting: the cloud with its tap, then the adversary once the tap answers, then the edge, so that
+the adversary sees the first frame. Order of ending: the edge, the adversary (which still refines its last
+window), the cloud. Whatever ends the run early, the children are gone and what exists is reported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from subprocess import Popen
+from typing import TYPE_CHECKING, Any
+
+from scenarios.join import TIERS, Join
+from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
+from splitsight.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["DemoOptions", "prepare_folder", "run_demo"]
+
+SOLVERS = ("pnp", "dmb")
+_READY_S = 180.0
+_STALL_S = 90.0
+_DRAIN_S = 120.0
+_OURS = frozenset(
+    [
+        "truth",
+        "preview",
+        "window",
+        "recording",
+        "logs",
+        "edge.jsonl",
+        "edge.summary.json",
+        "live.jsonl",
+        "rows.parquet",
+        "summary.json",
+        "demo.mp4",
+        "grid.png",
+        "index.html",
+    ]
+)
+"""What a demo writes, and all that ``--overwrite`` removes."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to demonstrate.
+
+    Attributes:
+        out: folder of the run; ``None`` for ``runs/demo-TIMESTAMP``.
+        seconds: length of the stream, > 0.
+        fps: frames a second, > 0.
+        video: file, image folder, camera index or URL; ``None`` for the default clip.
+        target: name of the split network.
+        split: name of the split point.
+        prior: name or folder of the generative prior.
+        solver: ``pnp`` or ``dmb``, of the window tier.
+        frames: K, frames of a window, ≥ 1.
+        stride: seconds between the frames of a window, > 0.
+        seed: of the adversary's draws.
+        threads: compute threads of the adversary; ``None`` for all cores (it runs at low priority).
+        dtype: of the features on the wire.
+        compression: of the features on the wire.
+        web: open the report in a browser at the end.
+        overwrite: replace an earlier run in ``out``.
+    """
+
+    out: Path | None = None
+    seconds: float = 30.0
+    fps: float = 2.0
+    video: str | None = None
+    target: str = "resnet18"
+    split: str = "L8"
+    prior: str = "small"
+    solver: str = "pnp"
+    frames: int = 4
+    stride: float = 0.5
+    seed: int = 0
+    threads: int | None = None
+    dtype: str = "float32"
+    compression: str = "none"
+    web: bool = False
+    overwrite: bool = False
+
+
+def prepare_folder(out: Path, *, overwrite: bool) -> None:
+    """Make ``out`` an empty folder that can be written.
+
+    Args:
+        out: made with its parents.
+        overwrite: remove what an earlier run left there; other files stay.
+
+    Raises:
+        UserError: it is a file, holds something, or cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()) and not overwrite:
+            raise UserError(f"{out} is not empty: give another --out, or --overwrite to replace the run in it")
+        for entry in out.iterdir():
+            if entry.name in _OURS:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        probe = out / ".writable"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
+
+
+def _check(options: DemoOptions) -> None:
+    """Refuse what cannot work, before any process is started.
+
+    Raises:
+        UserError: says which option, and what it may be.
+    """
+    for name, value in (("--seconds", options.seconds), ("--fps", options.fps), ("--stride", options.stride)):
+        if not 0 < value < float("inf"):
+            raise UserError(f"{name} must be more than 0, not {value:g}")
+    if options.frames < 1 or (options.threads is not None and options.threads < 1):
+        raise UserError("--frames and --threads must be at least 1")
+    if options.solver not in SOLVERS:
+        raise unknown_name("solver", options.solver, list(SOLVERS))
+    from splitsight.video import open_source
+
+    with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
+        if next(iter(source), None) is None:
+            raise UserError(f"{options.video} holds no frames: give another --video")
+    from splitsight import targets
+
+    target = targets.load(options.target)
+    target.feature_specs(options.split)
+    from adversary.priors.prior import load_prior
+
+    load_prior(options.prior)
+
+
+def _cli(*arguments: object) -> list[str]:
+    return ["-m", "scenarios.cli", *(str(a) for a in arguments)]
+
+
+class _Demo:
+    """One run: its folder, its children, its join."""
+
+    def __init__(self, options: DemoOptions, out: Path) -> None:
+        self.options, self.out = options, out
+        self.join = Join(out)
+        self.streaming_s = 0.0
+        self.status = "starting"
+        self._started: float | None = None
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = options.threads or cores
+
+    def stream(self, children: Supervisor, draw: Callable[[], None]) -> None:
+        """Start all three, wait for the end of the stream, stop all three.
+
+        Raises:
+            UserError: a child failed or stalled.
+        """
+        o = self.options
+        self.status = "starting the cloud server"
+        draw()
+        one = {"OMP_NUM_THREADS": "1"}
+        names = ("--target", o.target, "--split", o.split)
+        cloud = children.start(
+            "cloud",
+            "cloud server",
+            _cli("cloud", *names, "--port", 0, "--tap-port", 0, "--threads", 1),
+            environment=one,
+        )
+        ready = cloud.wait_event("ready", _READY_S, tick=draw)
+        self.status = "starting the adversary"
+        adversary = children.start(
+            "adversary",
+            "adversary",
+            _cli(
+                *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
+                *("--prior", o.prior, "--solver", o.solver, "--frames", o.frames, "--stride", o.stride),
+                *("--threads", self.threads, "--seed", o.seed),
+            ),
+            environment={"OMP_NUM_THREADS": str(self.threads)},
+        )
+        adversary.wait_event("ready", _READY_S, tick=draw)
+        # it may end with the session, before it is told to
+        adversary.expected_to_end = True
+        self.status = "starting the edge"
+        edge_arguments = [
+            *("edge", "--server", f"127.0.0.1:{ready['port']}", *names, "--fps", o.fps, "--seconds", o.seconds),
+            *("--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
+            *("--report", self.out / "edge.jsonl", "--truth", self.out / "truth"),
+        ]
+        if o.video is not None:
+            edge_arguments += ["--video", o.video]
+        edge = children.start("edge", "edge", _cli(*edge_arguments), environment=one, expected_to_end=True)
+        self._follow(children, edge.process, draw)
+        self.status = "refining the last window"
+        self._drain(children, draw)
+        self.status = "stopping"
+        draw()
+        if (code := children.stop("adversary", grace=10)) not in (0, None):
+            raise children.children["adversary"].failure()
+        if (code := children.stop("cloud", grace=10)) != 0:
+            raise UserError(f"the cloud server did not end cleanly (exit code {code}): see {cloud.log}", code=1)
+        self.join.poll()
+
+    def _follow(self, children: Supervisor, edge: Popen[str], draw: Callable[[], None]) -> None:
+        last_news = time.monotonic()
+        while edge.poll() is None:
+            children.check()
+            now = time.monotonic()
+            if self.join.poll():
+                last_news = now
+                if self._started is None:
+                    self._started, self.status = now, "streaming"
+            if self._started is not None:
+                self.streaming_s = now - self._started
+            if now - last_news > _STALL_S + self.options.stride * self.options.frames:
+                raise UserError(
+                    f"nothing has been answered for {_STALL_S:.0f} s: see {children.logs} for what each process says",
+                    code=1,
+                )
+            draw()
+            time.sleep(0.2)
+        children.check()
+        self.join.poll()
+
+    def _drain(self, children: Supervisor, draw: Callable[[], None]) -> None:
+        """Tell the adversary that this is all, and give it time for what it holds."""
+        child = children.children["adversary"]
+        deadline = time.monotonic() + _DRAIN_S
+        # the end of the session reaches it through the tap; SIGTERM is for a tap that is slow to say so
+        nudge = time.monotonic() + 2.0
+        while child.alive and time.monotonic() < deadline:
+            if nudge is not None and time.monotonic() > nudge:
+                child.process.terminate()
+                nudge = float("inf")
+            self.join.poll()
+            draw()
+            time.sleep(0.2)
+        self.join.poll()
+
+    def panel(self) -> RenderableType:
+        """The state of the run, for the terminal."""
+        from rich.panel import Panel
+        from rich.table import Table
+
+        rows = self.join.rows()
+        answered = [r for r in rows if r.answered]
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", justify="right", min_width=12)
+        table.add_column()
+        total = round(self.options.seconds * self.options.fps)
+        bar = min(1.0, len(answered) / total) if total else 0.0
+        table.add_row(
+            "frames", f"{'━' * round(30 * bar)}[dim]{'─' * (30 - round(30 * bar))}[/] {len(answered)} of {total}"
+        )
+        if answered:
+            newest = answered[-1]
+            rate = (len(answered) - 1) / self.streaming_s if self.streaming_s > 0 else 0.0
+            rtts = sorted(r.rtt_ms for r in answered)
+            table.add_row(
+                "edge", f"{rate:.2f} fps · round trip {newest.rtt_ms:.1f} ms (median {rtts[len(rtts) // 2]:.1f} ms)"
+            )
+            table.add_row("cloud says", f"{newest.prediction} {newest.probability:.0%}")
+        for tier in TIERS:
+            known = [r for r in rows if tier in r.psnr]
+            if known:
+                mean = sum(r.psnr[tier] for r in known) / len(known)
+                table.add_row(
+                    f"adversary, {tier}",
+                    f"{known[-1].psnr[tier]:.1f} dB (mean {mean:.1f} dB over {len(known)} frames) · "
+                    f"lag {known[-1].lag_ms[tier] / 1e3:.2f} s",
+                )
+        if self.join.windows:
+            done = self.join.windows
+            on_time = sum(bool(w.get("on_time")) for w in done.values())
+            table.add_row(
+                "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
+            )
+        title = f"splitsight demo · {self.options.target} at {self.options.split} · {self.options.solver}"
+        return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
+
+
+@contextmanager
+def _display(demo: _Demo) -> Iterator[Callable[[], None]]:
+    """A redrawn panel on a terminal, else a line whenever the state changes (at most one a second)."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=5, get_renderable=demo.panel, auto_refresh=False) as live:
+            yield live.refresh
+            live.refresh()
+        return
+    said: list[Any] = [0.0, ""]
+
+    def line() -> None:
+        answered = [r for r in demo.join.rows() if r.answered]
+        text = demo.status
+        if answered:
+            r = answered[-1]
+            text += f" · {len(answered)} frames · {r.rtt_ms:.1f} ms · {r.prediction} {r.probability:.0%}"
+            for tier in TIERS:
+                known = [x for x in demo.join.rows() if tier in x.psnr]
+                if known:
+                    text += f" · {tier} {known[-1].psnr[tier]:.1f} dB, lag {known[-1].lag_ms[tier] / 1e3:.2f} s"
+        if text != said[1] and (time.monotonic() - said[0] > 1.0 or demo.status not in said[1]):
+            said[:] = time.monotonic(), text
+            print(text, file=sys.stderr, flush=True)
+
+    yield line
+
+
+def run_demo(options: DemoOptions) -> Path:
+    """Run the demonstration.
+
+    Args:
+        options: what to demonstrate.
+
+    Returns:
+        ``index.html`` of the run.
+
+    Raises:
+        UserError: bad input, or a process that failed; whatever exists is reported before.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the children are gone and whatever exists is reported before.
+    """
+    out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    out = out.expanduser().absolute()
+    _check(options)
+    prepare_folder(out, overwrite=options.overwrite)
+    demo = _Demo(options, out)
+    with terminate_as_interrupt():
+        children = Supervisor(out / "logs")
+        try:
+            with children, _display(demo) as draw:
+                try:
+                    demo.stream(children, draw)
+                except KeyboardInterrupt:
+                    # the recording is closed and the last answers are written; a second Ctrl-C skips this
+                    demo.status = "interrupted: stopping"
+                    draw()
+                    for key in ("edge", "adversary", "cloud"):
+                        if key in children.children:
+                            children.stop(key, grace=5)
+                    raise
+        except (KeyboardInterrupt, UserError):
+            _report_remains(demo, children)
+            raise
+        _report(demo, children, complete=True)
+    page = out / "index.html"
+    if options.web:
+        webbrowser.open(page.as_uri())
+    return page
+
+
+def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
+    from scenarios.report import RunInfo, write_report
+
+    o = demo.options
+    memory = {**children.peak_rss_mb(), "demo": round(peak_rss_mb(os.getpid()), 1)}
+    info = RunInfo(
+        target=o.target,
+        split=o.split,
+        video=o.video or "default clip",
+        solver=o.solver,
+        fps=o.fps,
+        frames=o.frames,
+        stride=o.stride,
+        seed=o.seed,
+        prior=o.prior,
+        complete=complete,
+        seconds=demo.streaming_s,
+        peak_rss_mb=memory,
+        options=asdict(o),
+    )
+    if complete:
+        print(f"writing the report to {demo.out}", file=sys.stderr)
+    write_report(demo.out, demo.join, info)
+
+
+def _report_remains(demo: _Demo, children: Supervisor) -> None:
+    """A report of an unfinished run, where there is anything to report; its own problems must not hide the cause."""
+    with suppress(Exception):
+        demo.join.poll()
+        if any(r.answered for r in demo.join.rows()):
+            _report(demo, children, complete=False)
+            print(f"what was recorded until then is in {demo.out}", file=sys.stderr)

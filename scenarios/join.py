@@ -1,0 +1,211 @@
+"""Join what the edge knows (the true frames) with what the adversary made of them.
+
+This is the only place where ground truth and reconstructions meet: the edge writes ``truth/`` and
+``edge.jsonl``, the adversary ``preview/``, ``window/`` and ``live.jsonl``; neither reads the other's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+__all__ = ["TIERS", "FrameRow", "Join", "Lines", "quick_psnr", "read_png"]
+
+TIERS = ("preview", "window")
+"""Reconstruction tiers, from the first to the best."""
+
+
+class Lines:
+    """Follows a JSON-lines file that another process appends to.
+
+    A line counts once its newline is there; lines that are not JSON objects are passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """Objects that were completed since the last call; none while the file does not exist."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        end = data.rfind(b"\n") + 1
+        self._at += end
+        for line in data[:end].splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def read_png(path: Path) -> np.ndarray | None:
+    """``(h, w, 3)`` uint8 RGB, or ``None`` where there is no readable image (yet)."""
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError:
+        return None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def quick_psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB of two uint8 images; for the running display, the report uses :mod:`splitsight.metrics`."""
+    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@dataclass
+class FrameRow:
+    """Everything known about one frame.
+
+    Attributes:
+        sequence: number on the wire, from 0.
+        capture_time_us: microseconds since the Unix epoch, edge clock.
+        prediction: most probable label, as the cloud answered.
+        probability: of that label, in [0, 1].
+        top: all labels of the answer, ``[{"index", "name", "probability"}, …]``.
+        rtt_ms: from sending to the answer.
+        bytes: of the encoded frame on the wire.
+        lag_ms: per tier, from the moment the tap had what the tier needs to the finished image.
+        psnr: per tier, dB.
+        psnr_eq14: per tier, the paper's equation 14.
+        ssim: per tier.
+        window: number of the window it was refined in, −1 for none.
+        on_time: whether that window was done before the next one was complete.
+        iterations: of that window.
+        model_evaluations: of that window.
+        window_seconds: compute time of that window.
+    """
+
+    sequence: int
+    capture_time_us: int | None = None
+    answered: bool = False
+    prediction: str = ""
+    probability: float = math.nan
+    top: list[dict[str, Any]] = field(default_factory=list)
+    rtt_ms: float = math.nan
+    bytes: int = 0
+    lag_ms: dict[str, float] = field(default_factory=dict)
+    psnr: dict[str, float] = field(default_factory=dict)
+    psnr_eq14: dict[str, float] = field(default_factory=dict)
+    ssim: dict[str, float] = field(default_factory=dict)
+    window: int = -1
+    on_time: bool = False
+    iterations: int = 0
+    model_evaluations: int = 0
+    window_seconds: float = math.nan
+
+    def best_tier(self) -> str | None:
+        """The best tier that has an image for this frame."""
+        return next((tier for tier in reversed(TIERS) if tier in self.lag_ms), None)
+
+
+class Join:
+    """The state of a run, read from its folder; call :meth:`poll` as often as wanted.
+
+    Args:
+        folder: the run's, with ``edge.jsonl``, ``live.jsonl``, ``truth/``, ``preview/``, ``window/``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.frames: dict[int, FrameRow] = {}
+        self.windows: dict[int, dict[str, Any]] = {}
+        self.skipped_windows = 0
+        self._edge, self._live = Lines(folder / "edge.jsonl"), Lines(folder / "live.jsonl")
+        self._psnr_pending: set[tuple[int, str]] = set()
+
+    def image(self, kind: str, sequence: int) -> np.ndarray | None:
+        """``truth``, ``preview`` or ``window`` image of a frame, ``(h, w, 3)`` uint8 RGB."""
+        return read_png(self.folder / kind / f"{sequence:06d}.png")
+
+    def row(self, sequence: int) -> FrameRow:
+        """The row of a frame, made on first mention."""
+        return self.frames.setdefault(sequence, FrameRow(sequence))
+
+    def poll(self) -> bool:
+        """Read what is new.
+
+        Returns:
+            Whether anything was.
+        """
+        news = False
+        for event in self._edge.new():
+            news |= self._answered(event)
+        for event in self._live.new():
+            news |= self._reconstructed(event)
+        for sequence, tier in list(self._psnr_pending):
+            truth, image = self.image("truth", sequence), self.image(tier, sequence)
+            if truth is not None and image is not None and truth.shape == image.shape:
+                self.frames[sequence].psnr[tier] = quick_psnr(truth, image)
+                self._psnr_pending.discard((sequence, tier))
+        return news
+
+    def _answered(self, event: dict[str, Any]) -> bool:
+        if "sequence" not in event or event.get("event", "answer") != "answer":
+            return False
+        row = self.row(int(event["sequence"]))
+        row.answered = True
+        row.capture_time_us = event.get("capture_time_us")
+        row.rtt_ms = float(event.get("rtt_ms", math.nan))
+        row.bytes = int(event.get("bytes", 0))
+        row.top = [_label(entry) for entry in event.get("top", [])]
+        if row.top:
+            row.prediction, row.probability = row.top[0]["name"], row.top[0]["probability"]
+        return True
+
+    def _reconstructed(self, event: dict[str, Any]) -> bool:
+        kind = event.get("event")
+        if kind == "preview":
+            self._tier(int(event["sequence"]), "preview", float(event["lag_ms"]))
+        elif kind == "window":
+            number = int(event["window"])
+            self.windows[number] = event
+            for sequence in event["sequences"]:
+                row = self._tier(int(sequence), "window", float(event["lag_ms"]))
+                row.window, row.on_time = number, bool(event.get("on_time", False))
+                row.iterations = int(event.get("iterations", 0))
+                row.model_evaluations = int(event.get("model_evaluations", 0))
+                row.window_seconds = float(event.get("seconds", event["lag_ms"] / 1e3))
+        elif kind == "window_skipped":
+            self.skipped_windows += 1
+        else:
+            return False
+        return True
+
+    def _tier(self, sequence: int, tier: str, lag_ms: float) -> FrameRow:
+        row = self.row(sequence)
+        row.lag_ms[tier] = lag_ms
+        self._psnr_pending.add((sequence, tier))
+        return row
+
+    def rows(self) -> list[FrameRow]:
+        """All frames, in order."""
+        return [self.frames[key] for key in sorted(self.frames)]
+
+    def captured(self) -> int:
+        """Frames the edge took from the source, answered or not."""
+        folder = self.folder / "truth"
+        return sum(1 for path in folder.glob("*.png")) if folder.is_dir() else 0
+
+
+def _label(entry: Any) -> dict[str, Any]:
+    """One label of an answer, given as ``{"index", "name", "probability"}`` or ``[index, name, probability]``."""
+    if isinstance(entry, dict):
+        index, name, probability = entry.get("index", -1), entry.get("name", ""), entry.get("probability", math.nan)
+    else:
+        index, name, probability = entry
+    return {"index": int(index), "name": str(name), "probability": float(probability)}

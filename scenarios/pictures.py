@@ -1,0 +1,174 @@
+"""Pictures a scenario shows: original | preview | window, as a video and as a grid, captioned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from splitsight.errors import UserError
+
+__all__ = ["Panel", "encode_png", "grid", "panels", "spread", "write_video"]
+
+SCALE = 4
+_GAP, _HEADER, _CAPTION = 8, 40, 56
+_PAPER, _INK, _SOFT, _EMPTY = (17, 20, 26), (238, 241, 245), (150, 160, 175), (34, 39, 48)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with two lines under it.
+
+    Attributes:
+        image: ``(h, w, 3)`` uint8 RGB, or ``None`` for an empty panel.
+        title: what it is.
+        detail: its figures; ``None`` is no line.
+    """
+
+    image: np.ndarray | None
+    title: str
+    detail: str | None = None
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """The text, its end replaced by an ellipsis where it would not fit."""
+    font = _font(size)
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _enlarged(image: np.ndarray | None, side: int) -> np.ndarray:
+    if image is None:
+        return np.full((side, side, 3), _EMPTY, np.uint8)
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def panels(row: Sequence[Panel], header: str = "", *, side: int = 256) -> np.ndarray:
+    """Panels side by side: captions below, a header line above.
+
+    Args:
+        row: from left to right.
+        header: one line; empty for none (then it takes no room).
+        side: pixels of a panel.
+
+    Returns:
+        ``(h, w, 3)`` uint8 RGB; both sides even, as video codecs want them.
+    """
+    top = _HEADER if header else _GAP
+    width = len(row) * side + (len(row) + 1) * _GAP
+    height = top + side + _CAPTION
+    canvas = Image.new("RGB", (width + width % 2, height + height % 2), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if header:
+        draw.text((_GAP, 10), _fitted(draw, header, 18, width - 2 * _GAP), font=_font(18), fill=_INK)
+    for i, panel in enumerate(row):
+        left = _GAP + i * (side + _GAP)
+        canvas.paste(Image.fromarray(_enlarged(panel.image, side)), (left, top))
+        if panel.image is None:
+            draw.text((left + side // 2, top + side // 2), "nothing yet", font=_font(15), fill=_SOFT, anchor="mm")
+        draw.text((left, top + side + 6), _fitted(draw, panel.title, 17, side), font=_font(17), fill=_INK)
+        if panel.detail:
+            draw.text((left, top + side + 30), _fitted(draw, panel.detail, 15, side), font=_font(15), fill=_SOFT)
+    return np.asarray(canvas)
+
+
+def grid(columns: Sequence[Sequence[Panel]], header: str, *, side: int = 192) -> np.ndarray:
+    """Frames as columns, tiers as rows, so that each reconstruction stands under its original.
+
+    Args:
+        columns: one sequence of panels a frame, all of the same length.
+        header: one line above.
+        side: pixels of a panel.
+
+    Returns:
+        ``(h, w, 3)`` uint8 RGB.
+    """
+    if not columns:
+        raise ValueError("a grid needs at least one frame")
+    rows = [
+        panels([column[tier] for column in columns], header if tier == 0 else "", side=side)
+        for tier in range(len(columns[0]))
+    ]
+    return np.concatenate(rows)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Up to ``wanted`` indices, evenly spread over ``range(count)``."""
+    if count <= wanted:
+        return list(range(count))
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [count // 2]
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """``(h, w, 3)`` uint8 RGB as PNG."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"cannot encode an image of shape {image.shape}")
+    return data.tobytes()
+
+
+def write_video(
+    path: Path, frames: Iterable[np.ndarray], fps: float, *, progress: Callable[[], None] | None = None
+) -> int:
+    """H.264 in MP4 that browsers play (yuv420p, index in front); appears complete or not at all.
+
+    Args:
+        path: ``*.mp4``.
+        frames: ``(h, w, 3)`` uint8 RGB, all of one even size.
+        fps: frames a second.
+        progress: called after each frame.
+
+    Returns:
+        How many frames were written.
+
+    Raises:
+        UserError: the encoder failed, as it does on a full disk.
+    """
+    import imageio_ffmpeg
+
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    writer, count = None, 0
+    try:
+        for frame in frames:
+            if writer is None:
+                writer = imageio_ffmpeg.write_frames(
+                    str(partial),
+                    (frame.shape[1], frame.shape[0]),
+                    fps=fps,
+                    codec="libx264",
+                    pix_fmt_out="yuv420p",
+                    macro_block_size=2,
+                    quality=None,
+                    output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart", "-threads", "2"],
+                    ffmpeg_log_level="error",
+                )
+                writer.send(None)
+            writer.send(np.ascontiguousarray(frame))
+            count += 1
+            if progress is not None:
+                progress()
+        if writer is not None:
+            writer.close()
+            if not partial.is_file() or partial.stat().st_size == 0:
+                raise OSError("no output")
+            partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"the video {path} could not be encoded ({str(error).splitlines()[0]}): is the disk full?", code=1
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,296 @@
+"""What a run leaves: ``rows.parquet``, ``summary.json``, ``demo.mp4``, ``grid.png`` and ``index.html``.
+
+Every file is written from the run's folder alone, so a report can be made of whatever an interrupted run
+has left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scenarios.join import TIERS, FrameRow, Join
+from scenarios.page import render_page
+from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_video
+
+__all__ = ["RunInfo", "measure", "panels_of", "percentile", "serving", "summarise", "write_report", "write_rows"]
+
+_GRID_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a report says about the run itself.
+
+    Attributes:
+        target: name of the split network.
+        split: name of the split point.
+        video: what was played.
+        solver: of the window tier.
+        fps: frames a second that were asked for.
+        frames: K, frames of a window.
+        stride: seconds between the frames of a window.
+        seed: of the adversary's draws.
+        prior: name or folder of the generative prior.
+        complete: whether the run went to its end.
+        seconds: wall-clock seconds of streaming.
+        peak_rss_mb: per process, 10⁶ bytes.
+        options: resolved options, for the page.
+    """
+
+    target: str
+    split: str
+    video: str
+    solver: str
+    fps: float
+    frames: int = 4
+    stride: float = 0.5
+    seed: int = 0
+    prior: str = "small"
+    complete: bool = True
+    seconds: float = 0.0
+    peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(join: Join, *, batch: int = 64) -> None:
+    """Fill PSNR, the paper's equation 14 and SSIM of every tier of every frame whose truth is known."""
+    import torch
+
+    from splitsight.metrics import image_quality
+
+    for tier in TIERS:
+        pairs = []
+        for row in join.rows():
+            if tier in row.lag_ms:
+                truth, image = join.image("truth", row.sequence), join.image(tier, row.sequence)
+                if truth is not None and image is not None and truth.shape == image.shape:
+                    pairs.append((row, image, truth))
+        for at in range(0, len(pairs), batch):
+            part = pairs[at : at + batch]
+            images, truths = (
+                torch.from_numpy(np.stack([pair[i] for pair in part])).permute(0, 3, 1, 2).float() / 255 for i in (1, 2)
+            )
+            quality = image_quality(images, truths)
+            for name in ("psnr", "psnr_eq14", "ssim"):
+                for (row, *_), value in zip(part, torch.as_tensor(quality[name]).flatten().tolist(), strict=True):
+                    getattr(row, name)[tier] = value
+
+
+def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
+    """One row a frame; see :class:`scenarios.join.FrameRow` for the units. Appears complete or not at all."""
+    floats, columns = pa.float64(), {}
+    columns["sequence"] = pa.array([r.sequence for r in rows], pa.int64())
+    columns["capture_time_us"] = pa.array([r.capture_time_us for r in rows], pa.int64())
+    columns["answered"] = pa.array([r.answered for r in rows], pa.bool_())
+    columns["prediction"] = pa.array([r.prediction or None for r in rows], pa.string())
+    columns["probability"] = pa.array([_known(r.probability) for r in rows], floats)
+    label = pa.struct([("index", pa.int64()), ("name", pa.string()), ("probability", pa.float64())])
+    columns["top"] = pa.array([r.top for r in rows], pa.list_(label))
+    columns["rtt_ms"] = pa.array([_known(r.rtt_ms) for r in rows], floats)
+    columns["bytes"] = pa.array([r.bytes for r in rows], pa.int64())
+    for tier in TIERS:
+        for name in ("psnr", "psnr_eq14", "ssim", "lag_ms"):
+            columns[f"{tier}_{name}"] = pa.array([_known(getattr(r, name).get(tier)) for r in rows], floats)
+    columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
+    columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
+    columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.table(columns), partial, compression="zstd")
+    partial.replace(path)
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-th percentile of the finite values, or ``None`` without any."""
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.percentile(finite, q)) if finite else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
+def serving(join: Join) -> dict[str, Any]:
+    """The summary's ``serving``: frames, lost, fps, p50_ms, p99_ms."""
+    rows = [r for r in join.rows() if r.answered]
+    times = [r.capture_time_us for r in rows if r.capture_time_us is not None]
+    span = (max(times) - min(times)) / 1e6 if len(times) > 1 else 0.0
+    rtt = [r.rtt_ms for r in rows]
+    return {
+        "frames": len(rows),
+        "lost": max(0, join.captured() - len(rows)),
+        "fps": round((len(times) - 1) / span, 3) if span > 0 else None,
+        "p50_ms": percentile(rtt, 50),
+        "p99_ms": percentile(rtt, 99),
+    }
+
+
+def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[str, Any]:
+    """``summary.json`` of a live run, schema ``splitsight.summary/1``."""
+    from splitsight.metrics import mean_interval
+
+    methods: dict[str, Any] = {}
+    for tier in TIERS:
+        rows = [r for r in join.rows() if tier in r.psnr]
+        if not rows:
+            continue
+        windows = [join.windows[n] for n in sorted({r.window for r in rows if r.window >= 0}) if n in join.windows]
+        if tier == "window":
+            images = sum(len(w["sequences"]) for w in windows)
+            seconds = _total(windows, "seconds") / images if images else None
+            iterations = _mean([float(w.get("iterations", math.nan)) for w in windows])
+            evaluations = _mean([float(w.get("model_evaluations", math.nan)) for w in windows])
+        else:
+            seconds, iterations, evaluations = _mean([r.lag_ms[tier] / 1e3 for r in rows]), 0.0, 0.0
+        methods[tier] = {
+            "n": len(rows),
+            **{name: mean_interval([getattr(r, name)[tier] for r in rows]) for name in ("psnr", "psnr_eq14", "ssim")},
+            "seconds_per_image": seconds,
+            "iterations": iterations,
+            "model_evaluations": evaluations,
+        }
+    lags = [float(w["lag_ms"]) for w in join.windows.values()]
+    return {
+        "schema": "splitsight.summary/1",
+        "target": info.target,
+        "split": info.split,
+        "methods": methods,
+        "serving": serving(join),
+        "live": {
+            "windows": len(join.windows) + join.skipped_windows,
+            "windows_on_time": sum(bool(w.get("on_time")) for w in join.windows.values()),
+            "lag_ms": {"p50": percentile(lags, 50), "p99": percentile(lags, 99)},
+            "tiers": {
+                tier: {
+                    **{name: methods[tier][name] for name in ("n", "psnr", "psnr_eq14", "ssim")},
+                    "lag_ms": {
+                        f"p{q}": percentile([r.lag_ms[tier] for r in join.rows() if tier in r.lag_ms], q)
+                        for q in (50, 99)
+                    },
+                }
+                for tier in methods
+            },
+        },
+        "environment": {
+            **environment,
+            "run": {
+                "complete": info.complete,
+                "video": info.video,
+                "solver": info.solver,
+                "prior": info.prior,
+                "frames": info.frames,
+                "stride_s": info.stride,
+                "fps": info.fps,
+                "seed": info.seed,
+                "seconds": round(info.seconds, 2),
+                "peak_rss_mb": info.peak_rss_mb,
+            },
+        },
+    }
+
+
+def _total(windows: Sequence[dict[str, Any]], name: str) -> float:
+    return float(sum(float(w.get(name, w["lag_ms"] / 1e3)) for w in windows))
+
+
+def _figures(row: FrameRow, tier: str) -> str:
+    parts = []
+    if tier in row.psnr:
+        parts.append(f"{row.psnr[tier]:.1f} dB")
+    if tier in row.ssim:
+        parts.append(f"SSIM {row.ssim[tier]:.2f}")
+    if tier in row.lag_ms:
+        lag = row.lag_ms[tier]
+        parts.append(f"{lag:.0f} ms" if lag < 1000 else f"{lag / 1e3:.1f} s")
+    return " · ".join(parts)
+
+
+def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
+    """Original, preview and window of one frame; a tier that is missing shows the best one there is and says so."""
+    cloud = f"cloud: {row.prediction} {row.probability:.0%}" if row.prediction else "no answer from the cloud"
+    preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
+    figures = _figures(row, "preview")
+    if window is not None:
+        late = "" if row.on_time else ", late"
+        last = Panel(window, f"window, {info.solver} at {info.split}{late}", _figures(row, "window"))
+    elif preview is not None:
+        last = Panel(preview, "no window: preview shown", figures)
+    else:
+        last = Panel(None, "no window")
+    return [
+        Panel(join.image("truth", row.sequence), "original (stays on the edge)", cloud),
+        Panel(preview, f"preview at {info.split}" if preview is not None else "no preview", figures),
+        last,
+    ]
+
+
+def _video_frames(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> Iterator[np.ndarray]:
+    first = next((r.capture_time_us for r in rows if r.capture_time_us is not None), 0)
+    for row in rows:
+        at = f" · {(row.capture_time_us - first) / 1e6:.1f} s" if row.capture_time_us is not None else ""
+        header = (
+            f"{info.target} split at {info.split} · frame {row.sequence}{at} · reconstructed from the features alone"
+        )
+        yield panels(panels_of(join, row, info), header)
+
+
+def write_report(
+    out: Path, join: Join, info: RunInfo, *, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Write all five files into ``out``.
+
+    Args:
+        out: the run's folder.
+        join: of that folder, polled to the end.
+        info: about the run.
+        progress: called with a word for each step.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: the video cannot be encoded.
+        OSError: the disk is full or the folder is gone.
+    """
+    from splitsight.summary import environment
+
+    say = progress or (lambda word: None)
+    rows = join.rows()
+    say("measuring")
+    measure(join)
+    write_rows(out / "rows.parquet", rows)
+    summary = summarise(join, info, environment())
+    _replace(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
+    if shown:
+        say("encoding demo.mp4")
+        write_video(out / "demo.mp4", _video_frames(join, shown, info), info.fps)
+        best = [r for r in shown if "window" in r.lag_ms] or shown
+        chosen = [best[i] for i in spread(len(best), _GRID_FRAMES)]
+        picture = grid(
+            [panels_of(join, r, info) for r in chosen],
+            f"{info.target} split at {info.split}: original, preview and window, reconstructed from the features alone",
+        )
+        _replace(out / "grid.png", encode_png(picture))
+    say("writing index.html")
+    _replace(out / "index.html", render_page(out, rows, summary, info.options).encode())
+    return summary
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

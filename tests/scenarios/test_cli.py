@@ -1,0 +1,128 @@
+"""The command line: help, errors as one sentence, exit codes."""
+
+import errno
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from scenarios import cli
+from splitsight.errors import UserError
+
+COMMANDS = ["demo", "cloud", "edge", "adversary", "attack", "train target", "train prior", "train inversion"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "bench tap", "list"])
+def test_every_option_has_help(command: str) -> None:
+    from typer.main import get_command
+
+    group = get_command(cli.app)
+    for name in command.split():
+        group = group.commands[name]  # type: ignore[attr-defined]
+    assert group.help
+    for parameter in group.params:
+        assert getattr(parameter, "help", None), f"{command} {parameter.name}"
+
+
+def test_help_is_fast_and_light() -> None:
+    code = (
+        "import sys\nfrom scenarios import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'cv2', 'grpc', 'pyarrow', 'plotly'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "demo" in done.stdout
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--video", "/nowhere/clip.mp4", "--out", "{out}"], "/nowhere/clip.mp4"),
+        (["demo", "--split", "L9", "--out", "{out}"], "L8"),
+        (["demo", "--target", "vgg", "--out", "{out}"], "resnet18"),
+        (["demo", "--prior", "huge", "--out", "{out}"], "huge"),
+        (["demo", "--seconds", "0", "--out", "{out}"], "--seconds must be more than 0"),
+        (["demo", "--fps", "nan", "--out", "{out}"], "--fps must be more than 0"),
+        (["attack", "dmb", "--out", "{out}"], "exactly one of --images, --video and --recording"),
+        (["attack", "dmb", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
+        (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
+        (["list", "splits", "--target", "vgg"], "resnet18"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path, arguments: list[str], words: str
+) -> None:
+    out = tmp_path / "out"
+    code, printed, err = run(capsys, *(a.format(out=out) for a in arguments))
+    assert code == 2
+    assert printed == ""
+    assert err.startswith(cli.PREFIX) and err.count("\n") == 1, err
+    assert words in err
+    assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("mend this", code=7), 7, "mend this"),
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 1, "the disk is full (/full/x): free some space"),
+        (OSError("[Errno 28] Error writing bytes: No space left on device"), 1, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "Permission denied (/root/x)"),
+    ],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, words: str
+) -> None:
+    def fail(options: object) -> None:
+        raise error
+
+    import scenarios.demo
+
+    monkeypatch.setattr(scenarios.demo, "run_demo", fail)
+    got, _, err = run(capsys, "demo")
+    assert got == code
+    assert words in err and err.count("\n") == (1 if words else 0)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import scenarios.demo
+
+    def fail(options: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(scenarios.demo, "run_demo", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["demo"])
+
+
+@pytest.mark.parametrize("kind", ["targets", "splits", "attacks", "defenses", "priors", "scenarios"])
+def test_lists(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    code, out, _ = run(capsys, "list", kind, "--json")
+    assert code == 0
+    names = [row["name"] for row in json.loads(out)]
+    wanted = {
+        "targets": {"resnet18"},
+        "splits": {"L4", "L8", "L12", "L16"},
+        "attacks": {"dmb", "dmb-multi"},
+        "defenses": {"identity"},
+        "priors": {"small"},
+        "scenarios": {"demo"},
+    }
+    assert wanted[kind] <= set(names)
+    code, out, _ = run(capsys, "list", kind)
+    assert code == 0
+    assert all(name in out for name in names)

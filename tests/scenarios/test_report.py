@@ -1,0 +1,201 @@
+"""Join, pictures and report, on a run's folder made up here."""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from scenarios.demo import prepare_folder
+from scenarios.join import Join, Lines, quick_psnr, read_png
+from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_video
+from scenarios.report import RunInfo, write_report
+from splitsight.errors import UserError
+
+INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps=2.0, options={"a": "<b>"})
+
+
+def png(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encode_png(image))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Ten frames; the last has no preview, only the first eight have a window, frame 3 was never answered."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    truth = cv2.resize(small, (64, 64), interpolation=cv2.INTER_CUBIC)
+    edge, live = [], []
+    for i in range(10):
+        png(tmp_path / "truth" / f"{i:06d}.png", truth)
+        if i != 3:
+            top = [{"index": 5, "name": "ox & cart", "probability": 0.5}]
+            edge.append(
+                {"sequence": i, "capture_time_us": 10**6 + 500_000 * i, "rtt_ms": 5.0 + i, "bytes": 32768, "top": top}
+            )
+        for tier, noise, last in (("preview", 20, 9), ("window", 5, 8)):
+            if i < last:
+                noisy = truth.astype(int) + rng.normal(0, noise, truth.shape).astype(int)
+                png(tmp_path / tier / f"{i:06d}.png", noisy.clip(0, 255).astype(np.uint8))
+        if i < 9:
+            live.append({"event": "preview", "sequence": i, "time_us": 1, "lag_ms": 30.0})
+    for w in range(2):
+        live.append(
+            {
+                "event": "window",
+                "window": w,
+                "sequences": list(range(4 * w, 4 * w + 4)),
+                "lag_ms": 1500.0 + 1000 * w,
+                "seconds": 1.2,
+                "on_time": w == 0,
+                "iterations": 60,
+                "model_evaluations": 8,
+                "loss": 0.1,
+            }
+        )
+    live.append({"event": "end", "skipped": 0})
+    for name, events in (("edge", edge), ("live", live)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    return tmp_path
+
+
+def test_lines_wait_for_the_newline(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = Lines(path)
+    assert list(lines.new()) == []
+    path.write_text('{"a": 1}\nnot json\n[1]\n{"a": ')
+    assert list(lines.new()) == [{"a": 1}]
+    with path.open("a") as file:
+        file.write("2}\n")
+    assert list(lines.new()) == [{"a": 2}]
+    assert list(lines.new()) == []
+
+
+def test_join(run: Path) -> None:
+    join = Join(run)
+    assert join.poll()
+    assert not join.poll()
+    rows = join.rows()
+    assert [r.sequence for r in rows] == list(range(10))
+    assert [r.answered for r in rows] == [i != 3 for i in range(10)]
+    assert rows[0].prediction == "ox & cart"
+    assert [r.best_tier() for r in rows] == ["window"] * 8 + ["preview", None]
+    assert [r.window for r in rows] == [0] * 4 + [1] * 4 + [-1, -1]
+    assert rows[0].on_time and not rows[4].on_time
+    assert rows[0].psnr["window"] > rows[0].psnr["preview"] + 5
+    assert join.captured() == 10
+
+
+def test_join_takes_images_that_come_later(run: Path) -> None:
+    preview = run / "preview" / "000000.png"
+    data = preview.read_bytes()
+    preview.unlink()
+    join = Join(run)
+    join.poll()
+    assert "preview" not in join.frames[0].psnr
+    preview.write_bytes(data)
+    join.poll()
+    assert join.frames[0].psnr["preview"] > 10
+
+
+def test_quick_psnr_matches_the_metric() -> None:
+    import torch
+
+    from splitsight.metrics import image_quality
+
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    tensors = [torch.from_numpy(x).permute(2, 0, 1)[None].float() / 255 for x in (a, b)]
+    assert quick_psnr(a, b) == pytest.approx(float(image_quality(*tensors)["psnr"][0]), abs=1e-3)
+
+
+def test_report(run: Path) -> None:
+    join = Join(run)
+    join.poll()
+    summary = write_report(run, join, INFO)
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary["schema"] == "splitsight.summary/1"
+    assert set(summary) >= {"target", "split", "methods", "serving", "live", "environment"}
+    assert summary["serving"] == {"frames": 9, "lost": 1, "fps": pytest.approx(8 / 4.5, abs=1e-3), "p50_ms": 10.0} | {
+        "p99_ms": summary["serving"]["p99_ms"]
+    }
+    assert summary["live"]["windows"] == 2 and summary["live"]["windows_on_time"] == 1
+    assert summary["live"]["lag_ms"]["p50"] == 2000
+    window, preview = summary["methods"]["window"], summary["methods"]["preview"]
+    assert (window["n"], preview["n"]) == (8, 9)
+    assert window["seconds_per_image"] == pytest.approx(0.3)
+    assert (window["iterations"], window["model_evaluations"]) == (60, 8)
+    for name in ("psnr", "psnr_eq14", "ssim"):
+        assert window[name]["low"] <= window[name]["mean"] <= window[name]["high"]
+        assert window[name]["mean"] > preview[name]["mean"]
+    assert summary["live"]["tiers"]["window"]["psnr"] == window["psnr"]
+
+    table = pq.read_table(run / "rows.parquet").to_pylist()
+    assert len(table) == 10
+    assert table[3]["prediction"] is None and table[9]["preview_psnr"] is None and table[8]["window"] is None
+    assert table[0]["window_psnr_eq14"] > 0 and table[0]["bytes"] == 32768 and table[0]["on_time"] is True
+
+    video = cv2.VideoCapture(str(run / "demo.mp4"))
+    frames = 0
+    while video.read()[0]:
+        frames += 1
+    assert frames == 10
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(2)
+    assert read_png(run / "grid.png") is not None
+
+    page = (run / "index.html").read_text()
+    without_script = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"""(src|href)=["']https?:""", without_script)
+    assert "ox &amp; cart" in page and "&lt;b&gt;" in page
+    assert not list(run.glob(".*partial*")) and not list(run.glob("*.partial"))
+
+
+def test_report_of_an_empty_run(tmp_path: Path) -> None:
+    join = Join(tmp_path)
+    join.poll()
+    summary = write_report(tmp_path, join, INFO)
+    assert summary["methods"] == {}
+    assert summary["serving"]["frames"] == 0
+    assert (tmp_path / "index.html").is_file() and not (tmp_path / "demo.mp4").exists()
+
+
+def test_panels_and_grid_have_even_sides() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    row = [Panel(image, "a very long title that cannot fit into its panel at all", "detail"), Panel(None, "none")]
+    for side in (64, 99, 256):
+        picture = panels(row, "header", side=side)
+        assert picture.shape[0] % 2 == 0 and picture.shape[1] % 2 == 0
+    assert grid([row] * 3, "header").shape[1] > grid([row] * 2, "header").shape[1]
+    with pytest.raises(ValueError, match="at least one"):
+        grid([], "header")
+
+
+def test_spread() -> None:
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(100, 3) == [0, 50, 99] or spread(100, 3) == [0, 49, 99]
+    assert spread(5, 1) == [2]
+
+
+def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not be encoded"):
+        write_video(tmp_path / "no" / "x.mp4", iter([np.zeros((64, 64, 3), np.uint8)] * 50), 2)
+
+
+def test_prepare_folder(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    prepare_folder(out, overwrite=False)
+    (out / "truth").mkdir()
+    (out / "summary.json").write_text("{}")
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="not empty.*--overwrite"):
+        prepare_folder(out, overwrite=False)
+    prepare_folder(out, overwrite=True)
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+    with pytest.raises(UserError, match="is a file"):
+        prepare_folder(out / "mine.txt", overwrite=False)
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare_folder(out / "mine.txt" / "deeper", overwrite=False)
