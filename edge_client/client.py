@@ -172,12 +172,15 @@ class _Stop:
     def __init__(self) -> None:
         self.event = threading.Event()
         self.name: str | None = None
+        self.source: FrameSource | None = None  # told too, since it may be waiting for a camera
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.event.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = self.name or signal.Signals(number).name
         self.event.set()
+        if self.source is not None:
+            self.source.interrupt()
 
     @contextmanager
     def installed(self) -> Iterator[_Stop]:
@@ -307,6 +310,7 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
             loop=options.loop,
             timeout_s=options.source_timeout_s,
         ) as source:
+            stop.source = source
             try:
                 served = describe(options.server, options.wait_s, stop.event)
             except UserError:

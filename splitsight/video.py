@@ -103,6 +103,9 @@ class FrameSource(ABC):
             if limit is not None and index + 1 >= limit:
                 return
 
+    def interrupt(self) -> None:  # noqa: B027  (a stored source never waits)
+        """Makes an iteration that waits for a live frame end soon; safe in a signal handler."""
+
     def close(self) -> None:  # noqa: B027  (a folder holds nothing open)
         """Frees the device; may be called twice."""
 
@@ -270,13 +273,18 @@ class _Live(FrameSource):
 
     def _wait_newer(self, seen: int, deadline: float) -> bool:
         with self._changed:
-            while self._count <= seen and not self._ended:
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    return self._count > seen
+            while self._count <= seen and not self._ended and not self._stopping:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.1))
             return self._count > seen
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         self._stopping = True
+
+    def close(self) -> None:
+        self.interrupt()
         self._thread.join(timeout=1.0)  # a read that hangs must not hold up the exit; the thread is a daemon
 
     def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
@@ -291,6 +299,8 @@ class _Live(FrameSource):
                 k = slot
                 while not self._stopping and (left := start + k / self.fps - time.monotonic()) > 0:
                     time.sleep(min(left, 0.1))
+            if self._stopping:
+                return
             if not self._wait_newer(seen, time.monotonic() + self._timeout):
                 if self._stopping or (self._ended and not self._endless and self._seconds is None):
                     return  # a stream that simply ends, and nobody asked for a certain length

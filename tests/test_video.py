@@ -276,6 +276,15 @@ def test_camera_gives_the_newest_frame(monkeypatch):
     assert [f.time_s for f in frames] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=0.08)
 
 
+def test_an_interrupted_camera_ends_soon(monkeypatch):
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda *_: _FakeCamera(1000))
+    with open_source("0", fps=0.1) as source:
+        threading.Timer(0.3, source.interrupt).start()
+        start = time.monotonic()
+        assert len(list(source)) == 1
+        assert time.monotonic() - start < 2
+
+
 def test_dead_camera_fails_on_opening(monkeypatch):
     monkeypatch.setattr(video.cv2, "VideoCapture", lambda *_: _FakeCamera(0))
     with pytest.raises(UserError, match="delivers no frames"):
