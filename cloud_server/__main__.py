@@ -1,0 +1,58 @@
+"""``python -m cloud_server``: one server, every setting of :class:`cloud_server.options.CloudOptions` as an option."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cloud_server.options import CloudOptions
+from splitsight.errors import UserError
+
+_HELP: dict[str, tuple[type, str]] = {
+    "target": (str, "name of the network"),
+    "split": (str, "split point"),
+    "weights": (Path, "safetensors or PyTorch file (default: the embedded weights)"),
+    "host": (str, "address to listen on"),
+    "port": (int, "0 takes a free one"),
+    "tap_port": (int, "port of the tap; 0 takes a free one (default: no tap)"),
+    "tap_host": (str, "address of the tap"),
+    "tap_token": (str, "bearer token that subscribers must send"),
+    "tap_cert": (Path, "PEM certificate chain of the tap"),
+    "tap_key": (Path, "PEM key of the tap"),
+    "tap_ring": (int, "frames kept for a subscriber that does not read"),
+    "max_subscribers": (int, "subscribers of the tap at once"),
+    "metrics_port": (int, "Prometheus metrics on loopback; 0 takes a free port (default: off)"),
+    "threads": (int, "threads of F2 (default: torch's choice)"),
+    "batch_window_ms": (float, "longest that a frame waits for those of other sessions, in milliseconds"),
+    "max_batch": (int, "frames computed together"),
+    "max_sessions": (int, "sessions at once"),
+    "max_in_flight": (int, "frames of one session waiting for an answer"),
+    "max_message_mb": (float, "largest message, in MiB"),
+    "drain_seconds": (float, "longest that a shutdown waits for frames under way, in seconds"),
+    "resume_seconds": (float, "how long the tap waits for a lost session to come back, in seconds"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, serve; a mistake of the user's is one sentence on stderr and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m cloud_server", description="Serve the second part of a network.")
+    defaults = CloudOptions()
+    for name, (kind, text) in _HELP.items():
+        default = getattr(defaults, name)
+        shown = "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + shown)
+    try:
+        options = CloudOptions(**vars(parser.parse_args(arguments)))
+        from cloud_server.server import serve
+
+        return serve(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What a cloud server can be told, checked before anything is opened."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitsight.errors import UserError
+
+__all__ = ["CloudOptions", "is_loopback"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class CloudOptions:
+    """Settings of one server process.
+
+    Args:
+        target: registered name of the network.
+        split: name of the split point; F2 is what comes after it.
+        weights: safetensors or PyTorch file; ``None`` for the embedded weights.
+        host: address to listen on.
+        port: 0 … 65535; 0 takes a free one.
+        tap_port: likewise; ``None`` leaves the tap off.
+        tap_host: address of the tap; other than loopback it needs token, certificate and key.
+        tap_token: what subscribers must send as ``authorization: Bearer …``.
+        tap_cert: PEM certificate chain of the tap.
+        tap_key: PEM private key that belongs to it.
+        tap_ring: frames kept for a subscriber that does not read, ≥ 1, unless it asks for fewer.
+        max_subscribers: of the tap at once, ≥ 1.
+        metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
+        threads: for F2, ≥ 1; ``None`` leaves the choice to torch.
+        batch_window_ms: longest that a frame waits for frames of other sessions, ≥ 0.
+        max_batch: frames computed together, ≥ 1.
+        max_sessions: at once, ≥ 1.
+        max_in_flight: frames of one session waiting for an answer, ≥ 1.
+        max_message_mb: largest message in MiB, > 0.
+        drain_seconds: longest that a shutdown waits for frames under way, ≥ 0.
+        resume_seconds: how long the tap waits for a lost session to come back before it reports its end, ≥ 0.
+
+    Raises:
+        UserError: a value out of range, or a tap that would be open to anyone.
+    """
+
+    target: str = "resnet18"
+    split: str = "L8"
+    weights: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    tap_port: int | None = None
+    tap_host: str = "127.0.0.1"
+    tap_token: str | None = None
+    tap_cert: Path | None = None
+    tap_key: Path | None = None
+    tap_ring: int = 64
+    max_subscribers: int = 8
+    metrics_port: int | None = None
+    threads: int | None = None
+    batch_window_ms: float = 2.0
+    max_batch: int = 8
+    max_sessions: int = 32
+    max_in_flight: int = 8
+    max_message_mb: float = 16.0
+    drain_seconds: float = 10.0
+    resume_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("port", "tap_port", "metrics_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise UserError(f"{name} {value} is not a port: give 0 (any free one) … 65535")
+        for name in ("threads", "tap_ring", "max_subscribers", "max_batch", "max_sessions", "max_in_flight"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value} is too small: give at least 1")
+        for name in ("batch_window_ms", "drain_seconds", "resume_seconds"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)} is negative: give 0 or more")
+        if not 0 < self.max_message_mb <= 1024:
+            raise UserError(f"max_message_mb {self.max_message_mb} is out of range: give more than 0 and at most 1024")
+        if self.tap_port is None:
+            return
+        if (self.tap_cert is None) != (self.tap_key is None):
+            raise UserError("the tap's TLS needs a certificate and its key: give both or neither")
+        if not is_loopback(self.tap_host) and not (self.tap_token and self.tap_cert):
+            raise UserError(
+                f"a tap on {self.tap_host} would show every session to the network: "
+                "give it a token, a certificate and a key, or let it listen on 127.0.0.1"
+            )
