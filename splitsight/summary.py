@@ -1,0 +1,221 @@
+"""``summary.json``: what a program reads of a run, schema ``splitsight.summary/1``.
+
+Sections that a command has nothing to say about (an attack on images serves no frames) are left out; a figure
+that could not be measured (no originals to compare with) is ``null``. NaN and infinity are never written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitsight.errors import UserError
+
+__all__ = [
+    "SCHEMA",
+    "Environment",
+    "Interval",
+    "Lag",
+    "LiveSummary",
+    "MethodSummary",
+    "ServingSummary",
+    "Summary",
+    "TierSummary",
+    "environment",
+    "read_summary",
+    "write_summary",
+]
+
+SCHEMA = "splitsight.summary/1"
+
+_PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Interval(_Part):
+    """Mean over images with its 95 % interval; all null where nothing was measured."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class MethodSummary(_Part):
+    """One method's figures.
+
+    Attributes:
+        n: images.
+        psnr: dB.
+        psnr_eq14: equation 14 of the paper, see :mod:`splitsight.metrics.image`.
+        ssim: structural similarity, at most 1.
+        seconds_per_image: wall-clock time.
+        iterations: optimiser steps, mean over windows or images.
+        model_evaluations: forward passes through F1, mean over windows or images.
+    """
+
+    n: int = Field(ge=0)
+    psnr: Interval | None = None
+    psnr_eq14: Interval | None = None
+    ssim: Interval | None = None
+    seconds_per_image: float | None = None
+    iterations: float | None = None
+    model_evaluations: float | None = None
+
+
+class ServingSummary(_Part):
+    """What the edge saw: frames sent, answers lost, answered frames a second, round-trip times in ms."""
+
+    frames: int = Field(ge=0)
+    lost: int = Field(ge=0)
+    fps: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+class Lag(_Part):
+    """Milliseconds from the capture of the last frame to its reconstruction: median and 99th percentile."""
+
+    p50: float | None = None
+    p99: float | None = None
+
+
+class TierSummary(_Part):
+    """Quality of one live tier; a method's figures may stand beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    n: int | None = Field(default=None, ge=0)
+    psnr: Interval | None = None
+    psnr_eq14: Interval | None = None
+    ssim: Interval | None = None
+    lag_ms: Lag | None = None
+
+
+class LiveSummary(_Part):
+    """The adversary's windows: how many, how many before the next was complete, their lag, quality a tier."""
+
+    windows: int = Field(ge=0)
+    windows_on_time: int = Field(ge=0)
+    lag_ms: Lag = Field(default_factory=Lag)
+    tiers: dict[str, TierSummary] = Field(default_factory=dict)
+
+
+class Environment(_Part):
+    """Where the figures come from; a run may add its own settings.
+
+    Attributes:
+        versions: of Python and of the packages that compute.
+        cores: CPU cores that this process may use.
+        weights: digest of each model, by role (``target``, ``prior``, …).
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    cores: int | None = None
+    weights: dict[str, str] = Field(default_factory=dict)
+
+
+class Summary(_Part):
+    """The whole file."""
+
+    schema_: Literal["splitsight.summary/1"] = Field(default=SCHEMA, alias="schema")
+    target: str
+    split: str
+    methods: dict[str, MethodSummary] = Field(default_factory=dict)
+    serving: ServingSummary | None = None
+    live: LiveSummary | None = None
+    environment: Environment = Field(default_factory=Environment)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data as it is written: empty sections left out, figures that are not finite ``None``."""
+        data = _finite(self.model_dump(by_alias=True))
+        return {k: v for k, v in data.items() if not (k in ("serving", "live") and v is None)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment(weights: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Versions, cores, and the given digests, in the form of :class:`Environment`.
+
+    Args:
+        weights: digest by role, e.g. ``{"target": target.digest}``.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # an optional part that is not installed computes nothing
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": cores,
+        "weights": dict(weights or {}),
+    }
+
+
+def write_summary(path: Path, summary: Summary | Mapping[str, Any]) -> None:
+    """Write ``summary.json``; the file appears complete or not at all.
+
+    Args:
+        path: where; its folder is created.
+        summary: a summary, or plain data in that form.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+        pydantic.ValidationError: the data are not in the form of the schema.
+    """
+    whole = summary if isinstance(summary, Summary) else Summary.model_validate(dict(summary))
+    text = json.dumps(whole.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        partial = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)  # mkstemp's 0600 would hide the file from whoever reads the results
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}): free space or give another --out") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def read_summary(path: Path) -> Summary:
+    """Read ``summary.json``.
+
+    Raises:
+        UserError: missing, or not in the form of the schema.
+    """
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"no summary at {path} ({error.strerror}): give a run's folder") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        raise UserError(f"{path} is not a {SCHEMA} file: {where}: {first['msg']}") from error
