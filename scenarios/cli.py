@@ -11,7 +11,8 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
@@ -190,6 +191,73 @@ def demo(
 
 @app.command()
 @_guarded
+def cloud(
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
+    tap_port: Annotated[int | None, typer.Option(help="Port of the tap, 0 for a free one; default: no tap.")] = None,
+    tap_host: Annotated[str, typer.Option(help="Address of the tap; only loopback goes without token and TLS.")] = (
+        "127.0.0.1"
+    ),
+    tap_token: Annotated[
+        str | None,
+        typer.Option(envvar="SPLITSIGHT_TAP_TOKEN", help="Bearer token that subscribers must send; default: none."),
+    ] = None,
+    tap_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of the tap; default: no TLS.")] = None,
+    tap_key: Annotated[Path | None, typer.Option(help="PEM private key of the tap; default: no TLS.")] = None,
+    tap_ring: Annotated[int, typer.Option(min=1, help="Frames kept for a subscriber that does not read.")] = 64,
+    max_subscribers: Annotated[int, typer.Option(min=1, help="Subscribers of the tap at once.")] = 8,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
+    ] = None,
+    threads: Threads = None,
+    batch_window: Annotated[
+        float, typer.Option(min=0, help="Longest that a frame waits for those of other sessions, in milliseconds.")
+    ] = 2.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 8,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 32,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Frames of one session that may wait for an answer.")] = 8,
+    max_message: Annotated[float, typer.Option(help="Largest message, in MiB.")] = 16.0,
+    drain: Annotated[float, typer.Option(min=0, help="Longest that a shutdown waits for frames, in seconds.")] = 10.0,
+    resume: Annotated[
+        float, typer.Option(min=0, help="How long the tap waits for a lost session to come back, in seconds.")
+    ] = 30.0,
+) -> int:
+    """Serve the second part of a network; with a tap if asked for."""
+    from cloud_server.options import CloudOptions
+
+    options = CloudOptions(
+        target=target,
+        split=split,
+        weights=weights,
+        host=host,
+        port=port,
+        tap_port=tap_port,
+        tap_host=tap_host,
+        tap_token=tap_token,
+        tap_cert=tap_cert,
+        tap_key=tap_key,
+        tap_ring=tap_ring,
+        max_subscribers=max_subscribers,
+        metrics_port=metrics_port,
+        threads=threads,
+        batch_window_ms=batch_window,
+        max_batch=max_batch,
+        max_sessions=max_sessions,
+        max_in_flight=max_in_flight,
+        max_message_mb=max_message,
+        drain_seconds=drain,
+        resume_seconds=resume,
+    )
+    from cloud_server.server import serve
+
+    return serve(options)
+
+
+@app.command()
+@_guarded
 def edge(
     server: Annotated[str, typer.Option(help="Cloud server, HOST:PORT.")] = "127.0.0.1:50051",
     video: Video = None,
@@ -335,22 +403,25 @@ def attack(
     limit: Annotated[int | None, typer.Option(min=1, help="Images or frames at most; default: all.")] = None,
     seed: Seed = 0,
     setting: Annotated[str | None, typer.Option(help="Named setting of the method; default: the method's own.")] = None,
-    time_budget: Annotated[float | None, typer.Option(help="Seconds for all images together; default: none.")] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Wall-clock seconds for the whole run; default: none.")
+    ] = None,
     frames: Frames = 4,
     stride: Stride = 0.5,
     fps: Fps = 2.0,
+    prompt: Annotated[str, typer.Option(help="Text prior; default: none.")] = "",
+    truth: Annotated[
+        Path | None, typer.Option(help="For --recording: folder of originals to score with (the edge's --truth).")
+    ] = None,
+    weights: Weights = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Reconstruct images from their features: of still images, a video, or a recording."""
-    if sum(source is not None for source in (images, video, recording)) != 1:
-        raise UserError("give exactly one of --images, --video and --recording")
-    if time_budget is not None and time_budget <= 0:
-        raise UserError(f"--time-budget must be more than 0 seconds, not {time_budget:g}")
     from adversary.attack import run_attack
 
     with _progress(f"{method} at {split}") as progress:
-        summary = run_attack(
+        folder = run_attack(
             method,
             images=images,
             video=video,
@@ -367,33 +438,25 @@ def attack(
             frames=frames,
             stride=stride,
             fps=fps,
+            prompt=prompt,
+            truth=truth,
+            weights=weights,
             progress=progress,
         )
-    file = summary / "summary.json" if summary.is_dir() else summary
-    print(file.read_text() if as_json else file)
+    print((folder / "summary.json").read_text() if as_json else folder)
 
 
-class _progress:
-    """A bar on a terminal, nothing elsewhere; called with ``(done, total)`` and whatever else, which it ignores."""
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, nothing elsewhere; what it yields takes (done, total, what is going on)."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
 
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, Progress
-
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(title, total=None)
-
-    def __enter__(self) -> _progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: float = 0, total: float | None = None, *_: object, **__: object) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=f"{title}: {what}")
 
 
 Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
@@ -492,6 +555,32 @@ def train_inversion(
 def _budget(minutes: float | None, steps: int | None) -> None:
     if minutes is None and steps is None:
         raise UserError("a training run needs a budget: give --minutes or --steps")
+
+
+@bench.command("tap")
+@_guarded
+def bench_tap(
+    out: Annotated[Path | None, typer.Option(help="Folder for summary.json and rows.parquet; default: none.")] = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    rounds: Annotated[int, typer.Option(min=1, help="Times that every condition is measured, in turn.")] = 20,
+    frames: Annotated[int, typer.Option(min=10, help="Frames a condition and round.")] = 200,
+    fps: Annotated[float, typer.Option(min=0, help="Frames a second; 0 sends the next when one is answered.")] = 0.0,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What the tap costs: latency without a subscriber, with one that reads, with one that hangs, in turn."""
+    from scenarios.bench import BenchOptions, bench_tap, table
+
+    result = bench_tap(
+        BenchOptions(out=out, target=target, split=split, rounds=rounds, frames=frames, fps=fps, seed=seed)
+    )
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(table(result))
 
 
 @app.command("list")

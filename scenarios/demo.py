@@ -120,8 +120,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> None:
+def _check(options: DemoOptions) -> dict[str, str]:
     """Refuse what cannot work, before any process is started.
+
+    Returns:
+        Digests of the weights that will be used, by role.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -144,7 +147,7 @@ def _check(options: DemoOptions) -> None:
     target.feature_specs(options.split)
     from adversary.priors.prior import load_prior
 
-    load_prior(options.prior)
+    return {"target": target.digest, "prior": load_prior(options.prior).digest}
 
 
 def _cli(*arguments: object) -> list[str]:
@@ -154,8 +157,8 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path) -> None:
-        self.options, self.out = options, out
+    def __init__(self, options: DemoOptions, out: Path, weights: dict[str, str]) -> None:
+        self.options, self.out, self.weights = options, out, weights
         self.join = Join(out)
         self.streaming_s = 0.0
         self.status = "starting"
@@ -339,9 +342,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    _check(options)
+    weights = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out)
+    demo = _Demo(options, out, weights)
     with terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
@@ -384,6 +387,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         complete=complete,
         seconds=demo.streaming_s,
         peak_rss_mb=memory,
+        weights=demo.weights,
         options=asdict(o),
     )
     if complete:

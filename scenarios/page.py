@@ -144,7 +144,7 @@ def _methods(summary: Mapping[str, Any]) -> str:
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
         f"<th>{h}</th>"
-        for h in ("tier", "frames", "PSNR, dB", "SSIM", "PSNR eq. 14", "s an image", "iterations", "denoiser calls")
+        for h in ("tier", "frames", "PSNR, dB", "SSIM", "PSNR eq. 14", "s an image", "iterations", "model evaluations")
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 

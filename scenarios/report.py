@@ -6,7 +6,6 @@ has left behind.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_video
 
-__all__ = ["RunInfo", "measure", "panels_of", "percentile", "serving", "summarise", "write_report", "write_rows"]
+__all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
 _GRID_FRAMES = 8
 
@@ -43,6 +42,7 @@ class RunInfo:
         complete: whether the run went to its end.
         seconds: wall-clock seconds of streaming.
         peak_rss_mb: per process, 10⁶ bytes.
+        weights: digests by role.
         options: resolved options, for the page.
     """
 
@@ -58,6 +58,7 @@ class RunInfo:
     complete: bool = True
     seconds: float = 0.0
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -112,22 +113,13 @@ def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile of the finite values, or ``None`` without any."""
-    finite = [v for v in values if math.isfinite(v)]
-    return float(np.percentile(finite, q)) if finite else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [v for v in values if math.isfinite(v)]
-    return float(np.mean(finite)) if finite else None
-
-
 def serving(join: Join) -> dict[str, Any]:
     """The summary's ``serving``: frames, lost, fps, p50_ms, p99_ms."""
     rows = [r for r in join.rows() if r.answered]
     times = [r.capture_time_us for r in rows if r.capture_time_us is not None]
     span = (max(times) - min(times)) / 1e6 if len(times) > 1 else 0.0
+    from splitsight.metrics import percentile
+
     rtt = [r.rtt_ms for r in rows]
     return {
         "frames": len(rows),
@@ -140,7 +132,7 @@ def serving(join: Join) -> dict[str, Any]:
 
 def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[str, Any]:
     """``summary.json`` of a live run, schema ``splitsight.summary/1``."""
-    from splitsight.metrics import mean_interval
+    from splitsight.metrics import mean_interval, percentile
 
     methods: dict[str, Any] = {}
     for tier in TIERS:
@@ -151,10 +143,11 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[st
         if tier == "window":
             images = sum(len(w["sequences"]) for w in windows)
             seconds = _total(windows, "seconds") / images if images else None
-            iterations = _mean([float(w.get("iterations", math.nan)) for w in windows])
-            evaluations = _mean([float(w.get("model_evaluations", math.nan)) for w in windows])
+            iterations = _mean_of([float(w.get("iterations", math.nan)) for w in windows])
+            # one image's share, as `splitsight attack` counts them
+            evaluations = _mean_of([w.get("model_evaluations", math.nan) / len(w["sequences"]) for w in windows])
         else:
-            seconds, iterations, evaluations = _mean([r.lag_ms[tier] / 1e3 for r in rows]), 0.0, 0.0
+            seconds, iterations, evaluations = _mean_of([r.lag_ms[tier] / 1e3 for r in rows]), 0.0, 0.0
         methods[tier] = {
             "n": len(rows),
             **{name: mean_interval([getattr(r, name)[tier] for r in rows]) for name in ("psnr", "psnr_eq14", "ssim")},
@@ -200,6 +193,12 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[st
             },
         },
     }
+
+
+def _mean_of(values: Sequence[float]) -> float | None:
+    from splitsight.metrics import mean_interval
+
+    return mean_interval(values)["mean"]
 
 
 def _total(windows: Sequence[dict[str, Any]], name: str) -> float:
@@ -265,15 +264,15 @@ def write_report(
         UserError: the video cannot be encoded.
         OSError: the disk is full or the folder is gone.
     """
-    from splitsight.summary import environment
+    from splitsight.summary import environment, write_summary
 
     say = progress or (lambda word: None)
     rows = join.rows()
     say("measuring")
     measure(join)
     write_rows(out / "rows.parquet", rows)
-    summary = summarise(join, info, environment())
-    _replace(out / "summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    summary = summarise(join, info, environment(info.weights))
+    write_summary(out / "summary.json", summary)
     shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
     if shown:
         say("encoding demo.mp4")

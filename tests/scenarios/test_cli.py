@@ -55,7 +55,7 @@ def test_help_is_fast_and_light() -> None:
         (["demo", "--prior", "huge", "--out", "{out}"], "huge"),
         (["demo", "--seconds", "0", "--out", "{out}"], "--seconds must be more than 0"),
         (["demo", "--fps", "nan", "--out", "{out}"], "--fps must be more than 0"),
-        (["attack", "dmb", "--out", "{out}"], "exactly one of --images, --video and --recording"),
+        (["attack", "dmb", "--out", "{out}"], "exactly one of --images"),
         (["attack", "dmb", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
         (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),

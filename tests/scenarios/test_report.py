@@ -128,7 +128,7 @@ def test_report(run: Path) -> None:
     window, preview = summary["methods"]["window"], summary["methods"]["preview"]
     assert (window["n"], preview["n"]) == (8, 9)
     assert window["seconds_per_image"] == pytest.approx(0.3)
-    assert (window["iterations"], window["model_evaluations"]) == (60, 8)
+    assert (window["iterations"], window["model_evaluations"]) == (60, 2)
     for name in ("psnr", "psnr_eq14", "ssim"):
         assert window[name]["low"] <= window[name]["mean"] <= window[name]["high"]
         assert window[name]["mean"] > preview[name]["mean"]
@@ -191,7 +191,7 @@ def test_prepare_folder(tmp_path: Path) -> None:
     (out / "truth").mkdir()
     (out / "summary.json").write_text("{}")
     (out / "mine.txt").write_text("kept")
-    with pytest.raises(UserError, match="not empty.*--overwrite"):
+    with pytest.raises(UserError, match=r"not empty.*--overwrite"):
         prepare_folder(out, overwrite=False)
     prepare_folder(out, overwrite=True)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
