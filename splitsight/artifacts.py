@@ -62,8 +62,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     The file appears under its name only once it is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
     half = {
-        k: (v.detach().cpu().half() if v.is_floating_point() else v.detach().cpu()).contiguous() for k, v in state.items()
+        k: (v.detach().cpu().half() if v.is_floating_point() else v.detach().cpu()).clone(
+            memory_format=torch.contiguous_format
+        )
+        for k, v in state.items()
     }
     partial = path.with_suffix(".partial")
     save_file(half, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})

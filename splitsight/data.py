@@ -7,6 +7,7 @@ The Hugging Face format holds one struct column ``image`` with fields ``bytes`` 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
 def _parquet(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({' '.join(str(error).split())})") from error
     kind = table.schema.field("image").type if "image" in table.column_names else None
     if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise UserError(
@@ -89,14 +90,26 @@ def _parquet(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray]
     return images, names, [-1 if x is None else int(x) for x in labels]
 
 
+def _unique_names(files: list[Path]) -> list[str]:
+    """Stems, extended where two files share one: a.png and a.jpg must not overwrite each other's reconstruction."""
+    count = Counter(p.stem for p in files)
+    names: list[str] = []
+    taken = {stem for stem, n in count.items() if n == 1}
+    for p in files:
+        name = p.stem if count[p.stem] == 1 else p.name.replace(".", "-")
+        while count[p.stem] > 1 and name in taken:
+            name += "-"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
 def _folder(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
     if not files:
         raise UserError(f"{path} holds no PNG or JPEG files")
+    names = _unique_names(files)[:limit]
     files = files[:limit]
-    stems = [p.stem for p in files]
-    # a.png and a.jpg must not overwrite each other's reconstruction
-    names = [p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "-") for p in files]
     return [fit(decode_image(p.read_bytes(), str(p)), size) for p in files], names, [-1] * len(files)
 
 
@@ -158,7 +171,9 @@ def shards_of(folder: Path) -> tuple[list[Path], Path]:
     """
     shards = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
     if len(shards) < 2:
-        raise UserError(f"{folder} holds {len(shards)} Parquet files: training needs at least two, the last one is held out")
+        raise UserError(
+            f"{folder} holds {len(shards)} Parquet files: training needs at least two, the last one is held out"
+        )
     classes = folder / "classes.tsv"
     if not classes.is_file():
         raise UserError(f"{classes} is missing: it lists label, WordNet id and names, tab-separated")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -96,12 +97,12 @@ class Run(AbstractContextManager["Run"]):
             saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 part.load_state_dict(saved["parts"][name])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            self.step, self.seconds = saved["step"], saved["seconds"]
+        except (RuntimeError, LookupError, ValueError, TypeError, EOFError, OSError, UnpicklingError) as error:
             raise UserError(
                 f"{self.checkpoint} does not fit this run ({type(error).__name__}): "
                 "give another --out, or remove the file to start anew"
             ) from error
-        self.step, self.seconds = saved["step"], saved["seconds"]
         self._console.print(f"{self.title}: resumed at step {self.step} after {self.seconds / 60:.1f} min")
 
     def save(self) -> None:
@@ -146,7 +147,13 @@ class Run(AbstractContextManager["Run"]):
 
     def steps(self) -> Iterator[float]:
         """Yield the spent fraction before each step until the budget is used up or a signal came."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         last_save = time.monotonic()
         with Progress(*columns, console=self._console, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task(self.title, total=1.0, completed=self.fraction())
@@ -179,13 +186,16 @@ def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        UserError: CUDA was asked for by name and there is none.
+        UserError: CUDA was asked for by name and there is none, or there is no device of that name.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no CUDA device is visible: use --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}': use auto, cpu or cuda") from error
 
 
 def random_crops(images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:

@@ -1,0 +1,347 @@
+"""Registry, artifacts, data and the training harness."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from splitsight.artifacts import digest, home, load_weights, save_weights
+from splitsight.data import cached_images, fit, load_images
+from splitsight.errors import UserError, unknown_name
+from splitsight.registry import Registry
+from splitsight.training import Budget, Run, ema, one_cycle, pick_device, random_crops
+
+# ---------------------------------------------------------------- errors, registry
+
+
+def test_user_errors_are_one_sentence():
+    error = unknown_name("fruit", "pear", ["plum", "apple"])
+    assert str(error) == "unknown fruit 'pear': choose one of apple, plum" and error.code == 2
+    assert UserError("x", code=130).code == 130
+
+
+def test_registry():
+    registry = Registry("fruit")
+
+    @registry.register("plum")
+    class Plum:
+        pass
+
+    assert registry.get("plum") is Plum and registry.names() == ["plum"] and dict(registry) == {"plum": Plum}
+    registry.register("plum")(Plum)
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("plum")(object())
+    with pytest.raises(UserError, match="unknown fruit 'pear'"):
+        registry.get("pear")
+
+
+def test_entry_points_fill_a_registry(monkeypatch):
+    class Point:
+        name = "pear"
+
+        def load(self):
+            return "a pear"
+
+    monkeypatch.setattr(
+        "splitsight.registry.entry_points", lambda group: [Point()] if group == "splitsight.fruits" else []
+    )
+    assert Registry("fruit").get("pear") == "a pear"
+
+
+# ---------------------------------------------------------------- artifacts
+
+
+def test_digest_is_the_same_for_float16_and_its_float32(tmp_path):
+    state = {"a": torch.randn(3, 4), "n": torch.tensor(3), "b": torch.randn(2)}
+    save_weights(tmp_path / "w.safetensors", state, {"hours": 1.5})
+    back = load_weights(tmp_path / "w.safetensors")
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    assert digest(back) == digest(half) == digest(dict(reversed(half.items())))
+    assert back["a"].dtype == torch.float32 and back["n"].dtype == torch.int64
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s | {"a": s["a"] + 1e-3},
+        lambda s: s | {"a": s["a"].T.contiguous()},
+        lambda s: {"c" if k == "a" else k: v for k, v in s.items()},
+        lambda s: {k: v for k, v in s.items() if k != "n"},
+    ],
+)
+def test_digest_changes_with_values_shapes_and_names(change):
+    state = {"a": torch.arange(12.0).view(3, 4), "n": torch.tensor(3)}
+    assert digest(change(dict(state))) != digest(state)
+
+
+def test_weights_of_strided_and_shared_tensors(tmp_path):
+    base = torch.randn(4, 4)
+    save_weights(tmp_path / "w.safetensors", {"t": base.t(), "row": base[1]})
+    assert torch.equal(load_weights(tmp_path / "w.safetensors")["t"], base.t().half().float())
+
+
+def test_integer_views_of_the_same_memory_are_saved(tmp_path):
+    base = torch.arange(6)
+    save_weights(tmp_path / "w.safetensors", {"all": base, "same": base})
+    assert torch.equal(load_weights(tmp_path / "w.safetensors")["same"], base)
+
+
+def test_weights_that_are_not_there_or_corrupt(tmp_path):
+    with pytest.raises(UserError, match="no weights at"):
+        load_weights(tmp_path / "absent.safetensors")
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(100)})
+    data = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(data[:50])
+    with pytest.raises(UserError, match="not a readable safetensors"):
+        load_weights(tmp_path / "w.safetensors")
+
+
+def test_home_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "a" / "b"))
+    assert home() == tmp_path / "a" / "b" and home().is_dir()
+    monkeypatch.delenv("SPLITSIGHT_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    assert home() == tmp_path / "c" / "splitsight"
+
+
+# ---------------------------------------------------------------- data
+
+
+def png(color=(255, 0, 0), size=(10, 20)):
+    image = np.full((*size, 3), color, np.uint8)
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def parquet(path, rows, labels=None):
+    columns = {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+    pq.write_table(pa.table(columns), path)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([8, 32, 64]))
+def test_fit_always_gives_the_size(h, w, size):
+    assert fit(np.zeros((h, w, 3), np.uint8), size).shape == (size, size, 3)
+
+
+def test_fit_keeps_the_centre_and_does_not_touch_what_fits():
+    image = np.zeros((20, 60, 3), np.uint8)
+    image[:, 20:40] = 200
+    assert (fit(image, 20) == 200).all() and fit(image[:, :20], 20) is not None
+    square = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    assert fit(square, 16) is square
+
+
+def test_folder_in_name_order_with_unique_names(tmp_path):
+    for name in ("b.png", "a.png", "c.JPG"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "a.jpg").write_bytes(png((0, 255, 0)))
+    (tmp_path / "notes.txt").write_text("no image")
+    data = load_images(tmp_path, 8)
+    assert data.names == ["a-jpg", "a-png", "b", "c"] and data.images.shape == (4, 8, 8, 3)
+    assert data.images[1, 0, 0].tolist() == [255, 0, 0] and (data.labels == -1).all()
+    assert load_images(tmp_path, 8, limit=2).names[0].startswith("a")
+
+
+def test_names_are_unique_whatever_the_files_are_called(tmp_path):
+    for name in ("a.png", "a.jpg", "a-png.png"):
+        (tmp_path / name).write_bytes(png())
+    names = load_images(tmp_path, 8).names
+    assert len(set(names)) == 3
+
+
+def test_name_does_not_depend_on_the_limit(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(png())
+    assert load_images(tmp_path, 8, limit=1).names == load_images(tmp_path, 8).names[:1]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    parquet(path, [{"bytes": png(), "path": "d/one.png"}, {"bytes": png((0, 0, 255)), "path": None}], [7, None])
+    data = load_images(path, 8)
+    assert data.names == ["000000-one", "000001"] and data.labels.tolist() == [7, -1]
+    assert data.images[1, 0, 0].tolist() == [0, 0, 255]
+    assert len(load_images(path, 8, limit=1)) == 1 and len(load_images(path, 8, limit=99)) == 2
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    def refused(path, match):
+        with pytest.raises(UserError, match=match) as error:
+            load_images(path, 8)
+        assert "\n" not in str(error.value)
+
+    refused(tmp_path / "absent", "no such file")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no PNG or JPEG")
+    (tmp_path / "zero.png").write_bytes(b"")
+    refused(tmp_path / "zero.png", "not a readable PNG")
+    (tmp_path / "noise.jpg").write_bytes(b"\xff\xd8\xffgarbage")
+    refused(tmp_path / "noise.jpg", "not a readable PNG")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    refused(tmp_path / "bad.parquet", "not a readable Parquet")
+    parquet(tmp_path / "cut.parquet", [{"bytes": png(), "path": None}])
+    whole = (tmp_path / "cut.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "cut.parquet", "not a readable Parquet")
+    # same length, so the footer is intact, but the pages are not
+    (tmp_path / "flip.parquet").write_bytes(whole[:4] + b"\x00" * 60 + whole[64:])
+    refused(tmp_path / "flip.parquet", "not a readable")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    refused(tmp_path / "other.parquet", r"needs a struct column 'image'.*it has x")
+    parquet(tmp_path / "none.parquet", [])
+    refused(tmp_path / "none.parquet", "holds no images")
+    parquet(tmp_path / "null.parquet", [{"bytes": None, "path": "x"}])
+    refused(tmp_path / "null.parquet", "row 0 of .* is not a readable")
+
+
+def test_cache_decodes_once_and_follows_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    path = tmp_path / "x.parquet"
+    parquet(path, [{"bytes": png(), "path": None}], [1])
+    images, labels = cached_images([path, path], 8)
+    assert images.shape == (2, 8, 8, 3) and labels.tolist() == [1, 1]
+    monkeypatch.setattr("splitsight.data.load_images", lambda *_: pytest.fail("decoded twice"))
+    cached_images([path], 8)
+    monkeypatch.undo()
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    parquet(path, [{"bytes": png((0, 0, 255)), "path": None}] * 2, [1, 2])
+    assert cached_images([path], 8)[1].tolist() == [1, 2]
+    with pytest.raises(UserError, match="no such data file"):
+        cached_images([tmp_path / "absent"], 8)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_budget():
+    assert Budget(seconds=10).fraction(5, 10**9) == 0.5
+    assert Budget(steps=4).fraction(10**9, 1) == 0.25
+    assert Budget(seconds=10, steps=100).fraction(1, 90) == 0.9
+    assert Budget(steps=4).fraction(0, 9) == 1.0
+    for wrong in ({}, {"seconds": 0}, {"steps": -1}):
+        with pytest.raises(UserError, match="budget"):
+            Budget(**wrong)
+
+
+def test_one_cycle():
+    rates = [one_cycle(f / 1000, 0.1) for f in range(1001)]
+    assert max(rates) == pytest.approx(0.1, rel=1e-3) and rates.index(max(rates)) == pytest.approx(50, abs=1)
+    assert rates[0] > 0 and rates[-1] == pytest.approx(0.0002)
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def parts(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    return {"model": model, "optimizer": torch.optim.Adam(model.parameters(), 0.01), "average": ema(model, 0.9)}
+
+
+def train(run):
+    for fraction in run.steps():
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(run.step))
+        for group in run.parts["optimizer"].param_groups:
+            group["lr"] = one_cycle(fraction, 0.1)
+        run.parts["optimizer"].zero_grad()
+        run.parts["model"](x).square().mean().backward()
+        run.parts["optimizer"].step()
+        run.parts["average"].update_parameters(run.parts["model"])
+        yield run.step
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    with Run(tmp_path / "whole", Budget(steps=10), whole := parts(), title="t") as run:
+        list(train(run))
+    with Run(tmp_path / "cut", Budget(steps=10), parts(), title="t") as run:
+        for step in train(run):
+            if step == 5:
+                signal.raise_signal(signal.SIGTERM)
+    assert run.interrupted and run.step == 6
+    with Run(tmp_path / "cut", Budget(steps=10), resumed := parts(seed=99), title="t") as run:
+        assert run.step == 6 and run.seconds > 0
+        list(train(run))
+    assert run.step == 10 and run.fraction() == 1.0
+    for name in ("model", "average"):
+        a, b = whole[name].state_dict(), resumed[name].state_dict()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_larger_budget_goes_on_and_a_spent_one_does_nothing(tmp_path):
+    for steps, ran in ((3, 3), (3, 0), (5, 2)):
+        with Run(tmp_path, Budget(steps=steps), parts(), title="t") as run:
+            assert len(list(train(run))) == ran
+        assert run.step == max(3, steps)
+
+
+def test_time_budget_counts_only_training(tmp_path):
+    with Run(tmp_path, Budget(seconds=0.05), parts(), title="t") as run:
+        for _ in run.steps():
+            time.sleep(0.02)
+    assert 2 <= run.step <= 3 and run.seconds >= 0.05
+
+
+def test_checkpoint_that_does_not_fit(tmp_path):
+    with Run(tmp_path, Budget(steps=1), parts(), title="t") as run:
+        list(train(run))
+    other = {"model": nn.Linear(2, 2)}
+    with pytest.raises(UserError, match="does not fit this run"):
+        Run(tmp_path, Budget(steps=1), other, title="t")
+    for garbage in (b"", b"garbage", (tmp_path / "checkpoint.pt").read_bytes()[:200]):
+        (tmp_path / "checkpoint.pt").write_bytes(garbage)
+        with pytest.raises(UserError, match="does not fit this run"):
+            Run(tmp_path, Budget(steps=1), parts(), title="t")
+    torch.save({"something": 1}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="does not fit this run"):
+        Run(tmp_path, Budget(steps=1), parts(), title="t")
+
+
+def test_a_failed_step_keeps_the_last_checkpoint(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with Run(tmp_path, Budget(steps=2), parts(), title="t") as run:
+        list(train(run))
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ZeroDivisionError), Run(tmp_path, Budget(steps=9), parts(), title="t") as run:
+        for _ in run.steps():
+            raise ZeroDivisionError
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept and signal.getsignal(signal.SIGINT) is before
+
+
+def test_log_is_one_json_object_a_line(tmp_path):
+    with Run(tmp_path, Budget(steps=2), parts(), title="t") as run:
+        for _ in train(run):
+            run.log(loss=0.5, note="x")
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [0, 1] and rows[0]["loss"] == 0.5 and rows[0]["note"] == "x"
+
+
+def test_device():
+    assert pick_device("cpu").type == "cpu" and pick_device().type in ("cpu", "cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            pick_device("cuda")
+    with pytest.raises(UserError, match="device"):
+        pick_device("toaster")
+
+
+def test_random_crops():
+    x = torch.rand(6, 3, 32, 32)
+    draw = lambda seed: random_crops(x, 16, (0.5, 1.1), torch.Generator().manual_seed(seed))  # noqa: E731
+    assert draw(0).shape == (6, 3, 16, 16) and torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+    assert draw(2).min() >= 0 and draw(2).max() <= 1
+    whole = random_crops(x, 32, (1.0, 1.0), torch.Generator().manual_seed(0))
+    flipped = [torch.allclose(w, o.flip(-1), atol=1e-4) for w, o in zip(whole, x, strict=True)]
+    straight = [torch.allclose(w, o, atol=1e-4) for w, o in zip(whole, x, strict=True)]
+    assert all(a or b for a, b in zip(flipped, straight, strict=True))
