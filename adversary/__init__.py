@@ -1,0 +1,1 @@
+"""The adversary: what can be made of tapped features, and only of them."""

@@ -33,7 +33,14 @@ class TapReader:
     """
 
     def __init__(
-        self, address: str, *, session_id: str = "", ring: int = 0, token: str | None = None, ca: Path | None = None, patience: float = 10.0
+        self,
+        address: str,
+        *,
+        session_id: str = "",
+        ring: int = 0,
+        token: str | None = None,
+        ca: Path | None = None,
+        patience: float = 10.0,
     ) -> None:
         self.address, self.patience = address, patience
         self._request = tap_pb2.SubscribeRequest(session_id=session_id, ring=ring)
@@ -63,7 +70,9 @@ class TapReader:
             grpc.channel_ready_future(self._channel).result(timeout=self.patience)
         except grpc.FutureTimeoutError:
             raise UserError(
-                f"nothing answers at the tap {self.address}: start the cloud server with --tap-port first, or check the address", code=1
+                f"nothing answers at the tap {self.address}: start the cloud server with --tap-port "
+                "first, or check the address",
+                code=1,
             ) from None
 
     def events(self) -> Iterator[tap_pb2.TapEvent]:
@@ -90,5 +99,7 @@ class TapReader:
                 now = time.monotonic()
                 lost_since = lost_since or now
                 if now - lost_since > self.patience:
-                    raise UserError(f"the tap {self.address} was lost and did not come back within {self.patience:g} s", code=1) from error
+                    raise UserError(
+                        f"the tap {self.address} was lost and did not come back within {self.patience:g} s", code=1
+                    ) from error
                 time.sleep(0.3)

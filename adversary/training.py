@@ -64,27 +64,48 @@ def train_prior_command(
     if part in ("autoencoder", "all"):
         share = 1 / 3 if part == "all" else 1.0
         vae, figures = train_autoencoder(
-            shards, out / "autoencoder", Budget(minutes * 60 * share if minutes else None, steps), seed=seed, device=where
+            shards,
+            out / "autoencoder",
+            Budget(minutes * 60 * share if minutes else None, steps),
+            seed=seed,
+            device=where,
         )
         vae.save_pretrained(vae_folder)
         write_card(
             vae_folder,
             "autoencoder of the small prior",
-            what="diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at half and quarter resolution.",
-            data=f"{len(shards) - 1} shards of {data.name}, crops; the last shard was held out and gave the figures (PSNR in dB).",
+            what=(
+                "diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at "
+                "half and quarter resolution."
+            ),
+            data=(
+                f"{len(shards) - 1} shards of {data.name}, crops; the last shard was held out and gave "
+                "the figures (PSNR in dB)."
+            ),
             command=f"splitsight train prior --part autoencoder --data DIR{_flags(minutes, steps)}",
             figures=figures,
         )
         if part == "autoencoder":
             return vae_folder
     if not vae_folder.is_dir():
-        raise UserError(f"no autoencoder at {vae_folder}: train it first with `splitsight train prior --part autoencoder --out {out}`")
+        raise UserError(
+            f"no autoencoder at {vae_folder}: train it first with `splitsight train prior --part "
+            f"autoencoder --out {out}`"
+        )
     vae = AutoencoderDC.from_pretrained(vae_folder)
     share = 2 / 3 if part == "all" else 1.0
     trained = train_denoiser(
-        vae, shards, classes, out / "denoiser", Budget(minutes * 60 * share if minutes else None, steps), seed=seed, device=where
+        vae,
+        shards,
+        classes,
+        out / "denoiser",
+        Budget(minutes * 60 * share if minutes else None, steps),
+        seed=seed,
+        device=where,
     )
-    prior = Prior(vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED)
+    prior = Prior(
+        vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED
+    )
     prior.save(folder)
     held, labels = cached_images(shards[-1:], prior.image_size)
     rng = np.random.default_rng(seed)
@@ -92,21 +113,28 @@ def train_prior_command(
     prompts = [caption(names[y], measure(x), rng) for x, y in zip(held[:2000], labels[:2000], strict=True)]
     figures = dict(trained.figures)
     for steps_ in (4, 8):
-        figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(prior, targets.load(target), held, prompts=prompts, steps=steps_)
+        figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(
+            prior, targets.load(target), held, prompts=prompts, steps=steps_
+        )
     write_card(
         folder,
         "small text-conditional prior",
         what=(
-            "Rectified flow in the latents of a small autoencoder: PixArt transformer (patch 2, 8 × 8 tokens), CLIP text model "
+            "Rectified flow in the latents of a small autoencoder: PixArt transformer (patch 2, 8 "
+            "× 8 tokens), CLIP text model "
             "of two layers with a word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
         data=(
-            f"{len(shards) - 1} shards of {data.name}; captions from class names and measured words (adversary/priors/captions.py), "
+            f"{len(shards) - 1} shards of {data.name}; captions from class names and measured "
+            "words (adversary/priors/captions.py), "
             "dropped at random. The last shard was held out and gave the figures."
         ),
         command=f"splitsight train prior --data DIR{_flags(minutes, steps)}",
         figures=figures,
-        notes=f"The Fréchet distance is taken in features of {network} (2,000 samples, held-out captions); it is not an Inception FID. "
+        notes=(
+            f"The Fréchet distance is taken in features of {network} (2,000 samples, held-out "
+            "captions); it is not an Inception FID. "
+        )
         "The autoencoder's own card is in vae/README.md.",
     )
     card = vae_folder / "README.md"
@@ -148,17 +176,32 @@ def train_inversion_command(
     attacked, generator = targets.load(target), load_prior(prior)
     shapes = [tuple(s.shape) for s in attacked.feature_specs(split)]
     network, figures = train_inversion(
-        attacked.head(split), shapes, generator, shards, out / "run", Budget(minutes * 60 if minutes else None, steps), seed=seed, device=pick_device(device)
+        attacked.head(split),
+        shapes,
+        generator,
+        shards,
+        out / "run",
+        Budget(minutes * 60 if minutes else None, steps),
+        seed=seed,
+        device=pick_device(device),
     )
     file = out / f"{target}-{split}-{generator.name}.safetensors"
     network.cpu().save(
-        file, target_digest=attacked.digest, prior_digest=generator.digest, target=target, split=split, prior=generator.name
+        file,
+        target_digest=attacked.digest,
+        prior_digest=generator.digest,
+        target=target,
+        split=split,
+        prior=generator.name,
     )
     write_card(
         out,
         f"inversion network, {target} at {split}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
-        data=f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB).",
+        data=(
+            f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out "
+            "last shard (PSNR in dB)."
+        ),
         command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}",
         figures=figures,
     )

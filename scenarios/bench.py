@@ -101,31 +101,16 @@ def _session(stub: split_inference_pb2_grpc.SplitInferenceStub, options: BenchOp
 
 
 @contextmanager
-def _subscriber(address: str, condition: str) -> Iterator[None]:
-    """A subscriber of the tap in the given condition, for as long as the block runs."""
-    if condition == "off":
+def _subscriber(children: Supervisor, address: str, condition: str) -> Iterator[None]:
+    """A subscriber of the tap in the given condition, in a process of its own, for as long as the block runs."""
+    if condition != "off":
+        child = children.start(condition, "subscriber", ["-m", "scenarios.subscriber", address, condition])
+        child.wait_event("ready", 60)
+    try:
         yield
-        return
-    with grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", 64 * 2**20)]) as channel:
-        events = tap_pb2_grpc.TapStub(channel).Subscribe(tap_pb2.SubscribeRequest())
-
-        def read() -> None:
-            try:
-                for _ in events:
-                    pass
-            except grpc.RpcError:
-                return  # cancelled below
-
-        reader = threading.Thread(target=read, daemon=True) if condition == "reading" else None
-        if reader is not None:
-            reader.start()
-        time.sleep(0.2)  # let the subscription be in place
-        try:
-            yield
-        finally:
-            events.cancel()
-            if reader is not None:
-                reader.join(5)
+    finally:
+        if condition != "off":
+            children.stop(condition, grace=5)
 
 
 def compare(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -179,7 +164,7 @@ def bench_tap(options: BenchOptions) -> dict[str, Any]:
                 list(_session(stub, options))  # caches, allocators, clocks
                 for number in range(options.rounds):
                     for condition in order.sample(CONDITIONS, len(CONDITIONS)):
-                        with _subscriber(f"127.0.0.1:{ready['tap_port']}", condition):
+                        with _subscriber(children, f"127.0.0.1:{ready['tap_port']}", condition):
                             times = list(_session(stub, options))
                         p50, p99 = np.percentile(times, [50, 99])
                         rows.append(

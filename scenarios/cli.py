@@ -122,6 +122,7 @@ app.add_typer(bench, name="bench")
 Target = Annotated[str, typer.Option(help="Network that is split; see `splitsight list targets`.")]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
 Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
+Inversion = Annotated[Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights of the target, a file; default: the embedded ones.")]
 Video = Annotated[
     str | None,
@@ -147,6 +148,7 @@ def demo(
     target: Target = "resnet18",
     split: Split = "L8",
     prior: Prior = "small",
+    inversion: Inversion = None,
     solver: Annotated[Solver, typer.Option(help="Of a window: pnp (plug-and-play, fast) or dmb (as published).")] = (
         Solver.pnp
     ),
@@ -176,6 +178,7 @@ def demo(
         target=target,
         split=split,
         prior=prior,
+        inversion=inversion,
         solver=solver.value,
         frames=frames,
         stride=stride,
@@ -352,9 +355,7 @@ def adversary(
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificate authority of the tap, PEM; default: no TLS.")] = None,
     session: Annotated[str, typer.Option(help="Only this session; default: the first that shows up.")] = "",
-    inversion: Annotated[
-        Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")
-    ] = None,
+    inversion: Inversion = None,
     weights: Weights = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a tap that is away.")] = 10.0,
     seed: Seed = 0,

@@ -65,6 +65,7 @@ class DemoOptions:
         target: name of the split network.
         split: name of the split point.
         prior: name or folder of the generative prior.
+        inversion: file of an inversion network; the embedded one by default.
         solver: ``pnp`` or ``dmb``, of the window tier.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
@@ -83,6 +84,7 @@ class DemoOptions:
     target: str = "resnet18"
     split: str = "L8"
     prior: str = "small"
+    inversion: Path | None = None
     solver: str = "pnp"
     frames: int = 4
     stride: float = 0.5
@@ -192,6 +194,7 @@ class _Demo:
                 *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
                 *("--prior", o.prior, "--solver", o.solver, "--frames", o.frames, "--stride", o.stride),
                 *("--threads", self.threads, "--seed", o.seed),
+                *(("--inversion", o.inversion) if o.inversion is not None else ()),
             ),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )

@@ -1,0 +1,1 @@
+"""What every role of the testbed shares: targets, splitting, wire, defences, metrics, video, artifacts."""

@@ -12,7 +12,14 @@ __all__ = ["write_card"]
 
 
 def write_card(
-    folder: Path, name: str, *, what: str, data: str, command: str, figures: Mapping[str, float | int | bool | str], notes: str = ""
+    folder: Path,
+    name: str,
+    *,
+    what: str,
+    data: str,
+    command: str,
+    figures: Mapping[str, float | int | bool | str],
+    notes: str = "",
 ) -> None:
     """Write ``folder/README.md``.
 
@@ -29,6 +36,7 @@ def write_card(
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(
-        f"# {name}\n\n{what}\n\n**Data.** {data}\n\n**Command.** `{command}`, on {device}, PyTorch {torch.__version__}.\n\n"
+        f"# {name}\n\n{what}\n\n**Data.** {data}\n\n**Command.** `{command}`, on {device}, "
+        f"PyTorch {torch.__version__}.\n\n"
         f"| figure | value |\n| --- | --- |\n{rows}\n" + (f"\n{notes}\n" if notes else "")
     )

@@ -22,7 +22,9 @@ def _tensor(images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def inversion_quality(network: nn.Module, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50) -> dict[str, float]:
+def inversion_quality(
+    network: nn.Module, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50
+) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images."""
     psnr, ssim = [], []
     device = next(network.parameters()).device
@@ -76,7 +78,9 @@ def train_inversion(
     average = ema(network, 0.998)
     generator = torch.Generator().manual_seed(seed)
     total, count = 0.0, 0
-    with Run(out, budget, {"network": network, "average": average, "optimizer": optimizer}, title="train inversion") as run:
+    with Run(
+        out, budget, {"network": network, "average": average, "optimizer": optimizer}, title="train inversion"
+    ) as run:
         generator.manual_seed(seed + run.step)
         for fraction in run.steps():
             for group in optimizer.param_groups:
@@ -100,7 +104,10 @@ def train_inversion(
             if run.step % 250 == 249:
                 extra = {}
                 if run.step % 1000 == 999:
-                    extra = {f"val_{k}": v for k, v in inversion_quality(average.module.eval(), head, prior, held[:300]).items()}
+                    extra = {
+                        f"val_{k}": v
+                        for k, v in inversion_quality(average.module.eval(), head, prior, held[:300]).items()
+                    }
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
     network = average.module.eval()

@@ -44,7 +44,9 @@ class InversionNetwork(nn.Module):
         depth: residual blocks.
     """
 
-    def __init__(self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4) -> None:
+    def __init__(
+        self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4
+    ) -> None:
         super().__init__()
         self.config = {"features": [list(s) for s in features], "latent": list(latent), "width": width, "depth": depth}
         self.grid = latent[1] // 2
@@ -54,7 +56,9 @@ class InversionNetwork(nn.Module):
                 self.entries.append(nn.Conv2d(shape[0], 2 * width, 3 if shape[1] > 1 else 1, padding="same"))
             else:
                 numbers = int(torch.Size(shape).numel())
-                self.entries.append(nn.Sequential(nn.Flatten(), nn.Linear(numbers, 2 * width * 16), nn.Unflatten(1, (2 * width, 4, 4))))
+                self.entries.append(
+                    nn.Sequential(nn.Flatten(), nn.Linear(numbers, 2 * width * 16), nn.Unflatten(1, (2 * width, 4, 4)))
+                )
         self.up = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.exit = nn.Conv2d(width, latent[0], 3, padding=1)
@@ -65,7 +69,9 @@ class InversionNetwork(nn.Module):
         for entry, z in zip(self.entries, features, strict=True):
             h = entry(z)
             if h.shape[-1] != self.grid:
-                h = nn.functional.interpolate(h, (self.grid, self.grid), mode="bilinear", align_corners=False, antialias=h.shape[-1] > self.grid)
+                h = nn.functional.interpolate(
+                    h, (self.grid, self.grid), mode="bilinear", align_corners=False, antialias=h.shape[-1] > self.grid
+                )
             total = h if total is None else total + h
         h = nn.functional.pixel_shuffle(self.up(torch.relu(total)), 2)
         return self.exit(self.blocks(torch.relu(h)))
@@ -76,7 +82,9 @@ class InversionNetwork(nn.Module):
         save_weights(path, self.state_dict(), {**about, "target": target, "split": split, "prior": prior})
 
 
-def load_inversion(target: str, split: str, prior: str, *, target_digest: str, prior_digest: str, path: Path | None = None) -> InversionNetwork:
+def load_inversion(
+    target: str, split: str, prior: str, *, target_digest: str, prior_digest: str, path: Path | None = None
+) -> InversionNetwork:
     """The inversion network for one target, split and prior: the embedded one, or a file.
 
     Raises:
@@ -96,11 +104,16 @@ def load_inversion(target: str, split: str, prior: str, *, target_digest: str, p
         for what, want in (("target_digest", target_digest), ("prior_digest", prior_digest)):
             if about[what] != want:
                 raise UserError(
-                    f"{file.name} was trained for another {what.split('_')[0]} (digest {about[what][:12]}…, not {want[:12]}…): "
+                    f"{file.name} was trained for another {what.split('_')[0]} (digest "
+                    f"{about[what][:12]}…, not {want[:12]}…): "
                     "retrain it with `splitsight train inversion`"
                 )
-        network = InversionNetwork([tuple(s) for s in config["features"]], tuple(config["latent"]), config["width"], config["depth"])
+        network = InversionNetwork(
+            [tuple(s) for s in config["features"]], tuple(config["latent"]), config["width"], config["depth"]
+        )
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{file} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`") from error
+        raise UserError(
+            f"{file} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`"
+        ) from error
     return network.eval().requires_grad_(False)

@@ -81,7 +81,12 @@ class Engine:
     """
 
     def __init__(
-        self, prior: Prior, head: nn.Module, inversion: InversionNetwork | None, settings: WindowSettings | None = None, text: Text | None = None
+        self,
+        prior: Prior,
+        head: nn.Module,
+        inversion: InversionNetwork | None,
+        settings: WindowSettings | None = None,
+        text: Text | None = None,
     ) -> None:
         self.prior, self.head, self.inversion, self.text = prior, head, inversion, text
         self.settings = settings or WindowSettings()
@@ -143,7 +148,9 @@ class Engine:
             outcome.seconds,
         )
 
-    def _plug_and_play(self, window: Window, features: list[Tensor], match: FeatureMatch, deadline: float | None) -> Outcome:
+    def _plug_and_play(
+        self, window: Window, features: list[Tensor], match: FeatureMatch, deadline: float | None
+    ) -> Outcome:
         s = self.settings
         start = self._start(window, features)
         inner = s.inner

@@ -87,7 +87,13 @@ class LiveOptions:
 
 
 def build_engine(
-    target: Target, split: str, prior: Prior, settings: WindowSettings, *, prompt: str = "", inversion: Path | None = None
+    target: Target,
+    split: str,
+    prior: Prior,
+    settings: WindowSettings,
+    *,
+    prompt: str = "",
+    inversion: Path | None = None,
 ) -> Engine:
     """An engine with the inversion network that fits target, split and prior.
 
@@ -96,7 +102,8 @@ def build_engine(
     """
     if prior.image_size != target.input_size:
         raise UserError(
-            f"prior '{prior.name}' makes images of {prior.image_size} pixels, {target.name} takes {target.input_size}: choose another prior"
+            f"prior '{prior.name}' makes images of {prior.image_size} pixels, {target.name} takes "
+            f"{target.input_size}: choose another prior"
         )
     head = target.head(split)
     network = load_inversion(
@@ -165,7 +172,8 @@ class _Adversary:
         if (message.target, message.split) != (self.target.name, self.options.split):
             raise UserError(
                 f"the session runs {message.target} at {message.split}, this adversary was set up for "
-                f"{self.target.name} at {self.options.split}: start it with --target {message.target} --split {message.split}",
+                f"{self.target.name} at {self.options.split}: start it with --target {message.target} "
+                f"--split {message.split}",
                 code=1,
             )
         if message.weights_digest != self.target.digest:
@@ -188,7 +196,8 @@ class _Adversary:
         self.writer.append(tapped)
         try:
             arrays = [
-                tensors.decode(tensor, spec.shape, max_bytes=256 * 2**20) for tensor, spec in zip(frame.features, self.specs, strict=True)
+                tensors.decode(tensor, spec.shape, max_bytes=256 * 2**20)
+                for tensor, spec in zip(frame.features, self.specs, strict=True)
             ]
         except (tensors.WireError, ValueError) as error:
             # what the server refuses too; the stream goes on
@@ -199,7 +208,9 @@ class _Adversary:
         image = self.engine.preview(observation)
         if image is not None:
             save_image(self.options.out / "preview" / f"{frame.sequence:06d}.png", image)
-            self.log.write("preview", sequence=frame.sequence, lag_ms=1e3 * (time.monotonic() - arrived), dropped=tapped.dropped)
+            self.log.write(
+                "preview", sequence=frame.sequence, lag_ms=1e3 * (time.monotonic() - arrived), dropped=tapped.dropped
+            )
         if (window := self.windower.add(observation)) is not None:
             self.completed[window.index] = window.completed_at
             self.windows.put(window)
@@ -284,10 +295,14 @@ def run_live(options: LiveOptions) -> int:
     os.nice(options.nice)
     target = targets.load(options.target, options.weights)
     prior = load_prior(options.prior)
-    engine = build_engine(target, options.split, prior, options.settings, prompt=options.prompt, inversion=options.inversion)
+    engine = build_engine(
+        target, options.split, prior, options.settings, prompt=options.prompt, inversion=options.inversion
+    )
     _warm_up(engine, target, options)
     options.out.mkdir(parents=True, exist_ok=True)
-    reader = TapReader(options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience)
+    reader = TapReader(
+        options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience
+    )
     reader.connect()
     adversary = _Adversary(options, engine, target, reader)
     interrupted = threading.Event()

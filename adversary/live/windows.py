@@ -69,8 +69,8 @@ class Windower:
         if not self.fresh(frame.sequence):
             return None
         self._last = frame.sequence
-        # a fifth of a stride of tolerance: capture times jitter around the grid
-        if self._next_us is not None and frame.capture_us < self._next_us - 0.2 * self.stride_us:
+        # some tolerance, because capture times jitter around the grid
+        if self._next_us is not None and frame.capture_us < self._next_us - 0.08 * self.stride_us:
             return None
         on_grid = self._next_us is not None and frame.capture_us < self._next_us + self.stride_us
         self._next_us = (self._next_us if on_grid and self._next_us is not None else frame.capture_us) + self.stride_us

@@ -50,7 +50,13 @@ def reconstruction_quality(vae: nn.Module, images: np.ndarray, batch: int = 50) 
     device = next(vae.parameters()).device
     psnr, ssim = [], []
     for i in range(0, len(images), batch):
-        x = torch.from_numpy(np.ascontiguousarray(images[i : i + batch])).permute(0, 3, 1, 2).float().div(255).to(device)
+        x = (
+            torch.from_numpy(np.ascontiguousarray(images[i : i + batch]))
+            .permute(0, 3, 1, 2)
+            .float()
+            .div(255)
+            .to(device)
+        )
         y = vae.decode(vae.encode(2 * x - 1).latent).sample.add(1).div(2).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
@@ -97,7 +103,11 @@ def train_autoencoder(
             z = vae.encode(x).latent
             spread = z.square().mean((0, 2, 3))
             noisy = z + 0.1 * torch.randn(z.shape, generator=generator).to(device)
-            loss = _loss(vae.decode(noisy).sample, x) + 0.05 * (spread - 1).square().mean() + 0.01 * z.mean((0, 2, 3)).square().mean()
+            loss = (
+                _loss(vae.decode(noisy).sample, x)
+                + 0.05 * (spread - 1).square().mean()
+                + 0.01 * z.mean((0, 2, 3)).square().mean()
+            )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -25,7 +25,9 @@ from splitsight.training import Budget, Run, ema, one_cycle
 __all__ = ["Trained", "build_denoiser", "build_text_encoder", "train_denoiser"]
 
 
-def build_denoiser(channels: int, sample_size: int, text_width: int, width: int = 224, layers: int = 6) -> PixArtTransformer2DModel:
+def build_denoiser(
+    channels: int, sample_size: int, text_width: int, width: int = 224, layers: int = 6
+) -> PixArtTransformer2DModel:
     """A small diffusion transformer with cross-attention to text (PixArt-α, arXiv 2310.00426), patch size 2."""
     return PixArtTransformer2DModel(
         num_attention_heads=width // 32,
@@ -78,7 +80,9 @@ class _Pair(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         text = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return self.denoiser(x, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=t * 1000, return_dict=False)[0]
+        return self.denoiser(
+            x, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=t * 1000, return_dict=False
+        )[0]
 
 
 @torch.no_grad()
@@ -95,7 +99,14 @@ def _encode_all(vae: AutoencoderDC, images: np.ndarray, batch: int = 100) -> np.
         device = next(vae.parameters()).device
         chunks: list[list[np.ndarray]] = [[], []]
         for i in range(0, len(images), batch):
-            x = torch.from_numpy(np.ascontiguousarray(images[i : i + batch])).permute(0, 3, 1, 2).float().div(127.5).sub(1).to(device)
+            x = (
+                torch.from_numpy(np.ascontiguousarray(images[i : i + batch]))
+                .permute(0, 3, 1, 2)
+                .float()
+                .div(127.5)
+                .sub(1)
+                .to(device)
+            )
             for flip in (0, 1):
                 u = vae.encode(x.flip(-1) if flip else x).latent * vae.config.scaling_factor
                 chunks[flip].append(u.half().cpu().numpy())
@@ -165,7 +176,9 @@ def train_denoiser(
     tokenizer = build_tokenizer(names)
 
     def tokens(captions: list[str]) -> tuple[Tensor, Tensor]:
-        encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")
+        encoded = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        )
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
 
     torch.manual_seed(seed)
@@ -174,7 +187,9 @@ def train_denoiser(
     optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     average = ema(pair, 0.9995)
     rng = np.random.default_rng(seed)
-    held_ids, held_mask = tokens([caption(names[y], w, rng) for y, w in zip(held_labels[:1000], held_words, strict=True)])
+    held_ids, held_mask = tokens(
+        [caption(names[y], w, rng) for y, w in zip(held_labels[:1000], held_words, strict=True)]
+    )
     total, count = 0.0, 0
     with Run(out, budget, {"pair": pair, "average": average, "optimizer": optimizer}, title="train denoiser") as run:
         rng = np.random.default_rng((seed, run.step))

@@ -20,7 +20,8 @@ __all__ = ["WORDS", "build_tokenizer", "caption", "measure", "read_class_names"]
 
 WORDS = (
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "white", "gray",
-    "dark", "bright", "colorful", "blue sky", "grass", "snow", "white background", "black background", "water", "plain background",
+    "dark", "bright", "colorful", "blue sky", "grass", "snow", "white background", "black "
+    "background", "water", "plain background",
 )  # fmt: skip
 """What :func:`measure` can say; bit i of its answer is ``WORDS[i]``."""
 
@@ -68,7 +69,14 @@ def measure(image: np.ndarray) -> int:
     brightness = float(hsv[..., 2].mean())
     top, bottom = hsv[: size // 3], hsv[-size // 3 :]
     edge = size // 8
-    border = np.concatenate([hsv[:edge].reshape(-1, 3), hsv[-edge:].reshape(-1, 3), hsv[:, :edge].reshape(-1, 3), hsv[:, -edge:].reshape(-1, 3)])
+    border = np.concatenate(
+        [
+            hsv[:edge].reshape(-1, 3),
+            hsv[-edge:].reshape(-1, 3),
+            hsv[:, :edge].reshape(-1, 3),
+            hsv[:, -edge:].reshape(-1, 3),
+        ]
+    )
     upper, lower, rim = _shares(top), _shares(bottom), _shares(border)
     calm_top = float(top[..., 2].std()) < 40
     rules = {
@@ -124,7 +132,14 @@ def build_tokenizer(names: Iterable[Iterable[str]], length: int = 16) -> PreTrai
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
     )

@@ -30,7 +30,14 @@ class PooledFeatures(nn.Module):
 
 @torch.no_grad()
 def frechet_distance(
-    prior: Prior, target: Target, images: np.ndarray, *, prompts: list[str] | None = None, steps: int = 8, count: int = 2000, seed: int = 0
+    prior: Prior,
+    target: Target,
+    images: np.ndarray,
+    *,
+    prompts: list[str] | None = None,
+    steps: int = 8,
+    count: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, str]:
     """Fréchet distance between samples and real images in a *named* network's features; not an Inception FID.
 

@@ -98,11 +98,14 @@ class Prior(nn.Module):
             raise UserError(f"no prior at {folder}: give a folder in diffusers layout or '{EMBEDDED}'")
         kinds: dict[str, tuple[type[Any], ...]] = {
             "vae": (AutoencoderDC, AutoencoderKL),
-            "transformer" if (folder / "transformer").is_dir() else "unet": (PixArtTransformer2DModel, UNet2DConditionModel),
+            "transformer" if (folder / "transformer").is_dir() else "unet": (
+                PixArtTransformer2DModel,
+                UNet2DConditionModel,
+            ),
             "scheduler": (FlowMatchEulerDiscreteScheduler, DDIMScheduler),
         }
         parts: dict[str, Any] = {}
-        level = diffusers_logging.get_verbosity()
+        diffusers_logging.get_verbosity()
         diffusers_logging.set_verbosity_error()
         try:
             for part, options in kinds.items():
@@ -110,12 +113,16 @@ class Prior(nn.Module):
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
                 loaded = kind.from_pretrained(folder / part)
-                parts["denoiser" if part in ("transformer", "unet") else part] = loaded.float() if isinstance(loaded, nn.Module) else loaded
+                parts["denoiser" if part in ("transformer", "unet") else part] = (
+                    loaded.float() if isinstance(loaded, nn.Module) else loaded
+                )
             text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"the prior at {folder} cannot be loaded ({reason}): restore its folder or retrain it") from error
+            raise UserError(
+                f"the prior at {folder} cannot be loaded ({reason}): restore its folder or retrain it"
+            ) from error
         return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, folder.name)
 
     def save(self, folder: Path) -> None:
@@ -148,7 +155,11 @@ class Prior(nn.Module):
     def embed_text(self, prompts: list[str]) -> Text:
         """``E``: prompts → embeddings; the empty prompt is the unconditional one."""
         tokens = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         device = self.text_encoder.get_input_embeddings().weight.device
         ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)

@@ -151,7 +151,9 @@ def plug_and_play(
             if smoothing is not None:
                 terms.append(smoothing)
             offset = done
-            report = None if progress is None else (lambda i, n, loss, offset=offset: progress(offset + i, planned, loss))
+            report = (
+                None if progress is None else (lambda i, n, loss, offset=offset: progress(offset + i, planned, loss))
+            )
             outcome = adam(Latent(prior, target), terms, iterations=inner, lr=lr, deadline=deadline, progress=report)
             u = outcome.value
             losses += outcome.losses

@@ -20,7 +20,9 @@ class Term(Protocol):
 
     weight: float
 
-    def __call__(self, value: Tensor, images: Tensor) -> Tensor: ...
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        ...
 
 
 class FeatureMatch:
@@ -33,13 +35,16 @@ class FeatureMatch:
         relative: divide by ‖z_mid‖², so that other weights mean the same at every split.
     """
 
-    def __init__(self, head: nn.Module, features: Sequence[Tensor], weight: float = 1.0, *, relative: bool = False) -> None:
+    def __init__(
+        self, head: nn.Module, features: Sequence[Tensor], weight: float = 1.0, *, relative: bool = False
+    ) -> None:
         self.head, self.features, self.weight = head, tuple(features), weight
         self.evaluations = 0
         energy = torch.stack([z.flatten(1).square().sum(1) for z in self.features]).sum(0)
         self.scale = 1 / energy.clamp_min(1e-12) if relative else torch.ones_like(energy)
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
         self.evaluations += len(images)
         found = self.head(images)
         errors = [(a - b).flatten(1).square().sum(1) for a, b in zip(found, self.features, strict=True)]
@@ -53,6 +58,7 @@ class TotalVariation:
         self.weight = weight
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
         down = (images[..., 1:, :] - images[..., :-1, :]).flatten(1).square().sum(1)
         right = (images[..., :, 1:] - images[..., :, :-1]).flatten(1).square().sum(1)
         return (down + right) / (images.shape[-1] * images.shape[-2])
@@ -72,6 +78,7 @@ class TemporalSmoothing:
         self.weight, self.agreement, self.windows = weight, agreement, windows
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
         groups = value.unflatten(0, (self.windows, -1))
         if self.agreement is None:
             return (groups - groups.mean(1, keepdim=True)).flatten(2).square().sum(2).flatten()
@@ -92,6 +99,7 @@ class Pull:
         self.target, self.weight = target, weight
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
         return (value - self.target).flatten(1).square().sum(1)
 
 
@@ -114,5 +122,9 @@ def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> 
         grid = z if z.ndim == 4 else z.flatten(1)[:, :, None, None]
         middle = grid.median(0, keepdim=True).values
         distance = (grid - middle).square().mean(1, keepdim=True) / middle.square().mean().clamp_min(1e-12)
-        maps.append(nn.functional.interpolate(torch.exp(-distance / softness), (size, size), mode="bilinear", align_corners=False))
+        maps.append(
+            nn.functional.interpolate(
+                torch.exp(-distance / softness), (size, size), mode="bilinear", align_corners=False
+            )
+        )
     return torch.stack(maps).mean(0)

@@ -48,6 +48,7 @@ class Latent(Variable):
         self.value = start.detach().clone().requires_grad_()
 
     def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
         return self.prior.decode(self.value)
 
 
@@ -74,4 +75,5 @@ class Noise(Variable):
         return torch.randn(frames, *prior.latent_shape, generator=generator)
 
     def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
         return self.prior.generate(normalised(self.value), self.text, self.steps)

@@ -27,7 +27,9 @@ def _stage(fraction: float) -> tuple[float, tuple[float, float]]:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray, preprocess: nn.Module, batch: int = 250) -> dict[str, float]:
+def accuracy(
+    model: nn.Module, images: np.ndarray, labels: np.ndarray, preprocess: nn.Module, batch: int = 250
+) -> dict[str, float]:
     """Top-1 and top-5 accuracy, each in [0, 1], of ``(N, H, W, 3)`` uint8 images."""
     model.eval()
     top1 = top5 = 0
@@ -81,7 +83,10 @@ def train_classifier(
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=lr, momentum=0.9, nesterov=True
+        [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=lr,
+        momentum=0.9,
+        nesterov=True,
     )
     average = ema(model, 0.998)
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +119,10 @@ def train_classifier(
             if run.step % 200 == 199:
                 extra = {}
                 if run.step % 1000 == 999:
-                    extra = {f"val_{k}": v for k, v in accuracy(average.module, held_images[:2000], held_labels[:2000], preprocess).items()}
+                    extra = {
+                        f"val_{k}": v
+                        for k, v in accuracy(average.module, held_images[:2000], held_labels[:2000], preprocess).items()
+                    }
                 run.log(loss=running / seen, train_top1=correct / seen, size=x.shape[-1], fraction=fraction, **extra)
                 running, correct, seen = 0.0, 0.0, 0
     figures = accuracy(average.module, held_images, held_labels, preprocess)

@@ -21,7 +21,14 @@ _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def train_target_command(
-    *, data: Path, out: Path, minutes: float | None, steps: int | None, device: str = "auto", seed: int = 0, threads: int | None = None
+    *,
+    data: Path,
+    out: Path,
+    minutes: float | None,
+    steps: int | None,
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
 ) -> Path:
     """Train (or go on training) the target in ``out/run``; write the model to ``out/model``.
 
@@ -50,20 +57,34 @@ def train_target_command(
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
     state, figures = train_classifier(
-        resnet18(num_classes=count), Normalize(_MEAN, _STD), shards, out / "run", budget, device=pick_device(device), seed=seed
+        resnet18(num_classes=count),
+        Normalize(_MEAN, _STD),
+        shards,
+        out / "run",
+        budget,
+        device=pick_device(device),
+        seed=seed,
     )
     folder = out / "model"
     save_weights(folder / "model.safetensors", state)
     (folder / "config.json").write_text(
-        json.dumps({"architecture": "torchvision.resnet18", "num_classes": count, "input_size": 64, "mean": _MEAN, "std": _STD}) + "\n"
+        json.dumps(
+            {"architecture": "torchvision.resnet18", "num_classes": count, "input_size": 64, "mean": _MEAN, "std": _STD}
+        )
+        + "\n"
     )
     shutil.copyfile(classes, folder / "classes.tsv")
     write_card(
         folder,
         "resnet18 on 64 × 64 images",
         what=f"torchvision's ResNet-18 (7 × 7 stem, max-pooling), {count} classes, input 64 × 64, float16 weights.",
-        data=f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held out and gave the figures.",
-        command="splitsight train target --data DIR" + (f" --minutes {minutes:g}" if minutes else "") + (f" --steps {steps}" if steps else ""),
+        data=(
+            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
+            "out and gave the figures."
+        ),
+        command="splitsight train target --data DIR"
+        + (f" --minutes {minutes:g}" if minutes else "")
+        + (f" --steps {steps}" if steps else ""),
         figures=figures,
         notes="Made to be attacked: a realistic, not a state-of-the-art classifier.",
     )

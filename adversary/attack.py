@@ -1,0 +1,333 @@
+"""``splitsight attack``: one method on images, a clip or a recording, from features to a folder of results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.live.run import save_image
+from adversary.methods import ATTACKS, Problem, Reconstruction
+from adversary.priors.prior import EMBEDDED, load_prior
+from splitsight import targets
+from splitsight.data import load_images
+from splitsight.errors import UserError
+from splitsight.metrics import image_quality, mean_interval
+from splitsight.recording import Recording
+from splitsight.summary import MethodSummary, Summary, environment, write_summary
+from splitsight.video import open_source
+
+__all__ = ["Progress", "run_attack"]
+
+Progress = Callable[[int, int, str], None]
+_BATCH = 8
+
+
+@dataclass
+class _Input:
+    """Frames to attack: names, features, and the originals where they are known."""
+
+    names: list[str]
+    times: list[float]
+    features: list[Tensor]
+    originals: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _from_pixels(names: list[str], times: list[float], pixels: np.ndarray, head: torch.nn.Module) -> _Input:
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
+    with torch.no_grad():
+        parts = [head(images[i : i + 64]) for i in range(0, len(images), 64)]
+    return _Input(names, times, [torch.cat(z) for z in zip(*parts, strict=True)], images)
+
+
+def _from_recording(folder: Path, target: targets.Target, split: str, limit: int | None) -> _Input:
+    recording = Recording.open(folder)
+    session = recording.session
+    if (session.target, session.split) != (target.name, split):
+        raise UserError(
+            f"{folder} holds features of {session.target} at {session.split}: give --target "
+            f"{session.target} --split {session.split}"
+        )
+    if session.digest != target.digest:
+        raise UserError(
+            f"{folder} was made with other weights of {target.name} (digest "
+            f"{session.digest[:12]}…, here {target.digest[:12]}…): "
+            "give the weights it was made with"
+        )
+    names, times, arrays = [], [], []
+    for sequence, capture_us, tensors in recording.frames():
+        if limit is not None and len(names) >= limit:
+            break
+        names.append(f"{sequence:06d}")
+        times.append(capture_us / 1e6)
+        arrays.append(tensors)
+    if not names:
+        raise UserError(f"{folder} holds no frames: record a run first")
+    features = [torch.from_numpy(np.stack(parts)) for parts in zip(*arrays, strict=True)]
+    return _Input(names, times, features, None)
+
+
+def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> Iterator[list[int]]:
+    """Index groups that are solved together: windows of ``frames`` at least ``stride`` seconds apart, or batches."""
+    if not windowed:
+        for i in range(0, len(times), _BATCH):
+            yield list(range(i, min(i + _BATCH, len(times))))
+        return
+    # frames between two of a window belong to further windows, shifted, so that each frame is in exactly one
+    left = list(range(len(times)))
+    while left:
+        group = [left[0]]
+        for i in left[1:]:
+            if len(group) == frames:
+                break
+            if times[i] - times[group[-1]] >= 0.8 * stride:
+                group.append(i)
+        left = [i for i in left if i not in set(group)]
+        yield group
+
+
+def _grid(path: Path, originals: Tensor | None, images: Tensor, most: int = 12) -> None:
+    """Originals (where known) above reconstructions, enlarged four times."""
+    rows = [images[:most]] if originals is None else [originals[:most], images[:most]]
+    sheet = torch.cat([torch.cat(list(row.clamp(0, 1)), 2) for row in rows], 1)
+    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = cv2.resize(pixels, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"cannot write {path}")
+
+
+def run_attack(
+    method: str,
+    *,
+    images: Path | None = None,
+    video: str | None = None,
+    recording: Path | None = None,
+    target: str = "resnet18",
+    split: str = "L8",
+    limit: int | None = None,
+    seed: int = 0,
+    setting: str | None = None,
+    time_budget: float | None = None,
+    out: Path,
+    prior: str = EMBEDDED,
+    threads: int | None = None,
+    frames: int = 4,
+    stride: float = 0.5,
+    fps: float = 2.0,
+    prompt: str = "",
+    truth: Path | None = None,
+    weights: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Reconstruct every input and write ``summary.json``, ``rows.parquet``, ``grid.png``, ``reconstructions/``.
+
+    Exactly one of ``images``, ``video``, ``recording`` is given. For the first two this function also plays
+    the edge: it computes the features, and keeps the originals only to score the answers.
+
+    Args:
+        method: a name out of ``splitsight list attacks``.
+        images: folder of PNG/JPEG, one such file, or Parquet in Hugging Face image format.
+        video: path or URL; sampled at ``fps``.
+        recording: folder written by a tap's adversary.
+        target: attacked network.
+        split: its split point.
+        limit: at most this many inputs.
+        seed: of all draws.
+        setting: named setting of the method; its first one by default.
+        time_budget: wall-clock seconds for the whole run; shared evenly among what is left to do. Every
+            input gets an answer, the best one by then.
+        out: folder for the results; created.
+        prior: name or folder of the generative prior.
+        threads: compute threads; PyTorch's default where not given.
+        frames: K, for methods that solve windows.
+        stride: seconds between the frames of a window.
+        fps: frames a second taken from a video.
+        prompt: text prior.
+        truth: for a recording, a folder of originals by sequence number (the edge's side file) to score with.
+        weights: the target's weights; the embedded ones by default.
+        progress: called with (inputs done, inputs, what is going on).
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UserError: unknown names, inputs that cannot be read, or not exactly one input.
+    """
+    if sum(x is not None for x in (images, video, recording)) != 1:
+        raise UserError("give exactly one of --images, --video, --recording")
+    if limit is not None and limit < 1:
+        raise UserError("--limit must be at least 1")
+    if time_budget is not None and time_budget <= 0:
+        raise UserError("--time-budget must be positive")
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    attack = ATTACKS.get(method)()
+    chosen, settings = attack.setting(setting)
+    attacked = targets.load(target, weights)
+    head = attacked.head(split)
+    if images is not None:
+        found = load_images(images, attacked.input_size, limit)
+        data = _from_pixels(found.names, [i * stride for i in range(len(found))], found.images, head)
+    elif video is not None:
+        sampled = []
+        with open_source(video, fps=fps, size=attacked.input_size) as source:
+            for frame in source:
+                if limit is not None and len(sampled) >= limit:
+                    break
+                sampled.append(frame)
+        names = [f"{f.index:06d}" for f in sampled]
+        data = _from_pixels(names, [f.time_s for f in sampled], np.stack([f.image for f in sampled]), head)
+    else:
+        assert recording is not None
+        data = _from_recording(recording, attacked, split, limit)
+        if truth is not None:
+            known = {name: image for name, image in zip(*_truth(truth, attacked.input_size), strict=True)}
+            if missing := [n for n in data.names if n not in known]:
+                raise UserError(
+                    f"{truth} holds no original for frame {missing[0]}: give the edge's truth folder of the same run"
+                )
+            data.originals = torch.stack([known[n] for n in data.names])
+    generator = load_prior(prior)
+    if generator.image_size != attacked.input_size:
+        raise UserError(
+            f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
+            f"takes {attacked.input_size}: choose another prior"
+        )
+    text = generator.embed_text([prompt]) if prompt else None
+    networks: list[InversionNetwork] = []
+
+    def inversion() -> InversionNetwork:
+        if not networks:
+            networks.append(
+                load_inversion(
+                    target, split, generator.name, target_digest=attacked.digest, prior_digest=generator.digest
+                )
+            )
+        return networks[0]
+
+    (out / "reconstructions").mkdir(parents=True, exist_ok=True)
+    groups = list(_groups(data.times, attack.windowed, frames, stride))
+    start = time.monotonic()
+    answers: dict[int, Tensor] = {}
+    rows: list[dict[str, Any]] = []
+    for number, group in enumerate(groups):
+        deadline = None
+        if time_budget is not None:
+            left = start + time_budget - time.monotonic()
+            share = len(group) / sum(len(g) for g in groups[number:])
+            deadline = time.monotonic() + max(left, 0.0) * share
+        problem = Problem(
+            generator,
+            head,
+            [z[group] for z in data.features],
+            inversion,
+            text,
+            seed,
+            group[0],
+            deadline,
+            _within(progress, len(answers), len(data), len(group)),
+        )
+        answer = attack.solve(problem, **settings)
+        for position, index in enumerate(group):
+            answers[index] = answer.images[position]
+            save_image(out / "reconstructions" / f"{data.names[index]}.png", answer.images[position])
+            rows.append(_row(data, index, number, answer, answer.images[position], method, chosen, seed))
+        if progress is not None:
+            progress(len(answers), len(data), "done")
+    rows.sort(key=lambda row: row["index"])
+    pq.write_table(pa.Table.from_pylist(rows), out / "rows.parquet")
+    ordered = torch.stack([answers[i] for i in range(len(data))])
+    _grid(out / "grid.png", data.originals, ordered)
+    summary = Summary(
+        target=target,
+        split=split,
+        methods={method: _method(rows)},
+        environment=environment({"target": attacked.digest, "prior": generator.digest}),
+    )
+    write_summary(out / "summary.json", summary)
+    (out / "config.json").write_text(
+        json.dumps(
+            {
+                "method": method,
+                "setting": chosen,
+                "settings": settings,
+                "seed": seed,
+                "limit": limit,
+                "time_budget": time_budget,
+                "prior": prior,
+                "prompt": prompt,
+                "frames": frames,
+                "stride": stride,
+                "fps": fps,
+                "input": str(images or video or recording),
+                "seconds": time.monotonic() - start,
+            },
+            indent=2,
+        )
+    )
+    return out
+
+
+def _within(
+    progress: Progress | None, done: int, planned: int, together: int
+) -> Callable[[int, int, float], None] | None:
+    """A solver's progress as part of the whole run's."""
+    if progress is None:
+        return None
+    return lambda i, n, loss: progress(done, planned, f"{together} together, step {i}/{n}, loss {loss:.4g}")
+
+
+def _truth(folder: Path, size: int) -> tuple[list[str], Tensor]:
+    found = load_images(folder, size)
+    return found.names, torch.from_numpy(found.images).permute(0, 3, 1, 2).float().div(255)
+
+
+def _row(
+    data: _Input, index: int, group: int, answer: Reconstruction, image: Tensor, method: str, setting: str, seed: int
+) -> dict[str, Any]:
+    # scored as it is written to disk: eight bits a channel
+    stored = (image.clamp(0, 1) * 255).round() / 255
+    quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
+    if data.originals is not None:
+        scores = image_quality(stored[None], data.originals[index][None])
+        quality = {k: float(v[0]) for k, v in scores.items()}
+    return {
+        "name": data.names[index],
+        "index": index,
+        "time_s": data.times[index],
+        "group": group,
+        "method": method,
+        "setting": setting,
+        "seed": seed,
+        **quality,
+        "loss": answer.loss,
+        "iterations": answer.iterations,
+        "model_evaluations": answer.model_evaluations,
+        "seconds": answer.seconds,
+    }
+
+
+def _method(rows: list[dict[str, Any]]) -> MethodSummary:
+    known = rows[0]["psnr"] is not None
+    return MethodSummary(
+        n=len(rows),
+        seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
+        iterations=float(np.mean([r["iterations"] for r in rows])),
+        model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
+        **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
+    )

@@ -1,0 +1,272 @@
+"""What the tap costs: interleaved rounds against a real server process on loopback.
+
+Arms: ``none`` (nobody subscribes), ``control`` (the same once more, so that the spread of its ratio shows what
+this machine's noise alone gives), ``reading`` and ``hanging`` (subscribes, never reads). Every round visits all
+arms in random order, a few dozen paced requests each, so that whatever else the machine does falls on all of
+them alike. With m the median of an arm in a round:
+
+* p50 ratio: median over rounds of ``m(arm) / m(none)``;
+* p99 ratio: p99 over all requests of the arm by that of ``none``;
+
+both with a 95 % percentile bootstrap interval over rounds, which keeps an arm's rounds paired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from splitsight.errors import UserError
+
+__all__ = ["ARMS", "bench_tap", "summarize"]
+
+ARMS = ("none", "control", "reading", "hanging")
+_BOOTSTRAP = 2000
+
+
+def bench_tap(
+    *,
+    target: str = "resnet18",
+    split: str = "L8",
+    weights: Path | None = None,
+    rounds: int = 40,
+    requests: int = 25,
+    rate: float = 40.0,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure serving latency, as a client sees it, with and without subscribers.
+
+    Takes about ``4 · rounds · (requests / rate + 0.2)`` seconds.
+
+    Args:
+        target: network to serve.
+        split: split point; its features travel as float32, uncompressed.
+        weights: ``None`` for the embedded ones.
+        rounds: each visits every arm once, ≥ 2.
+        requests: measured in an arm and round, ≥ 2; five more go before them unmeasured.
+        rate: requests a second, > 0; should leave the server idle for part of the time.
+        threads: of F2.
+        seed: of the order of the arms, the features and the bootstrap.
+        progress: called with rounds done and rounds in all.
+
+    Returns:
+        JSON-serialisable: ``arms`` (n, p50_ms, p99_ms), ``ratios`` to ``none`` (p50 and p99, each with low and
+        high), ``aims``, and the settings.
+
+    Raises:
+        UserError: a setting out of range, or the server does not start.
+    """
+    if rounds < 2 or requests < 2 or not rate > 0:
+        raise UserError("a benchmark needs at least 2 rounds, 2 requests a round and a rate above 0")
+    arguments = ["--target", target, "--split", split, "--threads", str(threads), "--port", "0", "--tap-port", "0"]
+    if weights is not None:
+        arguments += ["--weights", str(weights)]
+    server = _spawn("cloud_server", *arguments)
+    subscriber = None
+    try:
+        ready = _reply(server)
+        if ready.get("event") != "ready":
+            assert server.stderr is not None
+            raise UserError(f"the server did not start: {server.stderr.read().strip() or 'no reason given'}")
+        _forget(server.stderr)
+        subscriber = _spawn("cloud_server.bench", str(ready["tap_port"]))
+        _forget(subscriber.stderr)
+        samples, size = asyncio.run(
+            _measure(ready["port"], subscriber, rounds, requests, rate, np.random.default_rng(seed), progress)
+        )
+    finally:
+        for child in (subscriber, server):
+            if child is not None:
+                _end(child)
+    settings = {"target": target, "split": split, "rounds": rounds, "requests": requests, "rate_hz": rate}
+    settings |= {"threads": threads, "seed": seed, "frame_bytes": size}
+    return {"schema": "splitsight.bench-tap/1", **settings, **summarize(samples, seed)}
+
+
+def summarize(samples: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
+    """Figures from latencies.
+
+    Args:
+        samples: for each arm ``(rounds, requests)`` in seconds; one is called ``none``.
+        seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    rounds = len(samples["none"])
+    draws = rng.integers(0, rounds, (_BOOTSTRAP, rounds))
+
+    def interval(value: float, drawn: np.ndarray) -> dict[str, float]:
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return {"ratio": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+
+    def p99(arm: str, chosen: np.ndarray) -> float:
+        return float(np.quantile(samples[arm][chosen], 0.99))
+
+    arms, ratios = {}, {}
+    everything = np.arange(rounds)
+    base = np.array([p99("none", d) for d in draws])
+    for arm, values in samples.items():
+        p50 = float(np.median(values))
+        arms[arm] = {
+            "n": int(values.size),
+            "p50_ms": round(1e3 * p50, 4),
+            "p99_ms": round(1e3 * p99(arm, everything), 4),
+        }
+        if arm == "none":
+            continue
+        paired = np.median(values, axis=1) / np.median(samples["none"], axis=1)
+        ratios[arm] = {
+            "p50": interval(float(np.median(paired)), np.median(paired[draws], axis=1)),
+            "p99": interval(
+                p99(arm, everything) / p99("none", everything), np.array([p99(arm, d) for d in draws]) / base
+            ),
+        }
+    aims = {"p50": 1.01, "p99": 1.03}
+    met = {arm: {k: bool(v["ratio"] <= aims[k]) for k, v in ratio.items()} for arm, ratio in ratios.items()}
+    return {"arms": arms, "ratios": ratios, "aims": aims, "met": met}
+
+
+async def _measure(
+    port: int,
+    subscriber: subprocess.Popen[str],
+    rounds: int,
+    requests: int,
+    rate: float,
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, np.ndarray], int]:
+    from splitsight.wire.tensors import CodecSpec, encode
+    from splitsight.wire.v1 import split_inference_pb2 as pb
+    from splitsight.wire.v1.split_inference_pb2_grpc import SplitInferenceStub
+
+    warm = 5
+    samples: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = SplitInferenceStub(channel)
+        served = await stub.Describe(pb.DescribeRequest())
+        codec = CodecSpec()
+        # what comes out of a ReLU: about half of it zero
+        tensors = [encode(np.maximum(rng.normal(size=tuple(f.shape)), 0), codec) for f in served.features]
+        call = stub.Infer()
+        opening = pb.SessionOpen(
+            session_id="bench",
+            target=served.target,
+            split=served.split,
+            features=served.features,
+            weights_digest=served.weights_digest,
+            codec=codec.proto(),
+            resume_after=-1,
+        )
+        await call.write(pb.InferRequest(open=opening))
+        await call.read()
+        sequence = 0
+        size = 0
+        for done in range(rounds):
+            for arm in rng.permutation(ARMS):
+                _order(subscriber, {"none": "off", "control": "off"}.get(arm, arm))
+                await asyncio.sleep(0.05)
+                took: list[float] = []
+                due = time.perf_counter()
+                for i in range(warm + requests):
+                    frame = pb.Frame(sequence=sequence, capture_time_us=time.time_ns() // 1000, features=tensors)
+                    size = frame.ByteSize()
+                    request = pb.InferRequest(frame=frame)
+                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                    start = time.perf_counter()
+                    await call.write(request)
+                    answer = await call.read()
+                    end = time.perf_counter()
+                    if answer is grpc.aio.EOF or answer.answer.sequence != sequence:
+                        raise RuntimeError(f"frame {sequence} was not answered")
+                    sequence += 1
+                    due = max(due + 1 / rate, end)
+                    if i >= warm:
+                        took.append(end - start)
+                samples[str(arm)].append(took)
+            if progress is not None:
+                progress(done + 1, rounds)
+        _order(subscriber, "off")
+        await call.done_writing()
+        await call.read()
+    return {arm: np.array(values) for arm, values in samples.items()}, size
+
+
+# -- child processes ---------------------------------------------------------------------------------------
+
+
+def _spawn(module: str, *arguments: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _reply(child: subprocess.Popen[str]) -> dict[str, Any]:
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    return json.loads(line) if line.strip() else {}
+
+
+def _order(child: subprocess.Popen[str], command: str) -> None:
+    assert child.stdin is not None
+    child.stdin.write(command + "\n")
+    child.stdin.flush()
+    if _reply(child).get("doing") != command:
+        raise RuntimeError(f"the subscriber did not obey '{command}'")
+
+
+def _forget(stream: Any) -> None:
+    """Keep a pipe from filling up."""
+    threading.Thread(target=lambda: [None for _ in stream], daemon=True).start()
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    child.terminate()
+    try:
+        child.wait(15)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def _subscriber(port: int) -> None:
+    """Child process: do what each line of stdin says, ``reading``, ``hanging`` or ``off``."""
+    from splitsight.wire.v1 import tap_pb2
+    from splitsight.wire.v1.tap_pb2_grpc import TapStub
+
+    def read(call: Any) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for _ in call:
+                pass
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub, call = TapStub(channel), None
+        for line in sys.stdin:
+            command = line.strip()
+            if call is not None:
+                call.cancel()
+                call = None
+            if command != "off":
+                call = stub.Subscribe(tap_pb2.SubscribeRequest())
+                call.initial_metadata()  # from here on the server publishes to it
+            if command == "reading":
+                threading.Thread(target=read, args=(call,), daemon=True).start()
+            print(json.dumps({"doing": command}), flush=True)
+
+
+if __name__ == "__main__":
+    _subscriber(int(sys.argv[1]))

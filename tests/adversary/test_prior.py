@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import torch
+
+from adversary.priors.prior import Prior, load_prior
+from splitsight.errors import UserError
+
+
+class _Towards(torch.nn.Module):
+    """A flow towards one point: the velocity of straight paths that all end in ``u``."""
+
+    def __init__(self, u):
+        super().__init__()
+        self.u = u
+
+    def forward(self, prior, x, timestep, text):
+        t = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1, 1, 1, 1) / 1000
+        return (x - self.u) / t.clamp_min(1e-6)
+
+
+def _exact(prior, monkeypatch):
+    u = torch.randn(1, *prior.latent_shape)
+    field = _Towards(u)
+    monkeypatch.setattr(Prior, "_predict", lambda self, x, t, text: field(self, x, t, text))
+    return u
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_flow_sampler_and_denoiser_against_a_closed_form(flow_prior, monkeypatch, steps):
+    u = _exact(flow_prior, monkeypatch)
+    v = torch.randn(2, *flow_prior.latent_shape)
+    torch.testing.assert_close(flow_prior.sample(v, steps=steps), u.expand(2, -1, -1, -1), atol=1e-4, rtol=1e-4)
+    noisy = flow_prior.noised(u, v[:1], 0.3)
+    torch.testing.assert_close(flow_prior.denoise(noisy, 0.3), u, atol=1e-5, rtol=1e-4)
+
+
+def test_invert_is_the_inverse_of_sample_in_the_limit(flow_prior):
+    v = torch.randn(1, *flow_prior.latent_shape)
+    errors = [float((flow_prior.invert(flow_prior.sample(v, steps=n), steps=n) - v).norm() / v.norm()) for n in (5, 80)]
+    assert errors[1] < errors[0] and errors[1] < 0.05
+
+
+def test_ddim_denoise_undoes_noising_when_the_prediction_is_exact(stable_prior, monkeypatch):
+    u, eps = torch.randn(1, *stable_prior.latent_shape), torch.randn(1, *stable_prior.latent_shape)
+    alpha, _ = stable_prior._alpha(0.4)
+    velocity = alpha**0.5 * eps - (1 - alpha) ** 0.5 * u
+    monkeypatch.setattr(Prior, "_predict", lambda self, x, t, text: velocity)
+    torch.testing.assert_close(stable_prior.denoise(stable_prior.noised(u, eps, 0.4), 0.4), u, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["flow_prior", "stable_prior"])
+def test_generator_is_differentiable_down_to_the_noise(kind, request):
+    prior = request.getfixturevalue(kind)
+    torch.nn.init.normal_(
+        prior.denoiser.proj_out.weight if kind == "flow_prior" else prior.denoiser.conv_out.weight, std=0.1
+    )
+    v = torch.randn(1, *prior.latent_shape, requires_grad=True)
+    x = prior.generate(v, prior.embed_text(["goldfish"]), steps=3)
+    assert x.shape == (1, 3, prior.image_size, prior.image_size)
+    (g,) = torch.autograd.grad(x.sum(), v)
+    assert g.isfinite().all() and g.abs().sum() > 0
+    assert prior.evaluations == 3
+
+
+@pytest.mark.parametrize("kind", ["flow_prior", "stable_prior"])
+def test_saved_in_diffusers_layout_and_loaded_again(kind, request, tmp_path):
+    prior = request.getfixturevalue(kind)
+    prior.save(tmp_path / "p")
+    loaded = load_prior(str(tmp_path / "p"))
+    v = torch.randn(1, *prior.latent_shape)
+    torch.testing.assert_close(loaded.generate(v, steps=2), prior.generate(v, steps=2), atol=0.02, rtol=0.05)
+    assert loaded.digest != prior.digest  # float16 rounding is a change of weights
+    assert load_prior(str(tmp_path / "p")).digest == loaded.digest
+    assert (tmp_path / "p" / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_prompts_change_the_image_and_unknown_words_do_not_fail(flow_prior):
+    torch.nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=0.5)
+    v = torch.randn(1, *flow_prior.latent_shape)
+    empty, panda = flow_prior.generate(v), flow_prior.generate(v, flow_prior.embed_text(["red panda"]))
+    assert not torch.equal(empty, panda)
+    flow_prior.embed_text(["a zzyzx, " + "very " * 100 + "long prompt"])
+    torch.testing.assert_close(flow_prior.generate(v, flow_prior.embed_text([""])), empty)
+
+
+def test_bad_folders_get_one_sentence(flow_prior, tmp_path):
+    with pytest.raises(UserError, match="unknown prior 'nope'"):
+        load_prior("nope")
+    with pytest.raises(UserError, match="no prior at"):
+        load_prior(str(tmp_path / "gone"))
+    flow_prior.save(tmp_path / "p")
+    weights = tmp_path / "p" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_prior(str(tmp_path / "p"))
+    config = tmp_path / "p" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 5}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_prior(str(tmp_path / "p"))

@@ -1,0 +1,51 @@
+"""Models for runs of the whole system."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Command-line options that name small random models; a run with them is as quick as it gets."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from adversary.blackbox.inversion import InversionNetwork
+    from adversary.priors._train_autoencoder import build_autoencoder
+    from adversary.priors._train_denoiser import build_denoiser
+    from adversary.priors.captions import build_tokenizer
+    from adversary.priors.prior import Prior, load_prior
+    from splitsight import targets
+
+    folder: Path = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([["goldfish"]])
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            projection_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    denoiser = build_denoiser(8, 16, 16, width=32, layers=1)
+    Prior(build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), text, tokenizer).save(folder / "tiny")
+    prior, target = load_prior(str(folder / "tiny")), targets.load("resnet18")
+    network = InversionNetwork([s.shape for s in target.feature_specs("L8")], prior.latent_shape, width=8, depth=1)
+    network.save(
+        folder / "inversion.safetensors",
+        target="resnet18",
+        split="L8",
+        prior="tiny",
+        target_digest=target.digest,
+        prior_digest=prior.digest,
+    )
+    return ["--prior", str(folder / "tiny"), "--inversion", str(folder / "inversion.safetensors")]
