@@ -133,9 +133,8 @@ def train_prior_command(
         figures=figures,
         notes=(
             f"The Fréchet distance is taken in features of {network} (2,000 samples, held-out "
-            "captions); it is not an Inception FID. "
-        )
-        "The autoencoder's own card is in vae/README.md.",
+            "captions); it is not an Inception FID. The autoencoder's own card is in vae/README.md."
+        ),
     )
     card = vae_folder / "README.md"
     if card.is_file():
@@ -199,8 +198,7 @@ def train_inversion_command(
         f"inversion network, {target} at {split}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
         data=(
-            f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out "
-            "last shard (PSNR in dB)."
+            f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB)."
         ),
         command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}",
         figures=figures,

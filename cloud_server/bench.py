@@ -134,7 +134,7 @@ def summarize(samples: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
             ),
         }
     aims = {"p50": 1.01, "p99": 1.03}
-    met = {arm: {k: bool(v["ratio"] <= aims[k]) for k, v in ratio.items()} for arm, ratio in ratios.items()}
+    met = {arm: {k: bool(v["ratio"] <= aims[k]) for k, v in r.items()} for arm, r in ratios.items() if arm != "control"}
     return {"arms": arms, "ratios": ratios, "aims": aims, "met": met}
 
 

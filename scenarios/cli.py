@@ -373,7 +373,7 @@ def adversary(
             prior=prior,
             frames=frames,
             stride=stride,
-            settings=WindowSettings(solver=solver.value, samples=samples, seed=seed),
+            settings=WindowSettings.of(solver.value, samples=samples, seed=seed),
             threads=threads,
             nice=nice,
             margin=margin,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,18 @@ class WindowSettings:
     iterations: int = 1500
     steps: int = 4
     seed: int = 0
+
+    @classmethod
+    def of(cls, solver: str, **changes: Any) -> WindowSettings:
+        """The defaults of one solver, with changes.
+
+        Raises:
+            UserError: no such solver.
+        """
+        if solver not in SOLVERS:
+            raise unknown_name("window solver", solver, list(SOLVERS))
+        base: dict[str, Any] = {"lr": 0.1, "smoothing": 5.0} if solver == "dmb" else {}
+        return cls(solver=solver, **{**base, **changes})
 
 
 @dataclass

@@ -290,6 +290,7 @@ def run_live(options: LiveOptions) -> int:
     Raises:
         UserError: unknown names, weights that do not fit the session, a tap that is not there or was lost.
     """
+    torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     os.nice(options.nice)

@@ -1,0 +1,49 @@
+"""Settings are checked before anything is opened."""
+
+import pytest
+
+from cloud_server.__main__ import _HELP, main
+from cloud_server.options import CloudOptions, is_loopback
+from splitsight.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"port": 70000}, "port 70000"),
+        ({"tap_port": -1}, "tap_port"),
+        ({"threads": 0}, "threads"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"batch_window_ms": -1}, "batch_window_ms"),
+        ({"batch_window_ms": float("nan")}, "batch_window_ms"),
+        ({"max_message_mb": 0}, "max_message_mb"),
+        ({"tap_port": 0, "tap_cert": "c.pem"}, "both or neither"),
+        ({"tap_port": 0, "tap_host": "0.0.0.0"}, "token, a certificate and a key"),
+        ({"tap_port": 0, "tap_host": "::", "tap_token": "t"}, "token, a certificate and a key"),
+        ({"tap_port": 0, "tap_host": "example.org", "tap_cert": "c", "tap_key": "k"}, "token, a certificate and a key"),
+        ({"tap_port": 0, "tap_host": "10.0.0.1", "tap_token": "", "tap_cert": "c", "tap_key": "k"}, "token"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings, text):
+    with pytest.raises(UserError, match=text) as caught:
+        CloudOptions(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_tap_may_be_open_on_loopback_and_guarded_elsewhere():
+    CloudOptions(tap_port=0)
+    CloudOptions(tap_port=0, tap_host="::1")
+    CloudOptions(tap_port=0, tap_host="0.0.0.0", tap_token="t", tap_cert="c", tap_key="k")
+    CloudOptions(tap_host="0.0.0.0")  # off
+
+
+def test_loopback():
+    assert all(is_loopback(h) for h in ("127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]"))
+    assert not any(is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "localhost.example.org", ""))
+
+
+def test_command_line_has_every_setting_and_prints_one_sentence(capsys):
+    assert set(_HELP) == set(CloudOptions.__dataclass_fields__)
+    assert main(["--tap-port", "0", "--tap-host", "0.0.0.0"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "token" in captured.err

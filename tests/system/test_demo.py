@@ -1,0 +1,155 @@
+"""The demonstration as a user starts it: real processes, a real video, interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from splitsight.recording import Recording
+from splitsight.summary import read_summary
+
+FPS = 2
+
+
+@pytest.fixture
+def start(models: list[str]) -> Iterator:
+    started: list[subprocess.Popen] = []
+
+    def begin(out: Path, seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-m", "scenarios.cli", "demo", "--seconds", str(seconds), "--fps", str(FPS)]
+        process = subprocess.Popen(
+            [*command, "--out", str(out), "--no-web", "--threads", "1", "--seed", "1", *models],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.wait(10)
+
+
+def children_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_for_answers(out: Path, number: int, process: subprocess.Popen) -> None:
+    lines = out / "edge.jsonl"
+    end = time.monotonic() + 120
+    while not lines.is_file() or lines.read_bytes().count(b"\n") < number:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def assert_gone(children: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def assert_readable(out: Path, least: int) -> None:
+    recording = Recording.open(out / "recording")
+    assert (recording.session.target, recording.session.split) == ("resnet18", "L8")
+    frames = list(recording.frames())
+    assert len(frames) >= least
+    assert [sequence for sequence, *_ in frames] == list(range(len(frames)))
+    assert frames[0][2][0].shape == (128, 8, 8)
+
+
+def test_demo(start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, 8)
+    wait_for_answers(out, 1, process)
+    children = children_of(process)
+    assert len(children) >= 3
+    printed, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert printed.strip() == str(out / "index.html")
+    assert_gone(children)
+
+    frames = 8 * FPS
+    summary = read_summary(out / "summary.json")
+    assert (summary.target, summary.split) == ("resnet18", "L8")
+    assert (summary.serving.frames, summary.serving.lost) == (frames, 0)
+    assert 0 < summary.serving.p50_ms <= summary.serving.p99_ms
+    assert summary.serving.fps == pytest.approx(FPS, rel=0.05)
+    assert summary.live.windows == frames // 4
+    assert summary.methods["preview"].n == frames and summary.methods["window"].n > 0
+    run = summary.environment.model_extra["run"]
+    assert set(run["peak_rss_mb"]) == {"cloud", "adversary", "edge", "demo"}
+    assert all(0 < mb < 2500 for mb in run["peak_rss_mb"].values())
+    assert set(summary.environment.weights) == {"target", "prior"}
+
+    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    assert [r["sequence"] for r in rows] == list(range(frames))
+    assert all(r["answered"] and r["prediction"] and r["bytes"] > 8192 and r["rtt_ms"] > 0 for r in rows)
+    assert_readable(out, frames)
+
+    video = cv2.VideoCapture(str(out / "demo.mp4"))
+    shown = 0
+    while video.read()[0]:
+        shown += 1
+    assert shown == frames
+    assert cv2.imread(str(out / "grid.png")) is not None
+    assert "data:video/mp4" in (out / "index.html").read_text()
+    assert {"cloud.log", "edge.log", "adversary.log"} <= {p.name for p in (out / "logs").iterdir()}
+
+
+def test_ctrl_c(start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, 60)
+    wait_for_answers(out, 3, process)
+    children = children_of(process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert_gone(children)
+    assert_readable(out, 3)
+    assert json.loads((out / "summary.json").read_text())["environment"]["run"]["complete"] is False
+
+
+def test_a_killed_server_ends_the_run(start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, 60)
+    wait_for_answers(out, 2, process)
+    children = children_of(process)
+    cloud = next(c for c in children if "cloud" in c.cmdline())
+    cloud.kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("splitsight: the cloud server was ended by SIGKILL unexpectedly")
+    assert_gone(children)
+    assert_readable(out, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_killed_demo_leaves_no_process(start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out, 60)
+    wait_for_answers(out, 2, process)
+    children = children_of(process)
+    process.kill()
+    process.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert_readable(out, 2)
