@@ -9,6 +9,11 @@ needed after it. Then F1 computes C from the inputs, F2 computes the outputs fro
 because both halves run the very operators of the model, in its order, on its own weights (which are shared,
 not copied). That equality is verified on an example before the halves are handed out.
 
+Two things lie outside of it. Memory layout: where a model hands on a transposed view, kernels may sum in another
+order once the tensor has been made contiguous by a wire, and the last bits of the output differ. Gradient mode:
+PyTorch's attention layers have a fast path without gradients; such models are cut around the layer
+(``torch.fx``), which keeps the path they take.
+
 * Points of one tensor are the dominators of the output (for a network: its bridges). One sweep in execution
   order finds them all: d is one when nothing computed before d is read after d.
 * Where one value is followed by others that skip past it, they cross together: for every value d, what the rest

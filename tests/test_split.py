@@ -38,11 +38,6 @@ def resnet():
     return model, trace(model, torch.rand(1, 3, 64, 64))
 
 
-def spread(points, n):
-    """About n of the points, first and last included."""
-    return points[:: max(1, (len(points) - 1) // (n - 1))]
-
-
 def test_resnet18_bridges_are_what_lies_between_blocks(resnet):
     _, traced = resnet
     names = [p.name for p in traced.cut_points()]
