@@ -26,7 +26,7 @@ from splitsight.errors import UserError
 from splitsight.metrics import mean_interval
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2 as pb
-from splitsight.wire.v1 import split_inference_pb2_grpc, tap_pb2, tap_pb2_grpc
+from splitsight.wire.v1 import split_inference_pb2_grpc
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -615,6 +616,8 @@ def list_names(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of ``splitsight``; always raises :class:`SystemExit`."""
     die_with_parent()
+    # loading a model of a few megabytes needs no progress bar on standard error
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app(args=arguments, prog_name="splitsight")
     except KeyboardInterrupt:

@@ -46,6 +46,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         split="L8",
         prior="tiny",
         target_digest=target.digest,
-        prior_digest=prior.digest,
+        prior_digest=prior.latent_digest,
     )
     return ["--prior", str(folder / "tiny"), "--inversion", str(folder / "inversion.safetensors")]
