@@ -215,7 +215,7 @@ def run_attack(
         if not networks:
             networks.append(
                 load_inversion(
-                    target, split, generator.name, target_digest=attacked.digest, prior_digest=generator.digest
+                    target, split, generator.name, target_digest=attacked.digest, prior_digest=generator.latent_digest
                 )
             )
         return networks[0]

@@ -92,7 +92,7 @@ def train_prior_command(
             f"no autoencoder at {vae_folder}: train it first with `splitsight train prior --part "
             f"autoencoder --out {out}`"
         )
-    vae = AutoencoderDC.from_pretrained(vae_folder)
+    vae = AutoencoderDC.from_pretrained(vae_folder, low_cpu_mem_usage=False)
     share = 2 / 3 if part == "all" else 1.0
     trained = train_denoiser(
         vae,
@@ -188,7 +188,7 @@ def train_inversion_command(
     network.cpu().save(
         file,
         target_digest=attacked.digest,
-        prior_digest=generator.digest,
+        prior_digest=generator.latent_digest,
         target=target,
         split=split,
         prior=generator.name,

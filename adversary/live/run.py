@@ -107,7 +107,7 @@ def build_engine(
         )
     head = target.head(split)
     network = load_inversion(
-        target.name, split, prior.name, target_digest=target.digest, prior_digest=prior.digest, path=inversion
+        target.name, split, prior.name, target_digest=target.digest, prior_digest=prior.latent_digest, path=inversion
     )
     return Engine(prior, head, network, settings, prior.embed_text([prompt]) if prompt else None)
 
@@ -196,7 +196,7 @@ class _Adversary:
         self.writer.append(tapped)
         try:
             arrays = [
-                tensors.decode(tensor, spec.shape, max_bytes=256 * 2**20)
+                tensors.decode(tensor, spec, max_bytes=256 * 2**20)
                 for tensor, spec in zip(frame.features, self.specs, strict=True)
             ]
         except (tensors.WireError, ValueError) as error:

@@ -29,6 +29,7 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from splitsight.artifacts import asset, digest
 from splitsight.errors import UserError, unknown_name
@@ -107,12 +108,19 @@ class Prior(nn.Module):
         parts: dict[str, Any] = {}
         diffusers_logging.get_verbosity()
         diffusers_logging.set_verbosity_error()
+        # neither library's bars belong into a user's terminal for files that load in milliseconds
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             for part, options in kinds.items():
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
-                loaded = kind.from_pretrained(folder / part)
+                loaded = (
+                    kind.from_pretrained(folder / part, low_cpu_mem_usage=False)
+                    if issubclass(kind, nn.Module)
+                    else kind.from_pretrained(folder / part)
+                )
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded
                 )
@@ -141,6 +149,11 @@ class Prior(nn.Module):
     def digest(self) -> str:
         """SHA-256 over all weights."""
         return digest(self.state_dict())
+
+    @property
+    def latent_digest(self) -> str:
+        """SHA-256 over the autoencoder's weights: what fixes the meaning of a latent."""
+        return digest(self.vae.state_dict())
 
     def decode(self, u: Tensor) -> Tensor:
         """``Dec``: latents ``(B, C, h, w)`` → images ``(B, 3, H, W)``, nominally in [0, 1], not clamped."""
