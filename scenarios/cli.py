@@ -562,27 +562,51 @@ def _budget(minutes: float | None, steps: int | None) -> None:
 @bench.command("tap")
 @_guarded
 def bench_tap(
-    out: Annotated[Path | None, typer.Option(help="Folder for summary.json and rows.parquet; default: none.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
     split: Split = "L8",
-    rounds: Annotated[int, typer.Option(min=1, help="Times that every condition is measured, in turn.")] = 20,
-    frames: Annotated[int, typer.Option(min=10, help="Frames a condition and round.")] = 200,
-    fps: Annotated[float, typer.Option(min=0, help="Frames a second; 0 sends the next when one is answered.")] = 0.0,
+    weights: Weights = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures every condition once.")] = 40,
+    requests: Annotated[int, typer.Option(min=2, help="Requests a condition and round.")] = 25,
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 40.0,
+    threads: OneThread = 1,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What the tap costs: latency without a subscriber, with one that reads, with one that hangs, in turn."""
-    from scenarios.bench import BenchOptions, bench_tap, table
+    """What the tap costs: latency with no subscriber, one that reads, one that hangs, in interleaved rounds."""
+    from cloud_server.bench import bench_tap as measure
 
-    result = bench_tap(
-        BenchOptions(out=out, target=target, split=split, rounds=rounds, frames=frames, fps=fps, seed=seed)
-    )
+    with _progress("bench tap") as progress:
+        result = measure(
+            target=target,
+            split=split,
+            weights=weights,
+            rounds=rounds,
+            requests=requests,
+            rate=rate,
+            threads=threads,
+            seed=seed,
+            progress=lambda done, total: progress(done, total, "rounds"),
+        )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n")
     if as_json:
         print(json.dumps(result, indent=2))
-    else:
-        from rich.console import Console
+        return
+    from rich.console import Console
+    from rich.table import Table
 
-        Console().print(table(result))
+    table = Table(box=None, pad_edge=False)
+    for column in ("subscriber", "requests", "p50, ms", "p99, ms", "p50 ratio to none", "p99 ratio to none"):
+        table.add_column(column)
+    for arm, figures in result["arms"].items():
+        ratios = result["ratios"].get(arm, {})
+        cells = [
+            f"{r['ratio']:.4f} [{r['low']:.4f}, {r['high']:.4f}]" for r in (ratios.get(q) for q in ("p50", "p99")) if r
+        ]
+        table.add_row(arm, str(figures["n"]), f"{figures['p50_ms']:.3f}", f"{figures['p99_ms']:.3f}", *cells)
+    Console().print(table)
 
 
 @app.command("list")

@@ -122,11 +122,8 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> dict[str, str]:
+def _check(options: DemoOptions) -> None:
     """Refuse what cannot work, before any process is started.
-
-    Returns:
-        Digests of the weights that will be used, by role.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -144,12 +141,16 @@ def _check(options: DemoOptions) -> dict[str, str]:
         if next(iter(source), None) is None:
             raise UserError(f"{options.video} holds no frames: give another --video")
     from splitsight import targets
+    from splitsight.artifacts import asset
 
-    target = targets.load(options.target)
-    target.feature_specs(options.split)
-    from adversary.priors.prior import load_prior
-
-    return {"target": target.digest, "prior": load_prior(options.prior).digest}
+    targets.load(options.target).feature_specs(options.split)
+    # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
+    priors = asset("priors")
+    if not ((priors / options.prior).is_dir() or Path(options.prior).is_dir()):
+        known = [p.name for p in priors.iterdir() if p.is_dir()] if priors.is_dir() else []
+        raise unknown_name("prior", options.prior, known)
+    if options.inversion is not None and not options.inversion.is_file():
+        raise UserError(f"no such file: {options.inversion}")
 
 
 def _cli(*arguments: object) -> list[str]:
@@ -159,8 +160,9 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path, weights: dict[str, str]) -> None:
-        self.options, self.out, self.weights = options, out, weights
+    def __init__(self, options: DemoOptions, out: Path) -> None:
+        self.options, self.out = options, out
+        self.weights: dict[str, str] = {}
         self.join = Join(out)
         self.streaming_s = 0.0
         self.status = "starting"
@@ -198,7 +200,7 @@ class _Demo:
             ),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
-        adversary.wait_event("ready", _READY_S, tick=draw)
+        self.weights = adversary.wait_event("ready", _READY_S, tick=draw).get("weights", {})
         # it may end with the session, before it is told to
         adversary.expected_to_end = True
         self.status = "starting the edge"
@@ -345,9 +347,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    weights = _check(options)
+    _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out, weights)
+    demo = _Demo(options, out)
     with terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:

@@ -22,7 +22,7 @@ from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_vi
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
-_GRID_FRAMES = 8
+_GRID_FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
     else:
         last = Panel(None, "no window")
     return [
-        Panel(join.image("truth", row.sequence), "original (stays on the edge)", cloud),
+        Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud),
         Panel(preview, f"preview at {info.split}" if preview is not None else "no preview", figures),
         last,
     ]
