@@ -23,7 +23,8 @@ _STYLE = """
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:40px 24px 72px}
 h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em;text-wrap:balance}
-h2{font-size:19px;margin:44px 0 12px}p.lead{color:var(--soft);max-width:68ch;margin:0 0 24px}.card+p.lead{margin-top:12px}
+h2{font-size:19px;margin:44px 0 12px}p.lead{color:var(--soft);max-width:68ch;margin:0 0 24px}
+.card+p.lead{margin-top:12px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:12px;margin:0 0 28px}
 .tile{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:14px 16px}
 .tile b{display:block;font-size:24px;font-weight:600;font-variant-numeric:tabular-nums}

@@ -127,29 +127,25 @@ def test_ctrl_c(start, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["environment"]["run"]["complete"] is False
 
 
-def test_a_killed_server_ends_the_run(start, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(out, 60)
-    wait_for_answers(out, 2, process)
-    children = children_of(process)
-    cloud = next(c for c in children if "cloud" in c.cmdline())
-    cloud.kill()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1, said
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_kill(start, tmp_path: Path) -> None:
+    """A killed server ends its run with a sentence; a killed demo takes its children with it (two runs at once)."""
+    outs = [tmp_path / "server", tmp_path / "demo"]
+    processes = [start(out, 60) for out in outs]
+    children = []
+    for out, process in zip(outs, processes, strict=True):
+        wait_for_answers(out, 2, process)
+        children.append(children_of(process))
+    next(c for c in children[0] if "cloud" in c.cmdline()).kill()
+    processes[1].kill()
+
+    _, said = processes[0].communicate(timeout=60)
+    assert processes[0].returncode == 1, said
     last = said.strip().splitlines()[-1]
     assert last.startswith("splitsight: the cloud server was ended by SIGKILL unexpectedly")
-    assert_gone(children)
-    assert_readable(out, 2)
+    assert_gone(children[0])
 
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_a_killed_demo_leaves_no_process(start, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(out, 60)
-    wait_for_answers(out, 2, process)
-    children = children_of(process)
-    process.kill()
-    process.wait(10)
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children[1], timeout=30)
     assert not alive
-    assert_readable(out, 2)
+    for out in outs:
+        assert_readable(out, 2)
