@@ -282,7 +282,8 @@ class _Adversary:
 def run_live(options: LiveOptions) -> int:
     """Attack a running server's tap until its stream ends, SIGTERM or SIGINT.
 
-    Prints ``{"event": "ready"}`` on standard output once models are loaded and the tap was reached.
+    Prints ``{"event": "ready", "weights": digests}`` on standard output once models are loaded and the tap was
+    reached.
 
     Returns:
         Exit status: 0 after SIGTERM or the end of the stream, 130 after SIGINT.
@@ -317,7 +318,9 @@ def run_live(options: LiveOptions) -> int:
         signal.signal(number, on_signal)
     thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
     thread.start()
-    print(json.dumps({"event": "ready"}), flush=True)
+    print(
+        json.dumps({"event": "ready", "weights": {"target": target.digest, "prior": prior.digest}}), flush=True
+    )
     try:
         adversary.solve()
     finally:
