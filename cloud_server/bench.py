@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -64,7 +66,8 @@ def bench_tap(
 
     Returns:
         JSON-serialisable: ``arms`` (n, p50_ms, p99_ms), ``ratios`` to ``none`` (p50 and p99, each with low and
-        high), ``aims``, and the settings.
+        high), ``aims``, ``met`` (``yes``, ``no`` or, where the interval holds the aim, ``undecided``), and the
+        settings.
 
     Raises:
         UserError: a setting out of range, or the server does not start.
@@ -134,8 +137,15 @@ def summarize(samples: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
             ),
         }
     aims = {"p50": 1.01, "p99": 1.03}
-    met = {arm: {k: bool(v["ratio"] <= aims[k]) for k, v in r.items()} for arm, r in ratios.items() if arm != "control"}
+    met = {arm: {k: _verdict(v, aims[k]) for k, v in r.items()} for arm, r in ratios.items() if arm != "control"}
     return {"arms": arms, "ratios": ratios, "aims": aims, "met": met}
+
+
+def _verdict(measured: dict[str, float], aim: float) -> str:
+    """``yes`` and ``no`` only where the whole interval says so."""
+    if measured["high"] <= aim:
+        return "yes"
+    return "no" if measured["low"] > aim else "undecided"
 
 
 async def _measure(
@@ -206,9 +216,22 @@ async def _measure(
 # -- child processes ---------------------------------------------------------------------------------------
 
 
+def _die_with_parent() -> None:
+    """In a child of a parent that may be killed: ask Linux for SIGTERM when that happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 def _spawn(module: str, *arguments: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
 
 
 def _reply(child: subprocess.Popen[str]) -> dict[str, Any]:
