@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 import webbrowser
@@ -217,7 +218,8 @@ class _Demo:
         self._drain(children, draw)
         self.status = "stopping"
         draw()
-        if (code := children.stop("adversary", grace=10)) not in (0, None):
+        # from its ready event on it answers SIGTERM itself, but for the last moments of an interpreter that exits
+        if children.stop("adversary", grace=10) not in (0, -signal.SIGTERM):
             raise children.children["adversary"].failure()
         if (code := children.stop("cloud", grace=10)) != 0:
             raise UserError(f"the cloud server did not end cleanly (exit code {code}): see {cloud.log}", code=1)
@@ -361,8 +363,9 @@ def run_demo(options: DemoOptions) -> Path:
                     demo.status = "interrupted: stopping"
                     draw()
                     for key in ("edge", "adversary", "cloud"):
-                        if key in children.children:
-                            children.stop(key, grace=5)
+                        if (child := children.children.get(key)) is not None:
+                            # one that is still loading has nothing to put in order
+                            children.stop(key, grace=5 if child.events or key == "edge" else 0)
                     raise
         except (KeyboardInterrupt, UserError):
             _report_remains(demo, children)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ PREFIX = "splitsight: "
 _PARENT = "SPLITSIGHT_PARENT"
 _PR_SET_PDEATHSIG = 1
 _ORPHAN_GRACE_S = 10.0
+_NO_ROOM_BYTES = 64 * 1024
 
 
 def die_with_parent() -> None:
@@ -159,6 +161,14 @@ class Child:
         said = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
         if said and code:
             return UserError(f"{self.name}: {said[0]}", code=code if 0 < code < 126 else 1)
+        with suppress(OSError):
+            if code and not said and shutil.disk_usage(self.log.parent).free < _NO_ROOM_BYTES:
+                # it could not even write down what it had to say
+                return UserError(
+                    f"the disk of {self.log.parent.parent} is full, which ended the {self.name}: free some space; "
+                    "what was recorded so far is readable",
+                    code=1,
+                )
         how = "ended" if code is None or code == 0 else f"ended with exit code {code}"
         if code is not None and code < 0:
             with suppress(ValueError):
