@@ -318,9 +318,7 @@ def run_live(options: LiveOptions) -> int:
         signal.signal(number, on_signal)
     thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
     thread.start()
-    print(
-        json.dumps({"event": "ready", "weights": {"target": target.digest, "prior": prior.digest}}), flush=True
-    )
+    print(json.dumps({"event": "ready", "weights": {"target": target.digest, "prior": prior.digest}}), flush=True)
     try:
         adversary.solve()
     finally:
