@@ -202,7 +202,7 @@ class WindowAttack(Attack):
     settings: ClassVar = {
         "live": {},
         "single": {"smoothing": 0.0},
-        "long": {"levels": (0.3, 0.26, 0.22, 0.18, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05), "samples": 2},
+        "denoised": {"levels": (0.3, 0.2, 0.12, 0.06, 0.0), "inner": 15, "samples": 2},
     }
 
     def solve(self, problem: Problem, **settings: Any) -> Reconstruction:

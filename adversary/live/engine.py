@@ -36,7 +36,7 @@ class WindowSettings:
         levels: plug-and-play's noise levels, one a round.
         inner: fitting steps a round, at most; fewer where the deadline asks for it.
         samples: independent answers averaged by plug-and-play.
-        lr: Adam's learning rate (latent for pnp, noise for dmb).
+        lr: Adam's learning rate (latent for pnp, noise for dmb); ``None`` fits pnp with L-BFGS.
         pull: weight of the denoiser's answer, relative feature loss being 1.
         smoothing: λ_c. For dmb as in equation 10; for pnp relative, weighted by feature agreement.
         tv: λ_s.
@@ -46,12 +46,12 @@ class WindowSettings:
     """
 
     solver: str = "pnp"
-    levels: tuple[float, ...] = (0.3, 0.22, 0.15, 0.1)
-    inner: int = 15
+    levels: tuple[float, ...] = (0.0,)
+    inner: int = 60
     samples: int = 1
-    lr: float = 0.05
-    pull: float = 1e-4
-    smoothing: float = 1e-5
+    lr: float | None = None
+    pull: float = 5e-5
+    smoothing: float = 1e-4
     tv: float = 1.0
     iterations: int = 1500
     steps: int = 4
@@ -183,6 +183,10 @@ class Engine:
             inner=inner,
             lr=s.lr,
             pull=s.pull,
+            # the preview's answer, not the warm start: fits must not drift away over many windows
+            anchor=torch.cat([f.latent for f in window.frames if f.latent is not None])
+            if window.frames[0].latent is not None
+            else None,
             smoothing=smoothing,
             text=self.text,
             samples=s.samples,
@@ -207,7 +211,7 @@ class Engine:
             variable,
             [match, TotalVariation(s.tv), TemporalSmoothing(s.smoothing)],
             iterations=s.iterations,
-            lr=s.lr,
+            lr=s.lr or 0.1,
             deadline=deadline,
         )
         self._noise = outcome.value.mean(0, keepdim=True)

@@ -86,6 +86,8 @@ class Prior(nn.Module):
         channels = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
         self.image_size = size * 2 ** (len(channels) - 1)
         self.eval().requires_grad_(False)
+        # a sixth less time for a decode and its gradient on a CPU
+        self.vae.to(memory_format=torch.channels_last)
         self._empty: Text | None = None
 
     @classmethod

@@ -6,6 +6,7 @@ runs through the sampler. Both stop at a deadline and return the best value that
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from adversary.priors.prior import Prior, Text
 from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term
 from adversary.whitebox.variables import Latent, Variable
 
-__all__ = ["Outcome", "Schedule", "adam", "plug_and_play"]
+__all__ = ["Outcome", "Schedule", "adam", "lbfgs", "plug_and_play"]
 
 Progress = Callable[[int, int, float], None]
 Schedule = Callable[[float], float]
@@ -91,6 +92,69 @@ def adam(
     return Outcome(images, keep, losses, len(losses), time.monotonic() - start)
 
 
+class _Late(Exception):
+    """Leaves a line search at the deadline."""
+
+
+def lbfgs(
+    variable: Variable,
+    terms: Sequence[Term],
+    *,
+    evaluations: int,
+    history: int = 10,
+    deadline: float | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """L-BFGS with a strong Wolfe line search on the sum over frames of all weighted terms.
+
+    F1∘Dec is nearly piecewise linear, so the fit on a latent is close to least squares, where curvature pays:
+    about a third of Adam's evaluations for the same loss.
+
+    Args:
+        variable: what is moved.
+        terms: summands.
+        evaluations: of loss and gradient, at most; counted as iterations in the outcome.
+        history: pairs kept for the curvature.
+        deadline: ``time.monotonic()`` value after which no further evaluation begins.
+        progress: called with (done, planned, mean loss a frame).
+    """
+    start = time.monotonic()
+    best, keep = math.inf, variable.value.detach().clone()
+    losses: list[float] = []
+    optimizer = torch.optim.LBFGS(
+        [variable.value],
+        max_iter=evaluations,
+        max_eval=evaluations,
+        history_size=history,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
+
+    def closure() -> Tensor:
+        nonlocal best, keep
+        # a line search may ask for more than max_eval
+        if len(losses) >= evaluations or (deadline is not None and time.monotonic() >= deadline):
+            raise _Late
+        images = variable.images()
+        loss = torch.stack([term.weight * term(variable.value, images) for term in terms]).sum()
+        (variable.value.grad,) = torch.autograd.grad(loss, variable.value)
+        value = float(loss.detach())
+        if value < best:
+            best, keep = value, variable.value.detach().clone()
+        losses.append(value / len(keep))
+        if progress is not None:
+            progress(len(losses), evaluations, losses[-1])
+        return loss.detach()
+
+    with contextlib.suppress(_Late):
+        optimizer.step(closure)
+    with torch.no_grad():
+        variable.value.copy_(keep)
+        images = variable.images().clamp(0, 1)
+    return Outcome(images, keep, losses, len(losses), time.monotonic() - start)
+
+
 def plug_and_play(
     prior: Prior,
     start: Tensor,
@@ -98,8 +162,9 @@ def plug_and_play(
     *,
     levels: Sequence[float],
     inner: int,
-    lr: float = 0.05,
-    pull: float = 1e-3,
+    lr: float | None = None,
+    pull: float = 5e-5,
+    anchor: Tensor | None = None,
     smoothing: TemporalSmoothing | None = None,
     extra: Sequence[Term] = (),
     text: Text | None = None,
@@ -110,8 +175,9 @@ def plug_and_play(
 ) -> Outcome:
     """Alternate a denoiser's answer (no gradient) with feature fitting on the latent.
 
-    For each noise level t: ``u ← argmin_u L_re(Dec(u)) + pull ‖u − û‖² + λ_c ‖u_k − ū‖²`` by ``inner`` Adam
-    steps, with ``û = E[u | (1 − t) u + t ε]`` from the denoiser. One ε is shared by all frames of a window,
+    For each noise level t: ``u ← argmin_u L_re(Dec(u)) + pull ‖u − û‖² + λ_c ‖u_k − ū‖²`` by ``inner``
+    evaluations, with ``û = E[u | (1 − t) u + t ε]`` from the denoiser; at t = 0, û is ``anchor`` and the
+    denoiser is not asked. One ε is shared by all frames of a window,
     which couples them already; samples differ in ε and are averaged at the end (the mean lowers the
     expected error; ``samples=1`` keeps the sharpness).
 
@@ -119,10 +185,11 @@ def plug_and_play(
         prior: decoder and denoiser.
         start: latents ``(K, C, h, w)``.
         match: the feature loss, for K frames.
-        levels: noise levels in (0, 1], falling, one a round.
-        inner: fitting steps a round.
-        lr: Adam's learning rate on the latent.
+        levels: noise levels in [0, 1], falling, one a round.
+        inner: evaluations of loss and gradient a round.
+        lr: Adam's learning rate on the latent; ``None`` fits with L-BFGS.
         pull: weight of the proximal term, per latent number.
+        anchor: what t = 0 pulls towards; ``start`` where not given.
         smoothing: temporal term on the latents.
         extra: further terms, e.g. total variation.
         text: prompt for the denoiser.
@@ -144,9 +211,11 @@ def plug_and_play(
             if deadline is not None and time.monotonic() >= deadline:
                 late = True
                 break
-            eps = torch.randn(1, *u.shape[1:], generator=generator).to(u)
-            with torch.no_grad():
-                target = prior.denoise(prior.noised(u, eps.expand_as(u), level), level, text)
+            target, begin_at = (start if anchor is None else anchor), u
+            if level > 0:
+                eps = torch.randn(1, *u.shape[1:], generator=generator).to(u)
+                with torch.no_grad():
+                    target = begin_at = prior.denoise(prior.noised(u, eps.expand_as(u), level), level, text)
             terms: list[Term] = [match, Pull(target, pull), *extra]
             if smoothing is not None:
                 terms.append(smoothing)
@@ -154,7 +223,12 @@ def plug_and_play(
             report = (
                 None if progress is None else (lambda i, n, loss, offset=offset: progress(offset + i, planned, loss))
             )
-            outcome = adam(Latent(prior, target), terms, iterations=inner, lr=lr, deadline=deadline, progress=report)
+            if lr is None:
+                outcome = lbfgs(Latent(prior, begin_at), terms, evaluations=inner, deadline=deadline, progress=report)
+            else:
+                outcome = adam(
+                    Latent(prior, target), terms, iterations=inner, lr=lr, deadline=deadline, progress=report
+                )
             u = outcome.value
             losses += outcome.losses
             done += outcome.iterations
