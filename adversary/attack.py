@@ -24,6 +24,7 @@ from splitsight import targets
 from splitsight.data import load_images
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
+from splitsight.numerics import subnormals_flushed
 from splitsight.recording import Recording
 from splitsight.summary import MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
@@ -110,6 +111,7 @@ def _grid(path: Path, originals: Tensor | None, images: Tensor, most: int = 12) 
         raise OSError(f"cannot write {path}")
 
 
+@subnormals_flushed()
 def run_attack(
     method: str,
     *,
@@ -173,7 +175,6 @@ def run_attack(
         raise UserError("--limit must be at least 1")
     if time_budget is not None and time_budget <= 0:
         raise UserError("--time-budget must be positive")
-    torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
     attack = ATTACKS.get(method)()

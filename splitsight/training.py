@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from splitsight.errors import UserError
+from splitsight.numerics import subnormals_flushed
 
 __all__ = ["Budget", "Run", "ema", "one_cycle", "pick_device", "random_crops"]
 
@@ -127,9 +128,8 @@ class Run(AbstractContextManager["Run"]):
         self._console.print(f"{self.title}: {shown}", highlight=False)
 
     def __enter__(self) -> Run:
-        # Adam's moments and small gradients reach subnormal floats, which x86 handles in microcode: a
-        # backward pass of the autoencoder took four times as long with them
-        torch.set_flush_denormal(True)
+        self._mode = subnormals_flushed()
+        self._mode.__enter__()
         self._handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -141,6 +141,7 @@ class Run(AbstractContextManager["Run"]):
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._mode.__exit__(None, None, None)
         if kind is None:
             self.save()
 

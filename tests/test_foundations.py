@@ -345,3 +345,14 @@ def test_random_crops():
     flipped = [torch.allclose(w, o.flip(-1), atol=1e-4) for w, o in zip(whole, x, strict=True)]
     straight = [torch.allclose(w, o, atol=1e-4) for w, o in zip(whole, x, strict=True)]
     assert all(a or b for a, b in zip(flipped, straight, strict=True))
+
+
+def test_flushing_subnormals_ends_with_its_block():
+    import torch
+
+    from splitsight.numerics import subnormals_flushed
+
+    tiny = torch.tensor([1e-40])
+    with subnormals_flushed():
+        assert float((tiny * 1).sum()) == 0
+    assert float((tiny * 1).sum()) > 0

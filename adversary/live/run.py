@@ -33,6 +33,7 @@ from adversary.priors.prior import Prior, load_prior
 from adversary.tap import TapReader
 from splitsight import targets
 from splitsight.errors import UserError
+from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
 from splitsight.targets import Target
 from splitsight.wire import tensors
@@ -279,6 +280,7 @@ class _Adversary:
         return window
 
 
+@subnormals_flushed()
 def run_live(options: LiveOptions) -> int:
     """Attack a running server's tap until its stream ends, SIGTERM or SIGINT.
 
@@ -291,7 +293,6 @@ def run_live(options: LiveOptions) -> int:
     Raises:
         UserError: unknown names, weights that do not fit the session, a tap that is not there or was lost.
     """
-    torch.set_flush_denormal(True)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     os.nice(options.nice)
