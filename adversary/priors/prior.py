@@ -13,6 +13,7 @@ Everything here is differentiable with respect to noise and latents; weights are
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,11 @@ class Prior(nn.Module):
         copy.deepcopy(self.text_encoder).half().save_pretrained(folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.scheduler.save_pretrained(folder / "scheduler")
+        for file in folder.glob("*/config.json"):
+            # where a part was loaded from is nobody else's business
+            config = json.loads(file.read_text())
+            if config.pop("_name_or_path", None) is not None:
+                file.write_text(json.dumps(config, indent=2) + "\n")
 
     @property
     def digest(self) -> str:

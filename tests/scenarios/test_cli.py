@@ -81,7 +81,7 @@ def test_bad_input_is_one_sentence(
         (KeyboardInterrupt(), 130, ""),
         (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 1, "the disk is full (/full/x): free some space"),
         (OSError("[Errno 28] Error writing bytes: No space left on device"), 1, "the disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "Permission denied (/root/x)"),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/x"), 1, "Permission denied (/srv/x)"),
     ],
 )
 def test_exit_codes(
