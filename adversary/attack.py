@@ -21,7 +21,7 @@ from adversary.live.run import save_image
 from adversary.methods import ATTACKS, Problem, Reconstruction
 from adversary.priors.prior import EMBEDDED, load_prior
 from splitsight import targets
-from splitsight.data import load_images
+from splitsight.data import load_images, to_tensor
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.numerics import subnormals_flushed
@@ -49,7 +49,7 @@ class _Input:
 
 
 def _from_pixels(names: list[str], times: list[float], pixels: np.ndarray, head: torch.nn.Module) -> _Input:
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
+    images = to_tensor(pixels)
     with torch.no_grad():
         parts = [head(images[i : i + 64]) for i in range(0, len(images), 64)]
     return _Input(names, times, [torch.cat(z) for z in zip(*parts, strict=True)], images)
@@ -295,7 +295,7 @@ def _within(
 
 def _truth(folder: Path, size: int) -> tuple[list[str], Tensor]:
     found = load_images(folder, size)
-    return found.names, torch.from_numpy(found.images).permute(0, 3, 1, 2).float().div(255)
+    return found.names, to_tensor(found.images)
 
 
 def _row(

@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from splitsight.artifacts import home
 from splitsight.errors import UserError
 
-__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images", "shards_of"]
+__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images", "shards_of", "to_tensor"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -55,6 +57,11 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """``(N, H, W, 3)`` uint8 → ``(N, 3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255)
 
 
 def decode_image(data: bytes, what: str) -> np.ndarray:

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.priors.prior import Prior
-from splitsight.data import cached_images
+from splitsight.data import cached_images, to_tensor
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
 
 __all__ = ["inversion_quality", "train_inversion"]
-
-
-def _tensor(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255)
 
 
 @torch.no_grad()
@@ -29,7 +25,7 @@ def inversion_quality(
     psnr, ssim = [], []
     device = next(network.parameters()).device
     for i in range(0, len(images), batch):
-        x = _tensor(images[i : i + batch]).to(device)
+        x = to_tensor(images[i : i + batch]).to(device)
         y = prior.decode(network(head(x))).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
@@ -86,7 +82,7 @@ def train_inversion(
             for group in optimizer.param_groups:
                 group["lr"] = one_cycle(fraction, lr)
             index = torch.randint(len(images), (batch,), generator=generator).sort().values.numpy()
-            x = random_crops(_tensor(images[index]).to(device), size, (0.6, 1.0), generator)
+            x = random_crops(to_tensor(images[index]).to(device), size, (0.6, 1.0), generator)
             with torch.no_grad():
                 z = head(x)
                 truth = prior.encode(x)

@@ -8,7 +8,7 @@ preview's answer, corrected by what the last window's refinement changed where t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -221,7 +221,3 @@ class Engine:
         """Drop what was carried over from earlier windows."""
         self._last = None
         self._noise = None
-
-    def with_settings(self, **changes: object) -> Engine:
-        """The same models with other settings and no memory of earlier windows."""
-        return Engine(self.prior, self.head, self.inversion, replace(self.settings, **changes), self.text)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitsight.data import cached_images
+from splitsight.data import cached_images, to_tensor
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
 
 __all__ = ["accuracy", "train_classifier"]
@@ -35,7 +35,7 @@ def accuracy(
     top1 = top5 = 0
     device = next(model.parameters()).device
     for i in range(0, len(images), batch):
-        x = torch.from_numpy(np.ascontiguousarray(images[i : i + batch])).permute(0, 3, 1, 2).float().div(255)
+        x = to_tensor(images[i : i + batch])
         order = model(preprocess(x.to(device))).topk(5).indices.cpu()
         hit = order == torch.from_numpy(labels[i : i + batch])[:, None]
         top1 += int(hit[:, 0].sum())
@@ -103,7 +103,7 @@ def train_classifier(
             index = order[at : at + batch].numpy()
             at += batch
             part, scale = _stage(fraction)
-            x = torch.from_numpy(images[np.sort(index)]).permute(0, 3, 1, 2).float().div(255).to(device)
+            x = to_tensor(images[np.sort(index)]).to(device)
             y = torch.from_numpy(labels[np.sort(index)]).to(device)
             x = random_crops(x, int(size * part) // 8 * 8, scale, generator)
             model.train()
