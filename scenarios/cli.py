@@ -490,6 +490,26 @@ def train_target(
     )
 
 
+@train.command("judge")
+@_guarded
+def train_judge(
+    data: Data,
+    out: TrainOut,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train the judge: the independent classifier that measures what reconstructions give away."""
+    from splitsight.judges.training import train_judge_command
+
+    _budget(minutes, steps)
+    print(
+        train_judge_command(data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads)
+    )
+
+
 @train.command("prior")
 @_guarded
 def train_prior(

@@ -1,0 +1,102 @@
+"""``splitsight train judge``: the independent classifier, from shards to an embeddable folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from splitsight.artifacts import save_weights
+from splitsight.cards import write_card
+from splitsight.data import shards_of
+from splitsight.judges import EMBEDDED
+from splitsight.judges.mbconv import build
+from splitsight.targets import Normalize
+from splitsight.targets._train import train_classifier
+from splitsight.training import Budget, pick_device
+
+__all__ = ["train_judge_command"]
+
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_SIZE = 64
+# a network a tenth of ResNet-18's size underfits: it wants less of a penalty
+_WEIGHT_DECAY = 1e-4
+
+
+def train_judge_command(
+    *,
+    data: Path,
+    out: Path,
+    minutes: float | None,
+    steps: int | None,
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
+) -> Path:
+    """Train (or go on training) the judge in ``out/run``; write the model to ``out/model``.
+
+    Args:
+        data: folder of Parquet shards in Hugging Face image format with ``classes.tsv``; the last shard is
+            held out.
+        out: folder of the run.
+        minutes: time budget, summed over resumed runs.
+        steps: step budget.
+        device: ``auto``, ``cpu``, ``cuda``.
+        seed: of weights, order and crops.
+        threads: CPU threads; PyTorch's default where not given.
+
+    Returns:
+        The model's folder: ``model.safetensors``, ``config.json``, ``classes.tsv``, ``README.md``.
+
+    Raises:
+        UserError: no such data, or no budget.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    shards, classes = shards_of(data)
+    count = sum(1 for line in classes.read_text(encoding="utf-8").splitlines() if line.strip())
+    torch.manual_seed(seed)
+    budget = Budget(minutes * 60 if minutes else None, steps)
+    state, figures = train_classifier(
+        build(count),
+        Normalize(_MEAN, _STD),
+        shards,
+        out / "run",
+        budget,
+        size=_SIZE,
+        weight_decay=_WEIGHT_DECAY,
+        seed=seed,
+        device=pick_device(device),
+    )
+    folder = out / "model"
+    save_weights(folder / "model.safetensors", state)
+    config = {
+        "name": EMBEDDED,
+        "architecture": "mbconv",
+        "num_classes": count,
+        "input_size": _SIZE,
+        "mean": _MEAN,
+        "std": _STD,
+    }
+    (folder / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+    shutil.copyfile(classes, folder / "classes.tsv")
+    write_card(
+        folder,
+        f"{EMBEDDED}, the judge",
+        what=(
+            f"A small network of inverted bottlenecks (`splitsight/judges/mbconv.py`), {count} classes, input "
+            f"{_SIZE} × {_SIZE}, float16 weights. It measures what reconstructions give away; no attack uses it."
+        ),
+        data=(
+            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
+            "out and gave the figures."
+        ),
+        command="splitsight train judge --data DIR"
+        + (f" --minutes {minutes:g}" if minutes else "")
+        + (f" --steps {steps}" if steps else ""),
+        figures=figures,
+        notes="A measuring instrument: its top-1 on originals is about the most that reconstructions can reach.",
+    )
+    return folder
