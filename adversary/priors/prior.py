@@ -29,6 +29,7 @@ from diffusers import (
 )
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -205,17 +206,25 @@ class Prior(nn.Module):
             )[0]
         return self.denoiser(x, t, encoder_hidden_states=text.states, return_dict=False)[0]
 
-    def sample(self, v: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
-        """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps."""
+    def sample(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
+        """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps.
+
+        With ``checkpoint`` a gradient keeps only the latents between steps and computes each step again, which
+        counts as a second evaluation.
+        """
         self.scheduler.set_timesteps(steps)
         x = v
         for t in self.scheduler.timesteps:
-            x = self.scheduler.step(self._predict(x, t, text), t, x).prev_sample
+            out = (
+                recomputed(self._predict, x, t, text, use_reentrant=False) if checkpoint else self._predict(x, t, text)
+            )
+            x = self.scheduler.step(out, t, x).prev_sample
         return x
 
-    def generate(self, v: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
-        """``D(v, e)``: noise → images, nominally in [0, 1]."""
-        return self.decode(self.sample(v, text, steps))
+    def generate(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
+        """``D(v, e)``: noise → images, nominally in [0, 1]; ``checkpoint`` as for :meth:`sample`."""
+        u = self.sample(v, text, steps, checkpoint=checkpoint)
+        return recomputed(self.decode, u, use_reentrant=False) if checkpoint else self.decode(u)
 
     def invert(self, u: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
         """The noise from which :meth:`sample` arrives at latents ``u``, by running the ODE backwards.

@@ -1,14 +1,14 @@
 """Solvers: how a variable is moved to lower a weighted sum of terms.
 
-:func:`adam` is the paper's optimiser; :func:`plug_and_play` splits fidelity and prior, so that no gradient
-runs through the sampler. Both stop at a deadline and return the best value that they saw.
+:func:`adam` is the paper's optimiser; :func:`lbfgs` uses curvature; :func:`plug_and_play` splits fidelity and
+prior, so that no gradient runs through the sampler. All stop at a deadline, return the best value that they saw,
+and show it to their clock at every step.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,13 +16,18 @@ import torch
 from torch import Tensor
 
 from adversary.priors.prior import Prior, Text
-from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term
+from adversary.whitebox.clock import Clock
+from adversary.whitebox.terms import FeatureMatch, Proximal, Pull, TemporalSmoothing, Term
 from adversary.whitebox.variables import Latent, Variable
+from splitsight.errors import unknown_name
 
-__all__ = ["Outcome", "Schedule", "adam", "lbfgs", "plug_and_play"]
+__all__ = ["ANSWERS", "Outcome", "Progress", "Schedule", "adam", "lbfgs", "plug_and_play"]
 
 Progress = Callable[[int, int, float], None]
 Schedule = Callable[[float], float]
+
+ANSWERS = ("mean", "pixels", "best")
+"""How several samples become one answer."""
 
 
 @dataclass
@@ -35,6 +40,7 @@ class Outcome:
         losses: mean total loss a frame, one an iteration.
         iterations: optimiser steps.
         seconds: wall-clock time.
+        final: total loss of each frame at ``value``, ``(K,)``; infinite where there was no time for any.
     """
 
     images: Tensor
@@ -42,6 +48,41 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     iterations: int = 0
     seconds: float = 0.0
+    final: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class _Best:
+    """The best value and images of each frame so far."""
+
+    def __init__(self, variable: Variable, clock: Clock) -> None:
+        self.variable, self.clock = variable, clock
+        self.value = variable.value.detach().clone()
+        self.loss = self.value.new_full((len(self.value),), math.inf)
+        self.images: Tensor | None = None
+
+    def see(self, loss: Tensor, images: Tensor, better: Tensor) -> None:
+        """File a step: losses ``(K,)``, images, and which frames it is better for."""
+        images, value = images.detach(), self.variable.value.detach()
+        if self.images is None:
+            self.images = images.clone()
+        self.loss = torch.where(better, loss, self.loss)
+        self.value[better] = value[better]
+        self.images[better] = images[better]
+        kept = self.images
+        self.clock.show(lambda: kept.clamp(0, 1))
+
+    @torch.no_grad()
+    def outcome(self, losses: list[float], seconds: float) -> Outcome:
+        """Leave the variable at its best."""
+        self.variable.value.copy_(self.value)
+        images = self.variable.images() if self.images is None else self.images
+        return Outcome(images.clamp(0, 1), self.value, losses, len(losses), seconds, self.loss)
+
+
+def _losses(variable: Variable, terms: Sequence[Term]) -> tuple[Tensor, Tensor]:
+    """Images, and the weighted sum of all terms, one a frame."""
+    images = variable.images()
+    return images, torch.stack([term.weight * term(variable.value, images) for term in terms]).sum(0)
 
 
 def adam(
@@ -53,6 +94,7 @@ def adam(
     schedule: Schedule | None = None,
     deadline: float | None = None,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
     """Adam (β = 0.9, 0.999) on the sum over frames of all weighted terms.
 
@@ -62,38 +104,29 @@ def adam(
         iterations: steps at most.
         lr: learning rate.
         schedule: factor on ``lr`` as a function of the part of the iterations done, in [0, 1].
-        deadline: ``time.monotonic()`` value after which no further step begins.
+        deadline: value of ``clock.now()`` after which no further step begins.
         progress: called with (done, planned, mean loss a frame).
+        clock: keeps the time.
     """
-    start = time.monotonic()
-    optimizer = torch.optim.Adam([variable.value], lr=lr)
-    best = torch.full((len(variable.value),), math.inf)
-    keep = variable.value.detach().clone()
+    clock = clock or Clock()
+    start = clock.now()
+    optimizer = torch.optim.Adam([variable.value], lr=lr, betas=(0.9, 0.999))
+    best = _Best(variable, clock)
     losses: list[float] = []
     for i in range(iterations):
-        if deadline is not None and time.monotonic() >= deadline:
+        if clock.late(deadline):
             break
         if schedule is not None:
             optimizer.param_groups[0]["lr"] = lr * schedule(i / iterations)
-        images = variable.images()
-        loss = torch.stack([term.weight * term(variable.value, images) for term in terms]).sum(0)
-        better = loss.detach() < best
-        best = torch.where(better, loss.detach(), best)
-        keep[better] = variable.value.detach()[better]
+        images, loss = _losses(variable, terms)
+        best.see(loss.detach(), images, loss.detach() < best.loss)
         losses.append(float(loss.detach().mean()))
-        (gradient,) = torch.autograd.grad(loss.sum(), variable.value)
-        variable.value.grad = gradient
+        (variable.value.grad,) = torch.autograd.grad(loss.sum(), variable.value)
         optimizer.step()
+        variable.project()
         if progress is not None:
             progress(i + 1, iterations, losses[-1])
-    with torch.no_grad():
-        variable.value.copy_(keep)
-        images = variable.images().clamp(0, 1)
-    return Outcome(images, keep, losses, len(losses), time.monotonic() - start)
-
-
-class _Late(Exception):
-    """Leaves a line search at the deadline."""
+    return best.outcome(losses, clock.now() - start)
 
 
 def lbfgs(
@@ -102,57 +135,132 @@ def lbfgs(
     *,
     evaluations: int,
     history: int = 10,
+    together: bool = True,
     deadline: float | None = None,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
-    """L-BFGS with a strong Wolfe line search on the sum over frames of all weighted terms.
+    """L-BFGS (Nocedal & Wright, algorithm 7.4) with a backtracking line search, on one problem or on K at once.
 
     F1∘Dec is nearly piecewise linear, so the fit on a latent is close to least squares, where curvature pays:
     about a third of Adam's evaluations for the same loss.
+
+    Every evaluation is one candidate of each problem. A problem whose candidate falls enough (Armijo) moves there
+    and takes its next direction; one whose candidate does not, tries a shorter step next time. So frames that
+    share nothing are solved side by side, each as if it were alone, and none waits for another's line search.
 
     Args:
         variable: what is moved.
         terms: summands.
         evaluations: of loss and gradient, at most; counted as iterations in the outcome.
         history: pairs kept for the curvature.
-        deadline: ``time.monotonic()`` value after which no further evaluation begins.
+        together: all frames are one problem, as they must be where a term couples them; else each is its own.
+        deadline: value of ``clock.now()`` after which no further evaluation begins.
         progress: called with (done, planned, mean loss a frame).
+        clock: keeps the time.
     """
-    start = time.monotonic()
-    best, keep = math.inf, variable.value.detach().clone()
+    clock = clock or Clock()
+    start = clock.now()
+    best = _Best(variable, clock)
+    frames = len(variable.value)
+    problems = 1 if together else frames
     losses: list[float] = []
-    optimizer = torch.optim.LBFGS(
-        [variable.value],
-        max_iter=evaluations,
-        max_eval=evaluations,
-        history_size=history,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0,
-        tolerance_change=0,
-    )
 
-    def closure() -> Tensor:
-        nonlocal best, keep
-        # a line search may ask for more than max_eval
-        if len(losses) >= evaluations or (deadline is not None and time.monotonic() >= deadline):
-            raise _Late
-        images = variable.images()
-        loss = torch.stack([term.weight * term(variable.value, images) for term in terms]).sum()
-        (variable.value.grad,) = torch.autograd.grad(loss, variable.value)
-        value = float(loss.detach())
-        if value < best:
-            best, keep = value, variable.value.detach().clone()
-        losses.append(value / len(keep))
+    def evaluate() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        images, each = _losses(variable, terms)
+        (gradient,) = torch.autograd.grad(each.sum(), variable.value)
+        each = each.detach()
+        losses.append(float(each.mean()))
         if progress is not None:
             progress(len(losses), evaluations, losses[-1])
-        return loss.detach()
+        return images, each, each.view(problems, -1).sum(1), gradient.reshape(problems, -1)
 
-    with contextlib.suppress(_Late):
-        optimizer.step(closure)
-    with torch.no_grad():
-        variable.value.copy_(keep)
-        images = variable.images().clamp(0, 1)
-    return Outcome(images, keep, losses, len(losses), time.monotonic() - start)
+    def show(images: Tensor, each: Tensor, moved: Tensor) -> None:
+        best.see(each, images, moved.repeat_interleave(frames // problems))
+
+    if evaluations < 1 or clock.late(deadline):
+        return best.outcome(losses, clock.now() - start)
+    images, each, value, gradient = evaluate()
+    show(images, each, torch.ones_like(value, dtype=torch.bool))
+    point = variable.value.detach().reshape(problems, -1).clone()
+    pairs = _Curvature(history)
+    direction = -gradient
+    # nothing is known about the scale yet: a small step, whose answer says it
+    step = 1 / gradient.abs().sum(1).clamp_min(1e-12)
+    step = step.clamp_max(1)
+    while len(losses) < evaluations and not clock.late(deadline):
+        slope = _dot(direction, gradient)
+        with torch.no_grad():
+            variable.value.copy_((point + step[:, None] * direction).view_as(variable.value))
+        images, each, reached, there = evaluate()
+        moved = reached <= value + 1e-4 * step * slope  # false for NaN
+        with torch.no_grad():
+            show(images, each, moved)
+            pairs.add(step[:, None] * direction, there - gradient, moved)
+            point = torch.where(moved[:, None], point + step[:, None] * direction, point)
+            gradient = torch.where(moved[:, None], there, gradient)
+            # where it was too long, to the minimum of the parabola through what is known
+            parabola = -slope * step.square() / (2 * (reached - value - slope * step))
+            shorter = torch.where(parabola.isfinite(), parabola, 0.1 * step)
+            step = torch.where(moved, 1.0, torch.clamp(shorter, 0.1 * step, 0.5 * step))
+            value = torch.where(moved, reached, value)
+            direction = torch.where(moved[:, None], -pairs.inverse_hessian(gradient), direction)
+            uphill = _dot(direction, gradient) >= 0
+            # rounding can spoil a direction, and a step can become too short to mean anything: start over
+            lost = uphill | (step < 1e-6)
+            if lost.any():
+                pairs.forget(lost)
+                direction = torch.where(lost[:, None], -gradient, direction)
+                step = torch.where(lost, (1 / gradient.abs().sum(1).clamp_min(1e-12)).clamp_max(1), step)
+    return best.outcome(losses, clock.now() - start)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row."""
+    return (a * b).sum(1)
+
+
+class _Curvature:
+    """The last pairs of steps and gradient changes of several problems side by side."""
+
+    def __init__(self, history: int) -> None:
+        self.history = history
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scale: Tensor | None = None
+
+    def add(self, s: Tensor, y: Tensor, moved: Tensor) -> None:
+        """File a pair for the problems that moved and whose curvature is positive there."""
+        sy = _dot(s, y)
+        good = moved & (sy > 1e-10 * (s.norm(dim=1) * y.norm(dim=1)))
+        # a pair with ρ = 0 changes nothing, so the other problems keep a gap
+        rho = torch.where(good, 1 / sy.masked_fill(~good, 1), 0)
+        if not good.any():
+            return
+        self.pairs.append((torch.where(good[:, None], s, 0), torch.where(good[:, None], y, 0), rho))
+        scale = sy / _dot(y, y).clamp_min(1e-30)
+        before = torch.ones_like(scale) if self.scale is None else self.scale
+        self.scale = torch.where(good, scale, before)
+        del self.pairs[: -self.history]
+
+    def forget(self, which: Tensor) -> None:
+        """Drop the pairs of some problems."""
+        self.pairs = [(s, y, torch.where(which, 0, rho)) for s, y, rho in self.pairs]
+        if self.scale is not None:
+            self.scale = torch.where(which, 1.0, self.scale)
+
+    def inverse_hessian(self, gradient: Tensor) -> Tensor:
+        """The two loops: an approximate inverse Hessian times the gradient, row by row."""
+        q = gradient
+        factors = []
+        for s, y, rho in reversed(self.pairs):
+            a = rho * _dot(s, q)
+            q = q - a[:, None] * y
+            factors.append(a)
+        if self.scale is not None:
+            q = self.scale[:, None] * q
+        for (s, y, rho), a in zip(self.pairs, reversed(factors), strict=True):
+            q = q + (a - rho * _dot(y, q))[:, None] * s
+        return q
 
 
 def plug_and_play(
@@ -169,17 +277,21 @@ def plug_and_play(
     extra: Sequence[Term] = (),
     text: Text | None = None,
     samples: int = 1,
-    seed: int = 0,
+    answer: str = "mean",
+    seed: int | Sequence[int] = 0,
+    proximal: Proximal = Pull,
     deadline: float | None = None,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
     """Alternate a denoiser's answer (no gradient) with feature fitting on the latent.
 
     For each noise level t: ``u ← argmin_u L_re(Dec(u)) + pull ‖u − û‖² + λ_c ‖u_k − ū‖²`` by ``inner``
     evaluations, with ``û = E[u | (1 − t) u + t ε]`` from the denoiser; at t = 0, û is ``anchor`` and the
-    denoiser is not asked. One ε is shared by all frames of a window,
-    which couples them already; samples differ in ε and are averaged at the end (the mean lowers the
-    expected error; ``samples=1`` keeps the sharpness).
+    denoiser is not asked. One ε is shared by all frames of a window, which couples them already.
+
+    Samples differ in ε. Their mean lowers the expected error and is blurred where they disagree; the one of
+    them that fits best keeps its sharpness.
 
     Args:
         prior: decoder and denoiser.
@@ -190,55 +302,102 @@ def plug_and_play(
         lr: Adam's learning rate on the latent; ``None`` fits with L-BFGS.
         pull: weight of the proximal term, per latent number.
         anchor: what t = 0 pulls towards; ``start`` where not given.
-        smoothing: temporal term on the latents.
-        extra: further terms, e.g. total variation.
+        smoothing: temporal term on the latents; without one, frames are fitted each on its own.
+        extra: further terms that do not couple frames, e.g. total variation.
         text: prompt for the denoiser.
-        samples: independent answers that are averaged.
-        seed: of ε.
-        deadline: ``time.monotonic()`` value after which no further step begins.
+        samples: independent answers.
+        answer: ``mean`` of their latents; ``pixels``, the mean of their images; or ``best``, for each frame
+            (for a window that is coupled by ``smoothing``, together) the one with the lowest feature loss.
+        seed: of ε; one a frame makes ε, and so the answer, independent of the other frames.
+        proximal: makes the term that pulls towards ``anchor`` at t = 0.
+        deadline: value of ``clock.now()`` after which no further step begins.
         progress: called with (done, planned, mean loss a frame).
+        clock: keeps the time.
     """
-    begin = time.monotonic()
-    generator = torch.Generator().manual_seed(seed)
-    u = start.detach().clone()
-    total = torch.zeros_like(u)
-    done, losses, finished = 0, [], 0
+    if answer not in ANSWERS:
+        raise unknown_name("answer", answer, list(ANSWERS))
+    clock = clock or Clock()
+    begin = clock.now()
+    generators = [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
+    done, losses = 0, []
     planned = samples * len(levels) * inner
-    late = False
+    found: list[Outcome] = []
+    fits: list[Tensor] = []
     for _ in range(samples):
-        u = start.detach().clone()
+        u, images, final = start.detach().clone(), None, start.new_full((len(start),), math.inf)
+        late = False
         for level in levels:
-            if deadline is not None and time.monotonic() >= deadline:
+            if clock.late(deadline):
                 late = True
                 break
-            target, begin_at = (start if anchor is None else anchor), u
+            target, begin_at, term = (start if anchor is None else anchor), u, proximal
             if level > 0:
-                eps = torch.randn(1, *u.shape[1:], generator=generator).to(u)
+                eps = torch.cat([torch.randn(1, *u.shape[1:], generator=g) for g in generators]).to(u)
                 with torch.no_grad():
                     target = begin_at = prior.denoise(prior.noised(u, eps.expand_as(u), level), level, text)
-            terms: list[Term] = [match, Pull(target, pull), *extra]
+                term = Pull
+            terms: list[Term] = [match, term(target, pull), *extra]
             if smoothing is not None:
                 terms.append(smoothing)
             offset = done
             report = (
                 None if progress is None else (lambda i, n, loss, offset=offset: progress(offset + i, planned, loss))
             )
-            if lr is None:
-                outcome = lbfgs(Latent(prior, begin_at), terms, evaluations=inner, deadline=deadline, progress=report)
-            else:
-                outcome = adam(
-                    Latent(prior, target), terms, iterations=inner, lr=lr, deadline=deadline, progress=report
-                )
-            u = outcome.value
+            # what would be handed back now is the mean of the samples so far, not one that is half done
+            with clock.unseen() if found else contextlib.nullcontext():
+                if lr is None:
+                    outcome = lbfgs(
+                        Latent(prior, begin_at),
+                        terms,
+                        evaluations=inner,
+                        together=smoothing is not None,
+                        deadline=deadline,
+                        progress=report,
+                        clock=clock,
+                    )
+                else:
+                    outcome = adam(
+                        Latent(prior, target),
+                        terms,
+                        iterations=inner,
+                        lr=lr,
+                        deadline=deadline,
+                        progress=report,
+                        clock=clock,
+                    )
+            u, images, final = outcome.value, outcome.images, outcome.final
             losses += outcome.losses
             done += outcome.iterations
         # a sample that the deadline cut short would drag the mean towards its noise
-        if not late or finished == 0:
-            total += u
-            finished += 1
+        if late and found:
+            break
+        with torch.no_grad():
+            images = prior.decode(u).clamp(0, 1) if images is None else images
+            if samples > 1 and answer == "best":
+                fits.append(match(u, images))
+        found.append(Outcome(images, u, final=final))
+        if samples > 1:
+            clock.show(lambda: _joined(prior, found, answer, fits, smoothing is not None).images)
         if late:
             break
-    mean = total / max(finished, 1)
-    with torch.no_grad():
-        images = prior.decode(mean).clamp(0, 1)
-    return Outcome(images, mean, losses, done, time.monotonic() - begin)
+    joined = _joined(prior, found, answer, fits, smoothing is not None)
+    return Outcome(joined.images, joined.value, losses, done, clock.now() - begin, joined.final)
+
+
+@torch.no_grad()
+def _joined(prior: Prior, found: Sequence[Outcome], answer: str, fits: Sequence[Tensor], together: bool) -> Outcome:
+    """One answer from several samples; ``fits`` holds the feature loss of each, ``(K,)``, for ``best``."""
+    if len(found) == 1:
+        return found[0]
+    values = torch.stack([f.value for f in found])
+    images = torch.stack([f.images for f in found])
+    final = torch.stack([f.final for f in found])
+    if answer == "mean":
+        value = values.mean(0)
+        return Outcome(prior.decode(value).clamp(0, 1), value, final=final.mean(0))
+    if answer == "pixels":
+        return Outcome(images.mean(0), values.mean(0), final=final.mean(0))
+    fit = torch.stack(list(fits))
+    chosen = (fit.mean(1, keepdim=True).expand_as(fit) if together else fit).argmin(0)
+    frames = torch.arange(len(chosen))
+    return Outcome(images[chosen, frames], values[chosen, frames], final=final[chosen, frames])

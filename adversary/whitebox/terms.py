@@ -6,13 +6,27 @@ frames only meet in :class:`TemporalSmoothing`. Equation numbers are those of "U
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FeatureMatch", "Pull", "TemporalSmoothing", "Term", "TotalVariation", "agreement"]
+from adversary.whitebox.variables import normalised
+from splitsight.errors import UserError
+
+__all__ = [
+    "BatchNormStatistics",
+    "FeatureMatch",
+    "Negentropy",
+    "Proximal",
+    "Pull",
+    "TemporalSmoothing",
+    "Term",
+    "TotalVariation",
+    "agreement",
+]
 
 
 class Term(Protocol):
@@ -64,6 +78,33 @@ class TotalVariation:
         return (down + right) / (images.shape[-1] * images.shape[-2])
 
 
+class Negentropy:
+    """Equations 8 and 9: ``L_txt = −E[ (1/α²) log cosh²(α v_n) ]``, the mean over one image's noise.
+
+    ``log cosh²`` is the logarithm of the square, ``2 log cosh``, and ``v_n`` the normalised noise. It goes with a
+    text prior; its weight λ_txt is 10 in the paper, 3 in black-box.
+
+    Args:
+        weight: λ_txt.
+        alpha: α, 1 … 2.
+
+    Raises:
+        UserError: α out of range.
+    """
+
+    def __init__(self, weight: float = 10.0, alpha: float = 1.0) -> None:
+        if not 1 <= alpha <= 2:
+            raise UserError(f"alpha is {alpha:g} but the negentropy of equation 9 takes 1 to 2: give --alpha in there")
+        self.weight, self.alpha = weight, alpha
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``; ``value`` is the noise before it is normalised."""
+        y = (self.alpha * normalised(value)).abs()
+        # cosh overflows at 89 in float32, this nowhere
+        log_cosh = y + nn.functional.softplus(-2 * y) - math.log(2)
+        return -(2 / self.alpha**2) * log_cosh.flatten(1).mean(1)
+
+
 class TemporalSmoothing:
     """The last summand of equation 10: ``‖v_k − v̄‖²``, ``v̄ = mean_k v_k``.
 
@@ -101,6 +142,70 @@ class Pull:
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         return (value - self.target).flatten(1).square().sum(1)
+
+
+Proximal = Callable[[Tensor, float], Term]
+"""Makes a proximal term from (target, weight): :class:`Pull`, or one that knows how far each direction may stray."""
+
+
+class BatchNormStatistics:
+    """How far an image's statistics inside F1 are from those that its batch norms saw in training.
+
+    With μ and σ² over the positions of one image, ``mean_l mean_c [ (μ − m)²/s² + (σ²/s² − 1)² ]`` for the
+    running mean m and variance s² of layer l: the regulariser of DeepInversion (Yin et al., CVPR 2020), made free
+    of scale. White-box attackers hold m and s², since they are weights of F1.
+
+    Terms that run F1 on the same images should use :attr:`head`, which remembers its last pass; without one
+    this term runs F1 itself.
+
+    Args:
+        head: F1, images in [0, 1] → tuple of features.
+        weight: factor.
+
+    Raises:
+        UserError: F1 has no batch norm.
+    """
+
+    def __init__(self, head: nn.Module, weight: float = 1.0) -> None:
+        self.weight = weight
+        self.head = _Recording(head)
+        if not self.head.norms:
+            raise UserError("this split has no batch norm before it: leave the batch-norm statistics out")
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        if self.head.images is not images:
+            self.head(images)
+        losses = []
+        for norm, x in zip(self.head.norms, self.head.inputs, strict=True):
+            x = x.flatten(2)
+            mean, variance = x.mean(2), x.var(2, unbiased=False)
+            shift = (mean - norm.running_mean).square() / (norm.running_var + norm.eps)
+            spread = (variance / (norm.running_var + norm.eps) - 1).square()
+            losses.append((shift + spread).mean(1))
+        return torch.stack(losses).mean(0)
+
+
+class _Recording(nn.Module):
+    """F1, which keeps what its batch norms took in during the last pass."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        self.images: Tensor | None = None
+        self.inputs: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """As the head's own."""
+        self.images, self.inputs = images, []
+        # only for this pass: the modules belong to the target, and others use them
+        hooks = [m.register_forward_pre_hook(lambda _, inputs: self.inputs.append(inputs[0])) for m in self.norms]
+        try:
+            return self.head(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> Tensor:

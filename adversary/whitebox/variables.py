@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adversary.priors.prior import Prior, Text
 
-__all__ = ["Latent", "Noise", "Variable", "normalised"]
+__all__ = ["Latent", "Noise", "Pixels", "Residual", "Variable", "normalised"]
 
 
 def normalised(v: Tensor) -> Tensor:
@@ -33,6 +33,48 @@ class Variable(ABC):
     @abstractmethod
     def images(self) -> Tensor:
         """Differentiable images ``(K, 3, H, W)``, nominally in [0, 1]."""
+
+    def project(self) -> None:  # noqa: B027 (most variables may take any value)
+        """Move the value back into what it may be; solvers that take free steps call it after each."""
+
+
+class Pixels(Variable):
+    """Direct optimisation: ``x̂`` itself.
+
+    Args:
+        start: images to start from, ``(K, 3, H, W)``.
+        box: keep every value in [0, 1].
+    """
+
+    def __init__(self, start: Tensor, *, box: bool = False) -> None:
+        self.box = box
+        self.value = start.detach().clone().requires_grad_()
+
+    def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
+        return self.value
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Clamp to [0, 1] where asked for."""
+        if self.box:
+            self.value.clamp_(0, 1)
+
+
+class Residual(Variable):
+    """``x̂ = base + r``: what a generator cannot make, on top of what it made; starts at r = 0.
+
+    Args:
+        base: frozen images ``(K, 3, H, W)``.
+    """
+
+    def __init__(self, base: Tensor) -> None:
+        self.base = base.detach()
+        self.value = torch.zeros_like(self.base).requires_grad_()
+
+    def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
+        return self.base + self.value
 
 
 class Latent(Variable):
@@ -60,10 +102,14 @@ class Noise(Variable):
         start: noise to start from, ``(K, C, h, w)``.
         text: embedded prompt; the empty one by default.
         steps: sampling steps.
+        checkpoint: keep only the latents between sampling steps for the gradient, and compute each step and the
+            decoder again on the way back: memory of one step instead of all, for about a third more time.
     """
 
-    def __init__(self, prior: Prior, start: Tensor, text: Text | None = None, steps: int = 10) -> None:
-        self.prior, self.text, self.steps = prior, text, steps
+    def __init__(
+        self, prior: Prior, start: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False
+    ) -> None:
+        self.prior, self.text, self.steps, self.checkpoint = prior, text, steps, checkpoint
         self.value = start.detach().clone().requires_grad_()
 
     @staticmethod
@@ -76,4 +122,4 @@ class Noise(Variable):
 
     def images(self) -> Tensor:
         """Differentiable images ``(K, 3, H, W)``."""
-        return self.prior.generate(normalised(self.value), self.text, self.steps)
+        return self.prior.generate(normalised(self.value), self.text, self.steps, checkpoint=self.checkpoint)
