@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
+from scenarios.interrupt import INTERRUPTED, interruptible
 from scenarios.processes import PREFIX, die_with_parent
 from splitsight.errors import UserError
 
@@ -83,26 +84,44 @@ def _say(sentence: str) -> None:
     print(PREFIX + " ".join(sentence.split()), file=sys.stderr, flush=True)
 
 
-def _guarded(command: Callable[P, int | None]) -> Callable[P, None]:
-    """Turn what a command raises into a sentence and an exit code; what it returns is the exit code."""
+def _guarded(*modules: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
+    """Turn what a command raises into a sentence and an exit code; what it returns is the exit code.
 
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            code = command(*args, **kwargs) or 0
-        except UserError as error:
-            _say(str(error))
-            code = error.code
-        except KeyboardInterrupt:
-            code = 128 + signal.SIGINT
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _say(explain(error))
-            code = 1
-        raise typer.Exit(code)
+    Args:
+        modules: what the command is going to import, loaded before Ctrl-C raises ``KeyboardInterrupt``. Without any,
+            Ctrl-C ends the process at once until the command itself asks otherwise.
+    """
 
-    return run
+    def decorate(command: Callable[P, int | None]) -> Callable[P, None]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                _load(modules)
+                with interruptible() if modules else nullcontext():
+                    code = command(*args, **kwargs) or 0
+            except UserError as error:
+                _say(str(error))
+                code = error.code
+            except KeyboardInterrupt:
+                code = INTERRUPTED
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                _say(explain(error))
+                code = 1
+            raise typer.Exit(code)
+
+        return run
+
+    return decorate
+
+
+def _load(modules: tuple[str, ...]) -> None:
+    """Import modules, and with the targets every family of them (which the first look-up would import)."""
+    for name in modules:
+        importlib.import_module(name)
+    if "splitsight.targets" in modules:
+        sys.modules["splitsight.targets"].TARGETS.names()
 
 
 app = typer.Typer(
@@ -140,7 +159,7 @@ CompressionOption = Annotated[Compression, typer.Option(help="Compression on the
 
 
 @app.command()
-@_guarded
+@_guarded()
 def demo(
     seconds: Annotated[float, typer.Option(help="Length of the stream, in seconds.")] = 30.0,
     fps: Fps = 2.0,
@@ -194,7 +213,9 @@ def demo(
 
 
 @app.command()
-@_guarded
+@_guarded(
+    "cloud_server.server", "cloud_server.model", "cloud_server.sessions", "cloud_server.tap", "splitsight.targets"
+)
 def cloud(
     target: Target = "resnet18",
     split: Split = "L8",
@@ -261,7 +282,7 @@ def cloud(
 
 
 @app.command()
-@_guarded
+@_guarded("edge_client.client", "splitsight.data", "splitsight.targets")
 def edge(
     server: Annotated[str, typer.Option(help="Cloud server, HOST:PORT.")] = "127.0.0.1:50051",
     video: Video = None,
@@ -332,7 +353,7 @@ def edge(
 
 
 @app.command()
-@_guarded
+@_guarded("adversary.live.run", "splitsight.targets")
 def adversary(
     tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
@@ -390,7 +411,7 @@ def adversary(
 
 
 @app.command()
-@_guarded
+@_guarded("adversary.attack", "splitsight.targets")
 def attack(
     method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
     out: Annotated[Path, typer.Option(help="Folder for summary.json, rows.parquet, grid.png and reconstructions/.")],
@@ -469,7 +490,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @train.command("target")
-@_guarded
+@_guarded("splitsight.targets.training", "splitsight.targets")
 def train_target(
     data: Data,
     out: TrainOut,
@@ -491,7 +512,7 @@ def train_target(
 
 
 @train.command("judge")
-@_guarded
+@_guarded("splitsight.judges.training", "splitsight.targets")
 def train_judge(
     data: Data,
     out: TrainOut,
@@ -511,7 +532,7 @@ def train_judge(
 
 
 @train.command("prior")
-@_guarded
+@_guarded("adversary.training", "splitsight.targets")
 def train_prior(
     data: Data,
     out: TrainOut,
@@ -541,7 +562,7 @@ def train_prior(
 
 
 @train.command("inversion")
-@_guarded
+@_guarded("adversary.training", "splitsight.targets")
 def train_inversion(
     data: Data,
     out: TrainOut,
@@ -580,7 +601,7 @@ def _budget(minutes: float | None, steps: int | None) -> None:
 
 
 @bench.command("tap")
-@_guarded
+@_guarded("cloud_server.bench", "splitsight.targets")
 def bench_tap(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
@@ -630,7 +651,7 @@ def bench_tap(
 
 
 @app.command("list")
-@_guarded
+@_guarded()
 def list_names(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     target: Annotated[str, typer.Option(help="Whose splits.")] = "resnet18",
@@ -665,7 +686,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(args=arguments, prog_name="splitsight")
     except KeyboardInterrupt:
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(INTERRUPTED) from None
     raise SystemExit(0)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
+from scenarios.interrupt import interruptible
 from scenarios.join import TIERS, Join
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
 from splitsight.errors import UserError, unknown_name
@@ -136,6 +137,7 @@ def _check(options: DemoOptions) -> None:
         raise UserError("--frames and --threads must be at least 1")
     if options.solver not in SOLVERS:
         raise unknown_name("solver", options.solver, list(SOLVERS))
+    import scenarios.report  # noqa: F401  for the end of the run, loaded while Ctrl-C still ends the process at once
     from splitsight.video import open_source
 
     with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
@@ -155,7 +157,7 @@ def _check(options: DemoOptions) -> None:
 
 
 def _cli(*arguments: object) -> list[str]:
-    return ["-m", "scenarios.cli", *(str(a) for a in arguments)]
+    return ["-m", "scenarios", *(str(a) for a in arguments)]
 
 
 class _Demo:
@@ -352,7 +354,7 @@ def run_demo(options: DemoOptions) -> Path:
     _check(options)
     prepare_folder(out, overwrite=options.overwrite)
     demo = _Demo(options, out)
-    with terminate_as_interrupt():
+    with interruptible(), terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
             with children, _display(demo) as draw:
