@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.live.run import save_image
 from adversary.methods import ATTACKS, Problem, Reconstruction
 from adversary.priors.prior import EMBEDDED, load_prior
 from splitsight import targets
-from splitsight.data import load_images, to_tensor
+from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.numerics import subnormals_flushed
@@ -104,11 +103,8 @@ def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> I
 def _grid(path: Path, originals: Tensor | None, images: Tensor, most: int = 12) -> None:
     """Originals (where known) above reconstructions, enlarged four times."""
     rows = [images[:most]] if originals is None else [originals[:most], images[:most]]
-    sheet = torch.cat([torch.cat(list(row.clamp(0, 1)), 2) for row in rows], 1)
-    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
-    pixels = cv2.resize(pixels, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
-    if not cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"cannot write {path}")
+    sheet = to_pixels(torch.cat([torch.cat(list(row), 2) for row in rows], 1))
+    write_png(path, cv2.resize(sheet, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))
 
 
 @subnormals_flushed()
@@ -246,7 +242,7 @@ def run_attack(
         answer = attack.solve(problem, **settings)
         for position, index in enumerate(group):
             answers[index] = answer.images[position]
-            save_image(out / "reconstructions" / f"{data.names[index]}.png", answer.images[position])
+            write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
             rows.append(_row(data, index, number, answer, answer.images[position], method, chosen, seed))
         if progress is not None:
             progress(len(answers), len(data), "done")

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import cv2
 import numpy as np
 
 from edge_client.link import Answered
+from splitsight.data import write_png
 from splitsight.errors import UserError
 
 __all__ = ["Report"]
@@ -59,10 +59,8 @@ class Report:
         if self.truth is None:
             return
         path = self.truth / f"{sequence:06d}.png"
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
-            partial.replace(path)
+            write_png(path, image)
         except OSError as error:
             raise _problem(path, error) from error
 

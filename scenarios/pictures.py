@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from splitsight.errors import UserError
 
-__all__ = ["Panel", "encode_png", "grid", "panels", "spread", "write_video"]
+__all__ = ["Panel", "grid", "panels", "spread", "write_video"]
 
 SCALE = 4
 _GAP, _HEADER, _CAPTION = 8, 40, 56
@@ -110,14 +110,6 @@ def spread(count: int, wanted: int) -> list[int]:
     if count <= wanted:
         return list(range(count))
     return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)] if wanted > 1 else [count // 2]
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """``(h, w, 3)`` uint8 RGB as PNG."""
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise ValueError(f"cannot encode an image of shape {image.shape}")
-    return data.tobytes()
 
 
 def write_video(

@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
-from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_video
+from scenarios.pictures import Panel, grid, panels, spread, write_video
+from splitsight.data import to_tensor, write_png
+from splitsight.metrics import image_quality, mean_interval, percentile
+from splitsight.summary import environment, write_summary
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
@@ -64,10 +67,6 @@ class RunInfo:
 
 def measure(join: Join, *, batch: int = 64) -> None:
     """Fill PSNR, the paper's equation 14 and SSIM of every tier of every frame whose truth is known."""
-    import torch
-
-    from splitsight.metrics import image_quality
-
     for tier in TIERS:
         pairs = []
         for row in join.rows():
@@ -77,12 +76,10 @@ def measure(join: Join, *, batch: int = 64) -> None:
                     pairs.append((row, image, truth))
         for at in range(0, len(pairs), batch):
             part = pairs[at : at + batch]
-            images, truths = (
-                torch.from_numpy(np.stack([pair[i] for pair in part])).permute(0, 3, 1, 2).float() / 255 for i in (1, 2)
-            )
+            images, truths = (to_tensor(np.stack([pair[i] for pair in part])) for i in (1, 2))
             quality = image_quality(images, truths)
             for name in ("psnr", "psnr_eq14", "ssim"):
-                for (row, *_), value in zip(part, torch.as_tensor(quality[name]).flatten().tolist(), strict=True):
+                for (row, *_), value in zip(part, quality[name].tolist(), strict=True):
                     getattr(row, name)[tier] = value
 
 
@@ -118,8 +115,6 @@ def serving(join: Join) -> dict[str, Any]:
     rows = [r for r in join.rows() if r.answered]
     times = [r.capture_time_us for r in rows if r.capture_time_us is not None]
     span = (max(times) - min(times)) / 1e6 if len(times) > 1 else 0.0
-    from splitsight.metrics import percentile
-
     rtt = [r.rtt_ms for r in rows]
     return {
         "frames": len(rows),
@@ -132,8 +127,6 @@ def serving(join: Join) -> dict[str, Any]:
 
 def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[str, Any]:
     """``summary.json`` of a live run, schema ``splitsight.summary/1``."""
-    from splitsight.metrics import mean_interval, percentile
-
     methods: dict[str, Any] = {}
     for tier in TIERS:
         rows = [r for r in join.rows() if tier in r.psnr]
@@ -196,8 +189,6 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[st
 
 
 def _mean_of(values: Sequence[float]) -> float | None:
-    from splitsight.metrics import mean_interval
-
     return mean_interval(values)["mean"]
 
 
@@ -264,8 +255,6 @@ def write_report(
         UserError: the video cannot be encoded.
         OSError: the disk is full or the folder is gone.
     """
-    from splitsight.summary import environment, write_summary
-
     say = progress or (lambda word: None)
     rows = join.rows()
     say("measuring")
@@ -283,7 +272,7 @@ def write_report(
             [panels_of(join, r, info) for r in chosen],
             f"{info.target} split at {info.split}: original, preview and window, reconstructed from the features alone",
         )
-        _replace(out / "grid.png", encode_png(picture))
+        write_png(out / "grid.png", picture)
     say("writing index.html")
     _replace(out / "index.html", render_page(out, rows, summary, info.options).encode())
     return summary

@@ -1,4 +1,4 @@
-"""Still images: folders of PNG/JPEG and Parquet in Hugging Face image format, as uint8 arrays.
+"""Still images: folders of PNG/JPEG and Parquet in Hugging Face image format, as uint8 arrays; PNG, to write them.
 
 The Hugging Face format holds one struct column ``image`` with fields ``bytes`` (an encoded file) and
 ``path``, and optionally an integer column ``label``.
@@ -6,8 +6,10 @@ The Hugging Face format holds one struct column ``image`` with fields ``bytes`` 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,19 @@ from torch import Tensor
 from splitsight.artifacts import home
 from splitsight.errors import UserError
 
-__all__ = ["ImageSet", "cached_images", "decode_image", "fit", "load_images", "shards_of", "to_tensor"]
+__all__ = [
+    "ImageSet",
+    "cached_images",
+    "decode_image",
+    "draw_images",
+    "encode_png",
+    "fit",
+    "load_images",
+    "shards_of",
+    "to_pixels",
+    "to_tensor",
+    "write_png",
+]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -64,6 +78,40 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(255)
 
 
+def to_pixels(images: Tensor) -> np.ndarray:
+    """``(…, 3, H, W)`` in [0, 1] (clamped) → ``(…, H, W, 3)`` uint8, rounded: what :func:`to_tensor` takes back."""
+    pixels = (images.detach().clamp(0, 1) * 255).round().byte().movedim(-3, -1)
+    return np.ascontiguousarray(pixels.cpu().numpy())
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """``(h, w, 3)`` uint8 RGB as PNG.
+
+    Raises:
+        ValueError: not an image of that form.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"not an RGB image: {image.dtype} of shape {image.shape}")
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write ``(h, w, 3)`` uint8 RGB; the file appears complete or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder is gone.
+    """
+    data = encode_png(image)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 def decode_image(data: bytes, what: str) -> np.ndarray:
     """Decode a PNG or JPEG to ``(h, w, 3)`` uint8 RGB.
 
@@ -76,7 +124,11 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _parquet(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
+_Item = Callable[[int], tuple[np.ndarray, str, int]]
+"""What gives image i of a source, its name and its label."""
+
+
+def _parquet(path: Path, size: int) -> tuple[int, _Item]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -87,14 +139,16 @@ def _parquet(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray]
             f"{path} is not in Hugging Face image format: it needs a struct column 'image' with a field 'bytes' "
             f"(it has {', '.join(table.column_names) or 'no columns'})"
         )
-    table = table.slice(0, limit)
-    images, names = [], []
-    for i, cell in enumerate(table.column("image")):
-        row = cell.as_py() or {}
-        images.append(fit(decode_image(row.get("bytes") or b"", f"row {i} of {path}"), size))
-        names.append(f"{i:06d}" + (f"-{Path(row['path']).stem}" if row.get("path") else ""))
-    labels = table.column("label").to_pylist() if "label" in table.column_names else [-1] * len(images)
-    return images, names, [-1 if x is None else int(x) for x in labels]
+    cells = table.column("image")
+    labels = table.column("label").to_pylist() if "label" in table.column_names else None
+
+    def item(i: int) -> tuple[np.ndarray, str, int]:
+        row = cells[i].as_py() or {}
+        image = fit(decode_image(row.get("bytes") or b"", f"row {i} of {path}"), size)
+        name = f"{i:06d}" + (f"-{Path(row['path']).stem}" if row.get("path") else "")
+        return image, name, -1 if labels is None or labels[i] is None else int(labels[i])
+
+    return len(cells), item
 
 
 def _unique_names(files: list[Path]) -> list[str]:
@@ -111,13 +165,34 @@ def _unique_names(files: list[Path]) -> list[str]:
     return names
 
 
-def _folder(path: Path, size: int, limit: int | None) -> tuple[list[np.ndarray], list[str], list[int]]:
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise UserError(f"{path} holds no PNG or JPEG files")
-    names = _unique_names(files)[:limit]
-    files = files[:limit]
-    return [fit(decode_image(p.read_bytes(), str(p)), size) for p in files], names, [-1] * len(files)
+def _files(files: list[Path], size: int) -> tuple[int, _Item]:
+    names = _unique_names(files)
+
+    def item(i: int) -> tuple[np.ndarray, str, int]:
+        return fit(decode_image(files[i].read_bytes(), str(files[i])), size), names[i], -1
+
+    return len(files), item
+
+
+def _source(path: Path, size: int) -> tuple[int, _Item]:
+    if not path.exists():
+        raise UserError(f"no such file or folder: {path}")
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+        if not files:
+            raise UserError(f"{path} holds no PNG or JPEG files")
+        return _files(files, size)
+    if path.suffix.lower() in _SUFFIXES:
+        return _files([path], size)
+    count, item = _parquet(path, size)
+    if not count:
+        raise UserError(f"{path} holds no images")
+    return count, item
+
+
+def _set(items: Iterable[tuple[np.ndarray, str, int]]) -> ImageSet:
+    images, names, labels = zip(*items, strict=True)
+    return ImageSet(np.stack(images), list(names), np.asarray(labels, np.int64))
 
 
 def load_images(path: Path, size: int, limit: int | None = None) -> ImageSet:
@@ -126,22 +201,37 @@ def load_images(path: Path, size: int, limit: int | None = None) -> ImageSet:
     Args:
         path: folder, image file, or ``*.parquet``.
         size: pixels; every image is scaled and centre-cropped to ``size × size`` (see :func:`fit`).
-        limit: read at most this many, in name or row order.
+        limit: read at most this many, in name or row order; ≥ 1.
 
     Raises:
         UserError: nothing there, nothing readable, or not the expected format.
     """
-    if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
-    if path.is_dir():
-        images, names, labels = _folder(path, size, limit)
-    elif path.suffix.lower() in _SUFFIXES:
-        images, names, labels = [fit(decode_image(path.read_bytes(), str(path)), size)], [path.stem], [-1]
-    else:
-        images, names, labels = _parquet(path, size, limit)
-    if not images:
-        raise UserError(f"{path} holds no images")
-    return ImageSet(np.stack(images), names, np.asarray(labels, np.int64))
+    count, item = _source(path, size)
+    return _set(item(i) for i in range(count if limit is None else min(count, limit)))
+
+
+def draw_images(path: Path, size: int, count: int, seed: int) -> ImageSet:
+    """Draw images without replacement out of what :func:`load_images` reads; no two of them are equal.
+
+    Only what is drawn is decoded, so that a small draw from a large source is quick.
+
+    Args:
+        path: as for :func:`load_images`.
+        size: likewise.
+        count: how many, ≥ 1; fewer come where the source has no more different ones.
+        seed: of the draw.
+
+    Raises:
+        UserError: as for :func:`load_images`.
+    """
+    total, item = _source(path, size)
+    drawn: dict[bytes, tuple[np.ndarray, str, int]] = {}
+    for i in np.random.default_rng(seed).permutation(total):
+        one = item(int(i))
+        drawn.setdefault(one[0].tobytes(), one)
+        if len(drawn) == count:
+            break
+    return _set(drawn.values())
 
 
 def cached_images(paths: list[Path], size: int) -> tuple[np.ndarray, np.ndarray]:

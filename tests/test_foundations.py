@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from splitsight.artifacts import digest, home, load_weights, save_weights
-from splitsight.data import cached_images, fit, load_images
+from splitsight.data import cached_images, draw_images, encode_png, fit, load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
 from splitsight.training import Budget, Run, ema, one_cycle, pick_device, random_crops
@@ -176,6 +176,47 @@ def test_parquet(tmp_path):
     assert data.names == ["000000-one", "000001"] and data.labels.tolist() == [7, -1]
     assert data.images[1, 0, 0].tolist() == [0, 0, 255]
     assert len(load_images(path, 8, limit=1)) == 1 and len(load_images(path, 8, limit=99)) == 2
+
+
+def test_draw_depends_on_the_seed_and_never_repeats(tmp_path):
+    colours = [(i, 10, 200) for i in range(30)]
+    parquet(tmp_path / "x.parquet", [{"bytes": png(c), "path": None} for c in (*colours, *colours)])
+    draw = lambda seed, count=12: draw_images(tmp_path / "x.parquet", 8, count, seed)  # noqa: E731
+    first = draw(1)
+    assert len(first) == 12 == len({image.tobytes() for image in first.images})
+    assert draw(1).names == first.names and draw(2).names != first.names
+    assert draw(1, 5).names == first.names[:5]
+    every = draw(3, 99)
+    assert sorted(every.images[:, 0, 0, 0].tolist()) == list(range(30))
+    whole = load_images(tmp_path / "x.parquet", 8)
+    assert all((whole.images[int(n)] == i).all() for n, i in zip(first.names, first.images, strict=True))
+
+
+def test_png_and_pixels_round_trip(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), np.uint8)
+    assert (to_pixels(to_tensor(images)) == images).all()
+    assert (to_pixels(to_tensor(images)[1]) == images[1]).all()
+    assert to_pixels(torch.tensor([-1.0, 0.4999 / 255, 2.0]).view(3, 1, 1)).tolist() == [[[0, 0, 255]]]
+    write_png(tmp_path / "x.png", images[0])
+    assert (cv2.imread(str(tmp_path / "x.png"))[..., ::-1] == images[0]).all()
+    assert (tmp_path / "x.png").read_bytes() == encode_png(images[0])
+    for wrong in (images, images[0, :, :, :2], images[0].astype(float), images[0][:0]):
+        with pytest.raises(ValueError, match="not an RGB image"):
+            encode_png(wrong)
+
+
+def test_a_png_is_complete_or_not_there(tmp_path, monkeypatch):
+    image = np.zeros((8, 8, 3), np.uint8)
+
+    def full(self, data):
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_png(tmp_path / "x.png", image)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_input_is_one_sentence(tmp_path):

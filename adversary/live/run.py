@@ -4,7 +4,8 @@ It sees features only. What it writes under ``out``:
 
 * ``recording/``: the tapped frames (see :mod:`splitsight.recording`),
 * ``preview/000000.png``, ``window/000000.png``: its two tiers, by sequence number,
-* ``live.jsonl``: one event a line (``preview``, ``window``, ``session``, ``end``).
+* ``live.jsonl``: one event a line (``preview``, ``window``, ``window_skipped``, ``session``, ``end``, …). ``lag_ms``
+  counts from when the frame, or the last one of the window, was read from the tap, until its image is a file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import cv2
 import grpc
 import numpy as np
 import torch
-from torch import Tensor
 
 from adversary.blackbox.inversion import load_inversion
 from adversary.live.engine import Engine, WindowSettings
@@ -32,6 +32,7 @@ from adversary.live.windows import Observation, Window, Windower
 from adversary.priors.prior import Prior, load_prior
 from adversary.tap import TapReader
 from splitsight import targets
+from splitsight.data import to_pixels, write_png
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
@@ -39,7 +40,7 @@ from splitsight.targets import Target
 from splitsight.wire import tensors
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
-__all__ = ["LiveOptions", "build_engine", "run_live", "save_image"]
+__all__ = ["LiveOptions", "build_engine", "run_live"]
 
 
 @dataclass(frozen=True)
@@ -113,21 +114,6 @@ def build_engine(
     return Engine(prior, head, network, settings, prior.embed_text([prompt]) if prompt else None)
 
 
-def save_image(path: Path, image: Tensor) -> None:
-    """Write ``(3, H, W)`` in [0, 1] as PNG; the file appears complete or not at all.
-
-    Raises:
-        OSError: the disk is full or the folder is gone.
-    """
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    done, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR))
-    if not done:
-        raise OSError(f"cannot encode {path}")
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data.tobytes())
-    partial.replace(path)
-
-
 class _Log:
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w")
@@ -156,7 +142,7 @@ class _Adversary:
         self.session: str | None = None
         self.writer: RecordingWriter | None = None
         self.error: BaseException | None = None
-        self.completed: dict[int, float] = {}
+        self.ready: dict[int, float] = {}
         self.skipped = 0
         self._strangers: set[str] = set()
         self._stop = threading.Event()
@@ -208,12 +194,12 @@ class _Adversary:
         observation = Observation(frame.sequence, frame.capture_time_us, arrived, features)
         image = self.engine.preview(observation)
         if image is not None:
-            save_image(self.options.out / "preview" / f"{frame.sequence:06d}.png", image)
+            write_png(self.options.out / "preview" / f"{frame.sequence:06d}.png", to_pixels(image))
             self.log.write(
                 "preview", sequence=frame.sequence, lag_ms=1e3 * (time.monotonic() - arrived), dropped=tapped.dropped
             )
         if (window := self.windower.add(observation)) is not None:
-            self.completed[window.index] = window.completed_at
+            self.ready[window.index] = window.completed_at
             self.windows.put(window)
 
     def read(self) -> None:
@@ -231,6 +217,8 @@ class _Adversary:
             self.error = error
         finally:
             if (window := self.windower.flush()) is not None:
+                # nobody could know before that it would stay incomplete, so its time runs from here
+                self.ready[window.index] = time.monotonic()
                 self.windows.put(window)
             self.windows.put(None)
 
@@ -248,12 +236,13 @@ class _Adversary:
             if newer is None:
                 break
             window = newer
-            deadline = window.completed_at + period * (1 - self.options.margin)
+            ready = self.ready[window.index]
+            deadline = ready + period * (1 - self.options.margin)
             result = self.engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
-            for frame, image in zip(window.frames, result.images, strict=True):
-                save_image(self.options.out / "window" / f"{frame.sequence:06d}.png", image)
+            for frame, image in zip(window.frames, to_pixels(result.images), strict=True):
+                write_png(self.options.out / "window" / f"{frame.sequence:06d}.png", image)
             now = time.monotonic()
-            limit = self.completed.get(window.index + 1, window.completed_at + period)
+            limit = self.ready.get(window.index + 1, ready + period)
             self.log.write(
                 "window",
                 window=window.index,

@@ -11,8 +11,9 @@ import pytest
 
 from scenarios.demo import prepare_folder
 from scenarios.join import Join, Lines, quick_psnr, read_png
-from scenarios.pictures import Panel, encode_png, grid, panels, spread, write_video
+from scenarios.pictures import Panel, grid, panels, spread, write_video
 from scenarios.report import RunInfo, write_report
+from splitsight.data import write_png
 from splitsight.errors import UserError
 
 INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps=2.0, options={"a": "<b>"})
@@ -20,7 +21,7 @@ INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps
 
 def png(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(encode_png(image))
+    write_png(path, image)
 
 
 @pytest.fixture
