@@ -97,8 +97,15 @@ class Judge:
         return (logits.argmax(1) == truth) & torch.isfinite(logits).all(1)
 
     def matched(self, reconstruction: Tensor, gallery: Tensor, true_index: Sequence[int] | Tensor) -> Match:
-        """Rank the originals among a gallery in this judge's features; see :func:`splitsight.metrics.matched`."""
-        return matched(reconstruction, gallery, true_index, self.features)
+        """Rank the originals among a gallery by these features; see :func:`splitsight.metrics.matched`.
+
+        Args:
+            reconstruction: ``(B, 3, H, W)`` in [0, 1].
+            gallery: images ``(G, 3, H, W)`` in [0, 1], or what :meth:`features` makes of them, ``(G, F)``.
+            true_index: B positions of the right images in the gallery.
+        """
+        known = self.features(gallery) if gallery.ndim == 4 else gallery
+        return matched(self.features(reconstruction), known, true_index, lambda features: features)
 
 
 def judge_names() -> list[str]:

@@ -1,6 +1,8 @@
 """Means with 95 % intervals, and percentiles; values that are not finite are left out, not averaged in.
 
-The interval is Student's: mean ± t₀.₉₇₅(n−1) · s / √n, with s the sample standard deviation (n − 1).
+The interval is Student's: mean ± t₀.₉₇₅(n−1) · s / √n, with s the sample standard deviation (n − 1). For a part of
+all images (recognised or not) it is Wilson's (1927), which stays within [0, 1] and has a width at 0 and 1 too:
+(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-__all__ = ["mean_interval", "percentile"]
+__all__ = ["mean_interval", "percentile", "proportion_interval"]
+
+_Z = 1.959963984540054
 
 
 def _finite(values: Iterable[float]) -> np.ndarray:
@@ -59,3 +63,23 @@ def percentile(values: Iterable[float], q: float) -> float | None:
     """Percentile ``q`` in [0, 100], linear between order statistics; ``None`` where no finite value is left."""
     x = _finite(values)
     return float(np.percentile(x, q)) if len(x) else None
+
+
+def proportion_interval(hits: Iterable[bool | None]) -> dict[str, float | None]:
+    """``{"mean", "low", "high"}``: the part that is true, in [0, 1], and its 95 % Wilson interval.
+
+    Args:
+        hits: one an image; ``None`` (unknown) is left out.
+
+    Returns:
+        All ``None`` where nothing is known.
+    """
+    known = [bool(h) for h in hits if h is not None]
+    n = len(known)
+    if n == 0:
+        return {"mean": None, "low": None, "high": None}
+    p = sum(known) / n
+    centre = p + _Z**2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
+    return {"mean": p, "low": max(0.0, (centre - half) / scale), "high": min(1.0, (centre + half) / scale)}

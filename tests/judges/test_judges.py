@@ -81,6 +81,8 @@ def test_nan_is_never_recognised(judge, images):
 def test_matching_finds_the_original(judge, images):
     found = judge.matched(images[[7, 2]], images, [7, 2])
     assert found.ranks.tolist() == [1, 1] and found.gallery == 12
+    again = judge.matched(images[[7, 2]], judge.features(images), [2, 7])
+    assert again.ranks.tolist() != [1, 1] and again.gallery == 12
 
 
 def test_errors_are_sentences(folder, tmp_path):
