@@ -183,11 +183,10 @@ def lbfgs(
     images, each, value, gradient = evaluate()
     show(images, each, torch.ones_like(value, dtype=torch.bool))
     point = variable.value.detach().reshape(problems, -1).clone()
-    pairs = _Curvature(history)
+    pairs = _Curvature(point, history)
     direction = -gradient
     # nothing is known about the scale yet: a small step, whose answer says it
-    step = 1 / gradient.abs().sum(1).clamp_min(1e-12)
-    step = step.clamp_max(1)
+    step = _first_step(gradient)
     while len(losses) < evaluations and not clock.late(deadline):
         slope = _dot(direction, gradient)
         with torch.no_grad():
@@ -211,8 +210,13 @@ def lbfgs(
             if lost.any():
                 pairs.forget(lost)
                 direction = torch.where(lost[:, None], -gradient, direction)
-                step = torch.where(lost, (1 / gradient.abs().sum(1).clamp_min(1e-12)).clamp_max(1), step)
+                step = torch.where(lost, _first_step(gradient), step)
     return best.outcome(losses, clock.now() - start)
+
+
+def _first_step(gradient: Tensor) -> Tensor:
+    """Along the negative gradient: changes the numbers of a problem by at most 1 in all."""
+    return (1 / gradient.abs().sum(1).clamp_min(1e-12)).clamp_max(1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -221,45 +225,46 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Curvature:
-    """The last pairs of steps and gradient changes of several problems side by side."""
+    """The last pairs of steps s and gradient changes y of several problems side by side, oldest first.
 
-    def __init__(self, history: int) -> None:
-        self.history = history
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.scale: Tensor | None = None
+    Args:
+        like: ``(problems, numbers)``.
+        history: pairs a problem; one that is not there yet has ρ = 0 and so changes nothing.
+    """
+
+    def __init__(self, like: Tensor, history: int) -> None:
+        problems, numbers = like.shape
+        self.s = like.new_zeros(problems, history, numbers)
+        self.y = like.new_zeros(problems, history, numbers)
+        self.rho = like.new_zeros(problems, history)
+        self.scale = like.new_ones(problems)
 
     def add(self, s: Tensor, y: Tensor, moved: Tensor) -> None:
         """File a pair for the problems that moved and whose curvature is positive there."""
         sy = _dot(s, y)
-        good = moved & (sy > 1e-10 * (s.norm(dim=1) * y.norm(dim=1)))
-        # a pair with ρ = 0 changes nothing, so the other problems keep a gap
-        rho = torch.where(good, 1 / sy.masked_fill(~good, 1), 0)
-        if not good.any():
-            return
-        self.pairs.append((torch.where(good[:, None], s, 0), torch.where(good[:, None], y, 0), rho))
-        scale = sy / _dot(y, y).clamp_min(1e-30)
-        before = torch.ones_like(scale) if self.scale is None else self.scale
-        self.scale = torch.where(good, scale, before)
-        del self.pairs[: -self.history]
+        good = moved & (sy > 1e-10 * s.norm(dim=1) * y.norm(dim=1))
+        for kept, new in ((self.s, s), (self.y, y), (self.rho, 1 / sy)):
+            kept[good] = torch.cat([kept[good, 1:], new[good, None]], 1)
+        self.scale[good] = (sy / _dot(y, y))[good]
 
     def forget(self, which: Tensor) -> None:
         """Drop the pairs of some problems."""
-        self.pairs = [(s, y, torch.where(which, 0, rho)) for s, y, rho in self.pairs]
-        if self.scale is not None:
-            self.scale = torch.where(which, 1.0, self.scale)
+        self.rho[which] = 0
+        self.scale[which] = 1
 
     def inverse_hessian(self, gradient: Tensor) -> Tensor:
         """The two loops: an approximate inverse Hessian times the gradient, row by row."""
         q = gradient
         factors = []
-        for s, y, rho in reversed(self.pairs):
-            a = rho * _dot(s, q)
-            q = q - a[:, None] * y
-            factors.append(a)
-        if self.scale is not None:
-            q = self.scale[:, None] * q
-        for (s, y, rho), a in zip(self.pairs, reversed(factors), strict=True):
-            q = q + (a - rho * _dot(y, q))[:, None] * s
+        for s, y, rho in zip(*(t.unbind(1)[::-1] for t in (self.s, self.y, self.rho)), strict=True):
+            factor = rho * _dot(s, q)
+            factors.append(factor)
+            q = q - factor[:, None] * y
+        q = self.scale[:, None] * q
+        for s, y, rho, factor in zip(
+            *(t.unbind(1) for t in (self.s, self.y, self.rho)), reversed(factors), strict=True
+        ):
+            q = q + (factor - rho * _dot(y, q))[:, None] * s
         return q
 
 

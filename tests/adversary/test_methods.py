@@ -1,4 +1,3 @@
-
 from adversary.methods import ATTACKS
 
 

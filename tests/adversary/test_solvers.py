@@ -1,12 +1,15 @@
+import itertools
 import time
 
 import pytest
 import torch
+from scipy.optimize import minimize
 from torch import nn
 
 from adversary.live.engine import Engine, WindowSettings
 from adversary.live.windows import Observation, Window, Windower
-from adversary.whitebox.solvers import adam, plug_and_play
+from adversary.whitebox.clock import Clock
+from adversary.whitebox.solvers import adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing
 from adversary.whitebox.variables import Noise, Variable
 from splitsight.errors import UserError
@@ -48,6 +51,115 @@ def test_adam_stops_at_the_deadline_with_an_answer():
     assert 0 < outcome.iterations < 10**9 and outcome.images.shape == (1, 3, 4, 4)
 
 
+class _Bowls:
+    """A convex quadratic a frame, each of another shape."""
+
+    weight = 1.0
+
+    def __init__(self, frames, numbers, condition=1e3):
+        generator = torch.Generator().manual_seed(0)
+        self.center = torch.randn(frames, numbers, generator=generator, dtype=torch.float64)
+        self.hessians = []
+        for i in range(frames):
+            q, _ = torch.linalg.qr(torch.randn(numbers, numbers, generator=generator, dtype=torch.float64))
+            eigenvalues = torch.logspace(0, torch.tensor(condition * 10.0**-i).log10(), numbers, dtype=torch.float64)
+            self.hessians.append(q @ torch.diag(eigenvalues) @ q.T)
+
+    def __call__(self, value, images):
+        d = value - self.center
+        return torch.stack([0.5 * x @ h @ x for x, h in zip(d, self.hessians, strict=True)])
+
+
+class _Rosenbrock:
+    weight = 1.0
+
+    def __call__(self, value, images):
+        return (100 * (value[:, 1:] - value[:, :-1] ** 2) ** 2 + (1 - value[:, :-1]) ** 2).sum(1)
+
+
+def test_lbfgs_finds_the_minimum_of_quadratics_about_as_fast_as_scipy():
+    bowl = _Bowls(1, 30)
+    count = 0
+
+    def value(x):
+        nonlocal count
+        count += 1
+        d = torch.from_numpy(x) - bowl.center[0]
+        return float(0.5 * d @ bowl.hessians[0] @ d), (bowl.hessians[0] @ d).numpy()
+
+    minimize(
+        value, torch.zeros(30).double().numpy(), jac=True, method="L-BFGS-B", options={"maxcor": 10, "ftol": 1e-14}
+    )
+    outcome = lbfgs(_Plain(torch.zeros(1, 30).double()), [bowl], evaluations=int(1.5 * count))
+    assert float(outcome.final[0]) < 1e-6 * outcome.losses[0]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_lbfgs_follows_a_curved_valley(together):
+    start = torch.tensor([[-1.2, 1.0, -0.5, 0.8], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    outcome = lbfgs(_Plain(start), [_Rosenbrock()], evaluations=150, together=together)
+    torch.testing.assert_close(outcome.value, torch.ones_like(start), atol=1e-3, rtol=0)
+
+
+def test_lbfgs_solves_frames_that_share_nothing_as_if_each_were_alone():
+    bowls = _Bowls(3, 12)
+    together = lbfgs(_Plain(torch.zeros(3, 12).double()), [bowls], evaluations=25, together=False)
+    for i in range(3):
+        one = _Bowls(3, 12)
+        one.center, one.hessians = one.center[i : i + 1], one.hessians[i : i + 1]
+        alone = lbfgs(_Plain(torch.zeros(1, 12).double()), [one], evaluations=25, together=False)
+        torch.testing.assert_close(together.value[i : i + 1], alone.value)
+        torch.testing.assert_close(together.final[i : i + 1], alone.final)
+
+
+def test_lbfgs_keeps_to_its_evaluations_and_never_hands_back_something_worse():
+    class _Cliff:
+        weight = 1.0
+        calls = 0
+
+        def __call__(self, value, images):
+            self.calls += 1
+            x = value.flatten(1).sum(1)
+            return torch.where(x > 0.5, torch.nan, (x - 1) ** 2)  # not a number beyond the edge
+
+    cliff = _Cliff()
+    outcome = lbfgs(_Plain(torch.zeros(2, 3)), [cliff], evaluations=30)
+    assert cliff.calls == outcome.iterations == 30
+    assert (outcome.final < 1).all() and (outcome.final >= 0.25 - 1e-6).all()
+    assert lbfgs(_Plain(torch.ones(1, 2)), [_Rosenbrock()], evaluations=0).iterations == 0
+
+
+def test_a_clock_stands_still_while_somebody_looks():
+    seen = []
+
+    def look(seconds, images):
+        seen.append((seconds, images.clone()))
+        time.sleep(0.02)
+
+    target = torch.rand(1, 3, 4, 4)
+    outcome = adam(
+        _Plain(torch.zeros_like(target)), [Pull(target, 1.0)], iterations=200, lr=0.05, clock=Clock(look, growth=0.3)
+    )
+    assert 5 < len(seen) < 200 and outcome.seconds < 0.02 * len(seen)
+    times = [t for t, _ in seen]
+    assert times == sorted(times) and times[-1] <= outcome.seconds + 0.01
+    # what is shown is the best so far, so it can only come nearer
+    errors = [float((x - target).square().sum()) for _, x in seen]
+    assert all(b <= a + 1e-6 for a, b in itertools.pairwise(errors)) and errors[-1] < errors[0]
+
+
+def test_looking_does_not_use_up_the_time_before_a_deadline():
+    clock = Clock(lambda seconds, images: time.sleep(0.05), growth=0)
+    outcome = adam(
+        _Plain(torch.rand(1, 3, 4, 4)),
+        [Pull(torch.zeros(1, 3, 4, 4), 1.0)],
+        iterations=10,
+        deadline=clock.now() + 0.25,
+        clock=clock,
+    )
+    assert outcome.iterations == 10
+
+
 def _problem(prior, frames=4):
     with torch.no_grad():
         truth = prior.decode(torch.randn(1, *prior.latent_shape).repeat(frames, 1, 1, 1)).clamp(0, 1)
@@ -80,6 +192,51 @@ def test_plug_and_play_fits_features_and_is_deterministic(flow_prior):
     runs = [plug_and_play(flow_prior, start, match, levels=(0.3, 0.1), inner=25, samples=2, seed=3) for _ in range(2)]
     assert torch.equal(runs[0].images, runs[1].images)
     assert runs[0].losses[-1] < 0.5 * before and runs[0].iterations == 100
+
+
+@pytest.mark.parametrize("answer", ["mean", "pixels", "best"])
+def test_samples_become_one_answer(flow_prior, answer):
+    nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=1.0)
+    _, head, z = _problem(flow_prior, 2)
+    start = torch.zeros(2, *flow_prior.latent_shape)
+    match = FeatureMatch(head, z)
+    options = {"levels": (0.8,), "inner": 3, "seed": 3}
+    one = plug_and_play(flow_prior, start, match, **options)
+    joined = plug_and_play(flow_prior, start, match, samples=4, answer=answer, **options)
+    assert joined.images.shape == one.images.shape and joined.iterations == 12
+    with torch.no_grad():
+        decoded = flow_prior.decode(joined.value).clamp(0, 1)
+        fits = [float(match(o.value, o.images).sum()) for o in (one, joined)]
+    if answer != "pixels":
+        torch.testing.assert_close(decoded, joined.images)
+    if answer == "best":
+        assert fits[1] <= fits[0]
+
+
+def test_with_a_seed_a_frame_an_answer_does_not_depend_on_the_other_frames(flow_prior):
+    nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=1.0)
+    _, head, z = _problem(flow_prior, 3)
+    start = torch.randn(3, *flow_prior.latent_shape)
+    options = {"levels": (0.5, 0.2), "inner": 4, "samples": 2}
+    every = plug_and_play(flow_prior, start, FeatureMatch(head, z), seed=[7, 8, 9], **options)
+    one = plug_and_play(flow_prior, start[1:2], FeatureMatch(head, [t[1:2] for t in z]), seed=[8], **options)
+    torch.testing.assert_close(every.images[1:2], one.images, atol=1e-3, rtol=0)
+
+
+def test_the_term_that_pulls_towards_the_anchor_can_be_replaced(flow_prior):
+    _, head, z = _problem(flow_prior, 1)
+    start = torch.zeros(1, *flow_prior.latent_shape)
+    asked = []
+
+    def proximal(target, weight):
+        asked.append((target, weight))
+        return Pull(target, 1e6)
+
+    outcome = plug_and_play(
+        flow_prior, start, FeatureMatch(head, z), levels=(0.5, 0.0), inner=5, pull=0.25, proximal=proximal
+    )
+    assert len(asked) == 1 and asked[0][1] == 0.25 and torch.equal(asked[0][0], start)
+    assert outcome.value.abs().max() < 0.05
 
 
 def _frames(z, latents=None):
