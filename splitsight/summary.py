@@ -26,6 +26,7 @@ __all__ = [
     "Interval",
     "Lag",
     "LiveSummary",
+    "MatchSummary",
     "MethodSummary",
     "ServingSummary",
     "Summary",
@@ -52,6 +53,22 @@ class Interval(_Part):
     high: float | None = None
 
 
+class MatchSummary(_Part):
+    """How often a reconstruction finds its original; see :mod:`splitsight.metrics.gallery`.
+
+    Attributes:
+        gallery: images that an original is found among, itself included.
+        features: where images were compared.
+        top1: part found first, in [0, 1], with its 95 % Wilson interval.
+        top5: part found among the first five.
+    """
+
+    gallery: int = Field(ge=2)
+    features: str
+    top1: Interval
+    top5: Interval
+
+
 class MethodSummary(_Part):
     """One method's figures.
 
@@ -63,6 +80,7 @@ class MethodSummary(_Part):
         seconds_per_image: wall-clock time.
         iterations: optimiser steps, mean over windows or images.
         model_evaluations: forward passes through F1, mean over windows or images.
+        match: finding the right image among many, where a gallery was given.
     """
 
     n: int = Field(ge=0)
@@ -72,6 +90,7 @@ class MethodSummary(_Part):
     seconds_per_image: float | None = None
     iterations: float | None = None
     model_evaluations: float | None = None
+    match: MatchSummary | None = None
 
 
 class ServingSummary(_Part):
@@ -85,7 +104,10 @@ class ServingSummary(_Part):
 
 
 class Lag(_Part):
-    """Milliseconds from the capture of the last frame to its reconstruction: median and 99th percentile."""
+    """Milliseconds from when the adversary had a frame (the last one of a window) until its image was a file.
+
+    Median and 99th percentile. What comes before, from capture to the tap, is not counted.
+    """
 
     p50: float | None = None
     p99: float | None = None
@@ -101,6 +123,7 @@ class TierSummary(_Part):
     psnr_eq14: Interval | None = None
     ssim: Interval | None = None
     lag_ms: Lag | None = None
+    match: MatchSummary | None = None
 
 
 class LiveSummary(_Part):
@@ -142,6 +165,9 @@ class Summary(_Part):
     def to_dict(self) -> dict[str, Any]:
         """Plain data as it is written: empty sections left out, figures that are not finite ``None``."""
         data = _finite(self.model_dump(by_alias=True))
+        for part in (*data["methods"].values(), *((data["live"] or {}).get("tiers") or {}).values()):
+            if part["match"] is None:
+                del part["match"]
         return {k: v for k, v in data.items() if not (k in ("serving", "live") and v is None)}
 
 

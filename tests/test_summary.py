@@ -67,6 +67,20 @@ def test_from_models_sections_may_be_left_out(tmp_path):
     assert both["serving"]["p99_ms"] is None and both["live"]["tiers"] == {}
 
 
+def test_match_is_there_only_where_something_was_matched(tmp_path):
+    match = {"gallery": 1000, "features": "pixels-16x16", "top1": mean_interval([1, 0]), "top5": mean_interval([1, 1])}
+    data = full()
+    data["methods"]["other"] = {"n": 1, "match": match}
+    data["live"]["tiers"]["window"]["match"] = match
+    write_summary(tmp_path / "s.json", data)
+    got = json.loads((tmp_path / "s.json").read_text())
+    assert got["methods"]["other"]["match"] == got["live"]["tiers"]["window"]["match"] == match
+    assert "match" not in got["methods"]["dmb"] and "match" not in got["live"]["tiers"]["preview"]
+    del match["top5"]
+    with pytest.raises(ValidationError, match="top5"):
+        write_summary(tmp_path / "s.json", data)
+
+
 def test_not_finite_is_written_as_null(tmp_path):
     data = full()
     data["methods"]["dmb"]["psnr"] = {"mean": math.inf, "low": math.nan, "high": -math.inf}

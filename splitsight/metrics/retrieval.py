@@ -55,6 +55,7 @@ def matched(
     true_index: Sequence[int] | Tensor,
     features: Callable[[Tensor], Tensor | tuple[Tensor, ...]] = pixels,
     *,
+    rivals: Tensor | None = None,
     batch: int = 250,
 ) -> Match:
     """Rank the originals by similarity to each reconstruction.
@@ -64,10 +65,13 @@ def matched(
         gallery: ``(G, C, H, W)`` in [0, 1], the right ones and distractors.
         true_index: B positions of the right images in the gallery.
         features: maps images to features of any shape, batch first; several tensors are joined.
+        rivals: ``(B, G)`` bool, the images that each right one is to be told from, as many for each; by default all
+            others. A reconstruction's gallery is then these and the right one, also where a mean is taken.
         batch: images a call of ``features``.
 
     Raises:
-        ValueError: an index outside the gallery, or not one a reconstruction.
+        ValueError: an index outside the gallery, or not one a reconstruction; ``rivals`` of another shape, of unequal
+            numbers, or holding the right image.
     """
     truth = torch.as_tensor(true_index, dtype=torch.int64)
     if truth.shape != (len(reconstruction),):
@@ -83,16 +87,30 @@ def matched(
             rows.append(torch.cat([t.float().flatten(1) for t in tensors], 1))
         return torch.cat(rows)
 
+    size = len(gallery) if rivals is None else _size(rivals, truth, len(gallery))
     if len(truth) == 0:
-        return Match(truth, len(gallery))
-    base = embed(gallery)
-    mean = base.mean(0)
-    base = normalize(base - mean, dim=1)
-    queries = normalize(embed(reconstruction) - mean, dim=1)
+        return Match(truth, size)
+    base, queries = embed(gallery), embed(reconstruction)
     ranks = []
-    for query, right in zip(queries, truth, strict=True):
-        similarity = base @ query
-        mine = similarity[right]
+    for i, (query, right) in enumerate(zip(queries, truth, strict=True)):
+        if i == 0 or rivals is not None:
+            members = base if rivals is None else torch.cat([base[rivals[i]], base[right : right + 1]])
+            mean = members.mean(0)
+            members = normalize(members - mean, dim=1)
+        similarity = members @ normalize(query - mean, dim=0)
+        mine = similarity[right if rivals is None else -1]
         # written so that a NaN reconstruction ranks last
-        ranks.append(len(base) - int((similarity < mine).sum()))
-    return Match(torch.tensor(ranks), len(gallery))
+        ranks.append(len(members) - int((similarity < mine).sum()))
+    return Match(torch.tensor(ranks), size)
+
+
+def _size(rivals: Tensor, truth: Tensor, gallery: int) -> int:
+    """Images that each original is found among."""
+    if rivals.dtype != torch.bool or rivals.shape != (len(truth), gallery):
+        raise ValueError(f"rivals must be bool of shape {(len(truth), gallery)}, not {tuple(rivals.shape)}")
+    numbers = rivals.sum(1)
+    if len(truth) == 0:
+        return gallery
+    if bool(rivals[torch.arange(len(truth)), truth].any()) or int(numbers.min()) != int(numbers.max()):
+        raise ValueError("each right image needs as many rivals as any other, and none of them itself")
+    return int(numbers[0]) + 1
