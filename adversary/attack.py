@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.methods import ATTACKS, Problem, Reconstruction
+from adversary.methods import ATTACKS, Attack, Problem, Reconstruction, check_features
 from adversary.priors.prior import EMBEDDED, load_prior
+from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError
@@ -126,7 +127,8 @@ def run_attack(
     frames: int = 4,
     stride: float = 0.5,
     fps: float = 2.0,
-    prompt: str = "",
+    prompts: Sequence[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
     truth: Path | None = None,
     weights: Path | None = None,
     progress: Progress | None = None,
@@ -154,7 +156,9 @@ def run_attack(
         frames: K, for methods that solve windows.
         stride: seconds between the frames of a window.
         fps: frames a second taken from a video.
-        prompt: text prior.
+        prompts: text prior; each is tried, and for every image (or window) the one with the lowest final loss is
+            kept. Without any, the empty one.
+        changes: values to replace in the setting, by name.
         truth: for a recording, a folder of originals by sequence number (the edge's side file) to score with.
         weights: the target's weights; the embedded ones by default.
         progress: called with (inputs done, inputs, what is going on).
@@ -163,7 +167,8 @@ def run_attack(
         ``out``.
 
     Raises:
-        UserError: unknown names, inputs that cannot be read, or not exactly one input.
+        UserError: unknown names, inputs that cannot be read or attacked, or not exactly one input. Nothing was
+            written then.
     """
     if sum(x is not None for x in (images, video, recording)) != 1:
         raise UserError("give exactly one of --images, --video, --recording")
@@ -174,7 +179,9 @@ def run_attack(
     if threads:
         torch.set_num_threads(threads)
     attack = ATTACKS.get(method)()
-    chosen, settings = attack.setting(setting)
+    chosen, settings = attack.setting(setting, split, changes)
+    if prompts is not None and not attack.text:
+        raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
     attacked = targets.load(target, weights)
     head = attacked.head(split)
     if images is not None:
@@ -205,7 +212,9 @@ def run_attack(
             f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
             f"takes {attacked.input_size}: choose another prior"
         )
-    text = generator.embed_text([prompt]) if prompt else None
+    texts = None if prompts is None else embed_prompts(generator, prompts)
+    check_features(data.features, head, generator.image_size)
+    _check_windows(attack, frames, len(data))
     networks: list[InversionNetwork] = []
 
     def inversion() -> InversionNetwork:
@@ -233,17 +242,27 @@ def run_attack(
             head,
             [z[group] for z in data.features],
             inversion,
-            text,
+            None,
             seed,
             group[0],
             deadline,
             _within(progress, len(answers), len(data), len(group)),
         )
-        answer = attack.solve(problem, **settings)
+        if texts is None:
+            answer, prompted = attack.solve(problem, **settings), None
+        else:
+            prompted = solve_with_prompts(attack, problem, texts, settings)
+            answer = prompted.answer
         for position, index in enumerate(group):
             answers[index] = answer.images[position]
             write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
-            rows.append(_row(data, index, number, answer, answer.images[position], method, chosen, seed))
+            row = _row(data, index, number, answer, position, method, chosen, seed)
+            if prompted is not None:
+                row["prompt"] = prompted.won[position]
+                row["prompt_losses"] = [
+                    {"prompt": text, "loss": float(loss[position])} for text, loss in prompted.losses.items()
+                ]
+            rows.append(row)
         if progress is not None:
             progress(len(answers), len(data), "done")
     rows.sort(key=lambda row: row["index"])
@@ -254,7 +273,7 @@ def run_attack(
         target=target,
         split=split,
         methods={method: _method(rows)},
-        environment=environment({"target": attacked.digest, "prior": generator.digest}),
+        environment=environment({"target": attacked.digest, "prior": generator.digest}) | _prompts(rows),
     )
     write_summary(out / "summary.json", summary)
     (out / "config.json").write_text(
@@ -267,7 +286,7 @@ def run_attack(
                 "limit": limit,
                 "time_budget": time_budget,
                 "prior": prior,
-                "prompt": prompt,
+                "prompts": prompts,
                 "frames": frames,
                 "stride": stride,
                 "fps": fps,
@@ -278,6 +297,27 @@ def run_attack(
         )
     )
     return out
+
+
+def _check_windows(attack: Attack, frames: int, inputs: int) -> None:
+    if not attack.windowed:
+        return
+    if frames < 2:
+        raise UserError(f"{attack.name} couples the frames of a window: give --frames of at least 2")
+    if frames > inputs:
+        raise UserError(f"the input holds {inputs} frames, fewer than a window of {frames}: give a smaller --frames")
+
+
+def _prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """For the summary: how often each prompt won, and its mean final loss."""
+    if "prompt" not in rows[0]:
+        return {}
+    found = {}
+    for i, entry in enumerate(rows[0]["prompt_losses"]):
+        losses = [row["prompt_losses"][i]["loss"] for row in rows]
+        won = sum(row["prompt"] == entry["prompt"] for row in rows)
+        found[entry["prompt"]] = {"won": won, "loss": float(np.mean(losses))}
+    return {"prompts": found}
 
 
 def _within(
@@ -295,8 +335,9 @@ def _truth(folder: Path, size: int) -> tuple[list[str], Tensor]:
 
 
 def _row(
-    data: _Input, index: int, group: int, answer: Reconstruction, image: Tensor, method: str, setting: str, seed: int
+    data: _Input, index: int, group: int, answer: Reconstruction, position: int, method: str, setting: str, seed: int
 ) -> dict[str, Any]:
+    image = answer.images[position]
     # scored as it is written to disk: eight bits a channel
     stored = (image.clamp(0, 1) * 255).round() / 255
     quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
@@ -312,10 +353,11 @@ def _row(
         "setting": setting,
         "seed": seed,
         **quality,
-        "loss": answer.loss,
+        "loss": answer.loss if answer.losses is None else float(answer.losses[position]),
         "iterations": answer.iterations,
         "model_evaluations": answer.model_evaluations,
         "seconds": answer.seconds,
+        **answer.about,
     }
 
 

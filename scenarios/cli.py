@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
@@ -432,7 +432,25 @@ def attack(
     frames: Frames = 4,
     stride: Stride = 0.5,
     fps: Fps = 2.0,
-    prompt: Annotated[str, typer.Option(help="Text prior; default: none.")] = "",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Text prior; repeat it and each is tried, the lowest final loss kept; default: none."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="With --prompt: α of the negentropy, 1 to 2; default: the setting's.")
+    ] = None,
+    lambda_txt: Annotated[
+        float | None, typer.Option(help="With --prompt: weight of the negentropy; default: the setting's, 10.")
+    ] = None,
+    lambda_c: Annotated[
+        float | None, typer.Option(help="Weight of temporal smoothing; default: the setting's.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Another value for one of the setting's, as JSON; repeatable."
+        ),
+    ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="For --recording: folder of originals to score with (the edge's --truth).")
     ] = None,
@@ -443,6 +461,8 @@ def attack(
     """Reconstruct images from their features: of still images, a video, or a recording."""
     from adversary.attack import run_attack
 
+    if not prompt and (alpha is not None or lambda_txt is not None):
+        raise UserError("--alpha and --lambda-txt weigh a text prior: give --prompt with them")
     with _progress(f"{method} at {split}") as progress:
         folder = run_attack(
             method,
@@ -461,12 +481,27 @@ def attack(
             frames=frames,
             stride=stride,
             fps=fps,
-            prompt=prompt,
+            prompts=prompt,
+            changes=_changes(change or [], alpha=alpha, lambda_txt=lambda_txt, smoothing=lambda_c),
             truth=truth,
             weights=weights,
             progress=progress,
         )
     print((folder / "summary.json").read_text() if as_json else folder)
+
+
+def _changes(given: list[str], **named: float | None) -> dict[str, Any]:
+    """Values out of NAME=VALUE pairs and of options that stand for one name each."""
+    changes: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UserError(f"--set takes NAME=VALUE, not '{pair}'")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value
+    return changes | {name: value for name, value in named.items() if value is not None}
 
 
 @contextmanager
