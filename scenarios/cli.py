@@ -55,6 +55,7 @@ class Compression(StrEnum):
 class Solver(StrEnum):
     """How a window is refined."""
 
+    map = "map"
     pnp = "pnp"
     dmb = "dmb"
 
@@ -154,6 +155,19 @@ Stride = Annotated[float, typer.Option(help="Seconds between the frames of a win
 Fps = Annotated[float, typer.Option(help="Frames a second.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one a core.")]
 OneThread = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+GalleryOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: none."
+    ),
+]
+GallerySize = Annotated[
+    int, typer.Option(min=2, help="With --gallery: images that an original is found among, itself included.")
+]
+GalleryFeatures = Annotated[
+    str,
+    typer.Option(help="With --gallery: what is compared, pixels or target (the attacked network's penultimate layer)."),
+]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
 
@@ -169,9 +183,10 @@ def demo(
     split: Split = "L8",
     prior: Prior = "small",
     inversion: Inversion = None,
-    solver: Annotated[Solver, typer.Option(help="Of a window: pnp (plug-and-play, fast) or dmb (as published).")] = (
-        Solver.pnp
-    ),
+    solver: Annotated[
+        Solver,
+        typer.Option(help="Of a window: map (most probable latent), pnp (with the denoiser) or dmb (as published)."),
+    ] = (Solver.map),
     frames: Frames = 4,
     stride: Stride = 0.5,
     seed: Seed = 0,
@@ -180,6 +195,9 @@ def demo(
     ] = None,
     dtype: CodecOption = Codec.float32,
     compression: CompressionOption = Compression.none,
+    gallery: GalleryOption = None,
+    gallery_size: GallerySize = 1000,
+    gallery_features: GalleryFeatures = "pixels",
     web: Annotated[bool, typer.Option("--web/--no-web", help="Open the report in a browser at the end.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
 ) -> None:
@@ -206,6 +224,9 @@ def demo(
         threads=threads,
         dtype=dtype.value,
         compression=compression.value,
+        gallery=gallery,
+        gallery_size=gallery_size,
+        gallery_features=gallery_features,
         web=web,
         overwrite=overwrite,
     )
@@ -360,9 +381,10 @@ def adversary(
     target: Target = "resnet18",
     split: Split = "L8",
     prior: Prior = "small",
-    solver: Annotated[Solver, typer.Option(help="Of a window: pnp (plug-and-play, fast) or dmb (as published).")] = (
-        Solver.pnp
-    ),
+    solver: Annotated[
+        Solver,
+        typer.Option(help="Of a window: map (most probable latent), pnp (with the denoiser) or dmb (as published)."),
+    ] = (Solver.map),
     frames: Frames = 4,
     stride: Stride = 0.5,
     samples: Annotated[int, typer.Option(min=1, help="Independent answers that pnp averages.")] = 1,
@@ -454,6 +476,9 @@ def attack(
     truth: Annotated[
         Path | None, typer.Option(help="For --recording: folder of originals to score with (the edge's --truth).")
     ] = None,
+    gallery: GalleryOption = None,
+    gallery_size: GallerySize = 1000,
+    gallery_features: GalleryFeatures = "pixels",
     weights: Weights = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
@@ -484,6 +509,9 @@ def attack(
             prompts=prompt,
             changes=_changes(change or [], alpha=alpha, lambda_txt=lambda_txt, smoothing=lambda_c),
             truth=truth,
+            gallery=gallery,
+            gallery_size=gallery_size,
+            gallery_features=gallery_features,
             weights=weights,
             progress=progress,
         )

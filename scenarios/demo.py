@@ -29,9 +29,11 @@ from splitsight.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from splitsight.metrics.gallery import Gallery
+
 __all__ = ["DemoOptions", "prepare_folder", "run_demo"]
 
-SOLVERS = ("pnp", "dmb")
+SOLVERS = ("map", "pnp", "dmb")
 _READY_S = 180.0
 _STALL_S = 90.0
 _DRAIN_S = 120.0
@@ -68,13 +70,16 @@ class DemoOptions:
         split: name of the split point.
         prior: name or folder of the generative prior.
         inversion: file of an inversion network; the embedded one by default.
-        solver: ``pnp`` or ``dmb``, of the window tier.
+        solver: ``map``, ``pnp`` or ``dmb``, of the window tier.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
         seed: of the adversary's draws.
         threads: compute threads of the adversary; ``None`` for all cores (it runs at low priority).
         dtype: of the features on the wire.
         compression: of the features on the wire.
+        gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them?
+        gallery_size: images that a frame is found among, itself included.
+        gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         web: open the report in a browser at the end.
         overwrite: replace an earlier run in ``out``.
     """
@@ -87,13 +92,16 @@ class DemoOptions:
     split: str = "L8"
     prior: str = "small"
     inversion: Path | None = None
-    solver: str = "pnp"
+    solver: str = "map"
     frames: int = 4
     stride: float = 0.5
     seed: int = 0
     threads: int | None = None
     dtype: str = "float32"
     compression: str = "none"
+    gallery: Path | None = None
+    gallery_size: int = 1000
+    gallery_features: str = "pixels"
     web: bool = False
     overwrite: bool = False
 
@@ -124,8 +132,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> None:
+def _check(options: DemoOptions) -> Gallery | None:
     """Refuse what cannot work, before any process is started.
+
+    Returns:
+        The gallery that was asked for.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -146,7 +157,8 @@ def _check(options: DemoOptions) -> None:
     from splitsight import targets
     from splitsight.artifacts import asset
 
-    targets.load(options.target).feature_specs(options.split)
+    target = targets.load(options.target)
+    target.feature_specs(options.split)
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
     priors = asset("priors")
     if not ((priors / options.prior).is_dir() or Path(options.prior).is_dir()):
@@ -154,6 +166,19 @@ def _check(options: DemoOptions) -> None:
         raise unknown_name("prior", options.prior, known)
     if options.inversion is not None and not options.inversion.is_file():
         raise UserError(f"no such file: {options.inversion}")
+    if options.gallery is None:
+        return None
+    from splitsight.metrics.gallery import Gallery
+
+    # with one to spare: which frames there are is known only at the end
+    return Gallery.draw(
+        options.gallery,
+        target,
+        size=options.gallery_size,
+        features=options.gallery_features,
+        seed=options.seed,
+        spare=True,
+    )
 
 
 def _cli(*arguments: object) -> list[str]:
@@ -163,8 +188,8 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path) -> None:
-        self.options, self.out = options, out
+    def __init__(self, options: DemoOptions, out: Path, gallery: Gallery | None = None) -> None:
+        self.options, self.out, self.gallery = options, out, gallery
         self.weights: dict[str, str] = {}
         self.join = Join(out)
         self.streaming_s = 0.0
@@ -351,9 +376,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    _check(options)
+    gallery = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out)
+    demo = _Demo(options, out, gallery)
     with interruptible(), terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
@@ -402,7 +427,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
     )
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)
-    write_report(demo.out, demo.join, info)
+    write_report(demo.out, demo.join, info, gallery=demo.gallery)
 
 
 def _report_remains(demo: _Demo, children: Supervisor) -> None:

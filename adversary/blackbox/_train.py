@@ -14,7 +14,7 @@ from adversary.priors.prior import Prior
 from splitsight.data import cached_images, to_tensor
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
 
-__all__ = ["inversion_quality", "train_inversion"]
+__all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
 
 @torch.no_grad()
@@ -30,6 +30,29 @@ def inversion_quality(
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
     return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
+
+
+@torch.no_grad()
+def measure_errors(
+    network: InversionNetwork, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50
+) -> None:
+    """Measure what the network does not know (:mod:`adversary.gaussian`) and keep it with the network.
+
+    Args:
+        network: trained.
+        head: F1.
+        prior: gives encoder and decoder.
+        images: ``(N, H, W, 3)`` uint8, none of them to be attacked later; some thousand.
+    """
+    device = next(network.parameters()).device
+    latent: list[torch.Tensor] = []
+    features: list[list[torch.Tensor]] = []
+    for i in range(0, len(images), batch):
+        x = to_tensor(images[i : i + batch]).to(device)
+        z, u = head(x), prior.encode(x)
+        latent.append((u - network(z)).cpu())
+        features.append([(a - b).cpu() for a, b in zip(head(prior.decode(u)), z, strict=True)])
+    network.expect_errors().measure(torch.cat(latent), [torch.cat(parts) for parts in zip(*features, strict=True)])
 
 
 def train_inversion(
@@ -48,7 +71,8 @@ def train_inversion(
     """Train, resuming from ``out``; the last shard is held out.
 
     The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
-    share on the latent itself, which keeps the answer on the autoencoder's range.
+    share on the latent itself, which keeps the answer on the autoencoder's range (for a quarter of each batch,
+    because encoding costs as much as the network). At the end the network's errors are measured.
 
     Args:
         head: F1, from images in [0, 1] to a tuple of features.
@@ -85,12 +109,17 @@ def train_inversion(
             x = random_crops(to_tensor(images[index]).to(device), size, (0.6, 1.0), generator)
             with torch.no_grad():
                 z = head(x)
-                truth = prior.encode(x)
+                truth = prior.encode(x[: batch // 4])
             network.train()
             u = network(z)
             y = prior.decode(u)
             down = (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
-            loss = (y - x).abs().mean() + 4 * (y - x).square().mean() + 0.25 * down + 0.02 * (u - truth).square().mean()
+            loss = (
+                (y - x).abs().mean()
+                + 4 * (y - x).square().mean()
+                + 0.25 * down
+                + 0.02 * (u[: len(truth)] - truth).square().mean()
+            )
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -108,6 +137,7 @@ def train_inversion(
                 total, count = 0.0, 0
     network = average.module.eval()
     figures = inversion_quality(network, head, prior, held[:2000])
+    measure_errors(network, head, prior, images[-2000:])
     run.log(**{f"val_{k}": v for k, v in figures.items()})
     return network, {
         **figures,

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, load_weights, save_weights
 from splitsight.errors import UserError
 
@@ -42,7 +43,12 @@ class InversionNetwork(nn.Module):
         latent: ``(C, h, w)`` of the prior.
         width: channels.
         depth: residual blocks.
+
+    Attributes:
+        errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
     """
+
+    errors: GaussianErrors | None
 
     def __init__(
         self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4
@@ -62,6 +68,15 @@ class InversionNetwork(nn.Module):
         self.up = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.exit = nn.Conv2d(width, latent[0], 3, padding=1)
+        self.errors = None
+
+    def expect_errors(self) -> GaussianErrors:
+        """Make room for measured errors, to be filled by measuring or by loading."""
+        self.errors = GaussianErrors(
+            tuple(self.config["latent"]),  # type: ignore[arg-type]
+            [tuple(s) for s in self.config["features"]],  # type: ignore[union-attr]
+        )
+        return self.errors
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
@@ -111,6 +126,8 @@ def load_inversion(
         network = InversionNetwork(
             [tuple(s) for s in config["features"]], tuple(config["latent"]), config["width"], config["depth"]
         )
+        if any(key.startswith("errors.") for key in state):
+            network.expect_errors()
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(

@@ -1,8 +1,9 @@
 """The two live tiers: a preview for every frame at once, a refined window before its deadline.
 
-The window solver is either plug-and-play on the latent (the fast equivalent) or Algorithm 2 as published
-(DMB through the sampler); both carry the temporal smoothing term and both start from what is known: the
-preview's answer, corrected by what the last window's refinement changed where the features still agree.
+The window solver is the maximum a posteriori fit of a latent under the preview's measured errors (the fast
+equivalent), plug-and-play with the denoiser, or Algorithm 2 as published (DMB through the sampler). All carry the
+temporal smoothing term and start from what is known: the preview's answer, corrected by what the last window's
+refinement changed where the features still agree.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.live.windows import Observation, Window
 from adversary.priors.prior import Prior, Text
-from adversary.whitebox.solvers import Outcome, adam, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement
+from adversary.whitebox.posterior import GaussianPull, OnLatents, WhitenedLatent, WhitenedMatch
+from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
+from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, Term, TotalVariation, agreement
 from adversary.whitebox.variables import Noise
-from splitsight.errors import unknown_name
+from splitsight.errors import UserError, unknown_name
 
 __all__ = ["SOLVERS", "Engine", "WindowResult", "WindowSettings"]
 
-SOLVERS = ("pnp", "dmb")
+SOLVERS = ("map", "pnp", "dmb")
 
 
 @dataclass(frozen=True)
@@ -32,26 +34,30 @@ class WindowSettings:
     """How a window is refined.
 
     Attributes:
-        solver: ``pnp`` (plug-and-play) or ``dmb`` (Algorithm 2).
+        solver: ``map`` (maximum a posteriori, :mod:`adversary.gaussian`), ``pnp`` (plug-and-play with the
+            denoiser) or ``dmb`` (Algorithm 2).
         levels: plug-and-play's noise levels, one a round.
-        inner: fitting steps a round, at most; fewer where the deadline asks for it.
+        inner: fitting evaluations (a round, for pnp), at most; fewer where the deadline asks for it.
         samples: independent answers averaged by plug-and-play.
         lr: Adam's learning rate (latent for pnp, noise for dmb); ``None`` fits pnp with L-BFGS.
         pull: weight of the denoiser's answer, relative feature loss being 1.
-        smoothing: λ_c. For dmb as in equation 10; for pnp relative, weighted by feature agreement.
+        smoothing: λ_c. For dmb as in equation 10; for map and pnp on the latents, weighted by feature agreement,
+            against their feature losses (map: half the squared error in standard deviations; pnp: relative).
+        noise: for map, known standard deviation of noise on the tapped features.
         tv: λ_s.
         iterations: dmb's iterations at most.
         steps: dmb's sampling steps.
         seed: of all draws.
     """
 
-    solver: str = "pnp"
-    levels: tuple[float, ...] = (0.0,)
+    solver: str = "map"
+    levels: tuple[float, ...] = (0.3, 0.2, 0.12, 0.06, 0.0)
     inner: int = 60
     samples: int = 1
     lr: float | None = None
     pull: float = 5e-5
-    smoothing: float = 1e-4
+    smoothing: float = 0.1
+    noise: float = 0.0
     tv: float = 1.0
     iterations: int = 1500
     steps: int = 4
@@ -66,8 +72,14 @@ class WindowSettings:
         """
         if solver not in SOLVERS:
             raise unknown_name("window solver", solver, list(SOLVERS))
-        base: dict[str, Any] = {"lr": 0.1, "smoothing": 5.0} if solver == "dmb" else {}
-        return cls(solver=solver, **{**base, **changes})
+        return cls(solver=solver, **{**_DEFAULTS[solver], **changes})
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "map": {},
+    "pnp": {"inner": 15, "smoothing": 1e-4},
+    "dmb": {"lr": 0.1, "smoothing": 5.0},
+}
 
 
 @dataclass
@@ -105,6 +117,11 @@ class Engine:
         self.settings = settings or WindowSettings()
         if self.settings.solver not in SOLVERS:
             raise unknown_name("window solver", self.settings.solver, list(SOLVERS))
+        if self.settings.solver == "map" and inversion is not None and inversion.errors is None:
+            raise UserError(
+                "this inversion network knows nothing about its own errors, which the window solver 'map' needs: "
+                "retrain it with `splitsight train inversion`, or choose the solver pnp"
+            )
         self._last: tuple[Observation, Tensor] | None = None
         self._noise: Tensor | None = None
         self._step_seconds: float | None = None
@@ -142,14 +159,17 @@ class Engine:
         """
         s = self.settings
         features = [torch.cat(parts) for parts in zip(*(f.features for f in window.frames), strict=True)]
-        match = FeatureMatch(self.head, features, relative=s.solver == "pnp")
         before = self.prior.evaluations
         begin = time.monotonic()
-        if s.solver == "pnp":
-            outcome = self._plug_and_play(window, features, match, deadline)
-            self._last = (window.frames[-1], outcome.value[-1:]) if window.frames[-1].latent is not None else None
+        match: FeatureMatch | WhitenedMatch
+        if s.solver == "map":
+            match, outcome = self._posterior(window, features, deadline)
         else:
-            outcome = self._algorithm_2(window, match, deadline)
+            match = FeatureMatch(self.head, features, relative=s.solver == "pnp")
+            solve = self._plug_and_play if s.solver == "pnp" else self._algorithm_2
+            outcome = solve(window, features, match, deadline)
+        if s.solver != "dmb" and window.frames[-1].latent is not None:
+            self._last = (window.frames[-1], outcome.value[-1:])
         if outcome.iterations:
             self._step_seconds = (time.monotonic() - begin) / outcome.iterations
         return WindowResult(
@@ -160,6 +180,32 @@ class Engine:
             match.evaluations + self.prior.evaluations - before,
             outcome.seconds,
         )
+
+    def _smoothing(self, features: list[Tensor]) -> TemporalSmoothing | None:
+        if self.settings.smoothing <= 0 or len(features[0]) < 2:
+            return None
+        return TemporalSmoothing(self.settings.smoothing, agreement(features, self.prior.latent_shape[-1]))
+
+    def _posterior(
+        self, window: Window, features: list[Tensor], deadline: float | None
+    ) -> tuple[WhitenedMatch, Outcome]:
+        s = self.settings
+        if self.inversion is None or self.inversion.errors is None:
+            raise UserError("the window solver 'map' needs an inversion network: choose the solver pnp")
+        errors = self.inversion.errors
+        for frame in window.frames:
+            if frame.latent is None:
+                self.preview(frame)
+        centre = torch.cat([f.latent for f in window.frames if f.latent is not None])
+        variable = WhitenedLatent(self.prior, errors, centre, self._start(window, features))
+        match = WhitenedMatch(self.head, features, errors, noise=s.noise)
+        terms: list[Term] = [match, GaussianPull()]
+        if (smoothing := self._smoothing(features)) is not None:
+            terms.append(OnLatents(variable, smoothing))
+        outcome = lbfgs(variable, terms, evaluations=s.inner, together=smoothing is not None, deadline=deadline)
+        with torch.no_grad():
+            outcome.value = variable.latents(outcome.value)
+        return match, outcome
 
     def _plug_and_play(
         self, window: Window, features: list[Tensor], match: FeatureMatch, deadline: float | None
@@ -172,9 +218,6 @@ class Engine:
             step = self._step_seconds or self._probe(match, start)
             room = max(deadline - time.monotonic(), 0.0)
             inner = max(1, min(s.inner, int(0.9 * room / (step * len(s.levels) * s.samples))))
-        smoothing = None
-        if s.smoothing > 0 and len(window.frames) > 1:
-            smoothing = TemporalSmoothing(s.smoothing, agreement(features, self.prior.latent_shape[-1]))
         return plug_and_play(
             self.prior,
             start,
@@ -187,7 +230,7 @@ class Engine:
             anchor=torch.cat([f.latent for f in window.frames if f.latent is not None])
             if window.frames[0].latent is not None
             else None,
-            smoothing=smoothing,
+            smoothing=self._smoothing(features),
             text=self.text,
             samples=s.samples,
             seed=s.seed,
@@ -202,7 +245,9 @@ class Engine:
             torch.autograd.grad(match(u, self.prior.decode(u)).sum(), u)
         return time.monotonic() - begin
 
-    def _algorithm_2(self, window: Window, match: FeatureMatch, deadline: float | None) -> Outcome:
+    def _algorithm_2(
+        self, window: Window, features: list[Tensor], match: FeatureMatch, deadline: float | None
+    ) -> Outcome:
         s = self.settings
         frames = len(window.frames)
         noise = self._noise if self._noise is not None else Noise.draw(self.prior, 1, s.seed, shared=True)

@@ -20,16 +20,18 @@ def _observations(problem: Problem) -> list[Observation]:
 
 @ATTACKS.register("window")
 class WindowAttack(Attack):
-    """White-box, the live window tier without a stream: plug-and-play on the latent, started from the preview."""
+    """White-box, the live window tier without a stream: a fit of the latent, started from the preview."""
 
     name = "window"
-    summary = "white-box, the live tier's plug-and-play on the latent with temporal smoothing, started from the preview"
+    summary = (
+        "white-box, the live tier: most probable latents under the preview's measured errors, several frames at once"
+    )
     windowed = True
     text = True
     settings: ClassVar = {
         "live": {},
         "single": {"smoothing": 0.0},
-        "denoised": {"levels": (0.3, 0.2, 0.12, 0.06, 0.0), "inner": 15, "samples": 2},
+        "denoised": {"solver": "pnp", "samples": 2},
     }
 
     def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
@@ -38,7 +40,7 @@ class WindowAttack(Attack):
             problem.prior,
             problem.head,
             problem.inversion(),
-            WindowSettings(seed=problem.seed + problem.first, **settings),
+            WindowSettings.of(settings.pop("solver", "map"), seed=problem.seed + problem.first, **settings),
             problem.text,
         )
         frames = _observations(problem)

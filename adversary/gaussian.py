@@ -1,0 +1,122 @@
+"""What an inversion network does not know, measured: Gaussian errors of its latent and of the decoder's features.
+
+With the network's answer ``u₀`` for features ``z = F1(x)`` of an image x with latent ``Enc(x)``, two errors are
+measured over images that are not attacked later:
+
+* ``Enc(x) − u₀``, covariance C: how far the truth lies from the answer, and in which directions. It is taken in the
+  two-dimensional cosine basis (DCT-II), between the channels of each frequency: errors of different frequencies are
+  nearly uncorrelated, and 16 × 16 blocks of 8 × 8 numbers say what a 2048 × 2048 matrix would.
+* ``F1(Dec(Enc(x))) − z``, covariance R: what the decoder cannot show and no fit should chase. It is taken between the
+  channels of a map, the same at every position; between all numbers of a feature without a grid.
+
+They turn the fit of a latent into a maximum a posteriori estimate without a weight to tune,
+
+    min_u ½ ‖R^{-1/2} (F1(Dec(u)) − z)‖² + ½ ‖C^{-1/2} (u − u₀)‖²
+
+(:mod:`adversary.whitebox.posterior`), and ``u = u₀ + C^{1/2} a`` is the variable in which it is well conditioned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GaussianErrors", "cosine_basis"]
+
+_FULL = 1024
+"""A feature with more numbers than this, and without a grid, gets variances only."""
+
+
+def cosine_basis(n: int) -> Tensor:
+    """The orthonormal DCT-II as a matrix ``(n, n)``, lowest frequency first."""
+    k = torch.arange(n, dtype=torch.float32)
+    basis = torch.cos(math.pi * (k[None] + 0.5) * k[:, None] / n) * math.sqrt(2 / n)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def _rows(residual: Tensor) -> Tensor:
+    """``(B, C, H, W)`` → ``(B·H·W, C)``, one row a position; anything else ``(B, N)``."""
+    return residual.movedim(1, -1).flatten(0, 2) if residual.ndim == 4 else residual.flatten(1)
+
+
+def _shrunk(covariance: Tensor, amount: float = 1e-3) -> Tensor:
+    """A little of the mean variance on the diagonal: invertible, also where a channel is always zero."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-8)
+    return covariance + amount * mean[..., None, None] * torch.eye(covariance.shape[-1])
+
+
+class GaussianErrors(nn.Module):
+    """Both covariances, as factors; buffers only.
+
+    Args:
+        latent: ``(C, h, w)`` of the prior.
+        features: shapes of the tensors that cross the split, without batch dimension.
+    """
+
+    def __init__(self, latent: tuple[int, int, int], features: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        c, h, w = latent
+        # Cholesky factors of C, one a frequency
+        self.register_buffer("latent", torch.eye(c).repeat(h, w, 1, 1))
+        # R^{-1/2}: a factor is stored, not R, because rounding to float16 must not make it indefinite
+        for i, shape in enumerate(features):
+            n = shape[0] if len(shape) == 3 else math.prod(shape)
+            self.register_buffer(f"feature{i}", torch.eye(n) if n <= _FULL else torch.ones(n))
+        self.register_buffer("rows", cosine_basis(h), persistent=False)
+        self.register_buffer("columns", cosine_basis(w), persistent=False)
+
+    @torch.no_grad()
+    def measure(self, latent: Tensor, features: Sequence[Tensor]) -> None:
+        """Set both from samples.
+
+        Args:
+            latent: ``Enc(x) − u₀``, ``(N, C, h, w)``; N should be some hundreds at least.
+            features: ``F1(Dec(Enc(x))) − z``, each ``(N, …)``.
+        """
+        spectrum = self.rows @ latent @ self.columns.T
+        covariance = torch.einsum("nchw,ndhw->hwcd", spectrum, spectrum) / len(latent)
+        self.latent.copy_(torch.linalg.cholesky(_shrunk(covariance)))
+        for i, residual in enumerate(features):
+            rows = _rows(residual).double()
+            whitener = self._whitener(i)
+            if whitener.ndim == 1:
+                variance = rows.square().mean(0)
+                whitener.copy_((variance + 1e-3 * variance.mean().clamp_min(1e-8)).rsqrt())
+            else:
+                covariance = _shrunk((rows.T @ rows / len(rows)).float()).double()
+                whitener.copy_(torch.linalg.cholesky(torch.linalg.inv(covariance)).T)
+
+    def _whitener(self, index: int) -> Tensor:
+        return self.get_buffer(f"feature{index}")
+
+    def displacement(self, a: Tensor) -> Tensor:
+        """``C^{1/2} a``: whitened numbers ``(B, C, h, w)`` → what they add to a latent, same shape."""
+        spectrum = torch.einsum("hwcd,bdhw->bchw", self.latent, a)
+        return self.rows.T @ spectrum @ self.columns
+
+    def whitened(self, displacement: Tensor) -> Tensor:
+        """``C^{-1/2}``: the inverse of :meth:`displacement`."""
+        spectrum = self.rows @ displacement @ self.columns.T
+        solved = torch.linalg.solve_triangular(self.latent, spectrum.permute(2, 3, 1, 0), upper=False)
+        return solved.permute(3, 2, 0, 1).contiguous()
+
+    def whitener(self, index: int, noise: float = 0.0) -> Tensor:
+        """``(R + σ² I)^{-1/2}`` of one feature: ``(C, C)``, or ``(N,)`` for a large feature without a grid.
+
+        Args:
+            index: which of the tensors that cross the split.
+            noise: σ, standard deviation of independent noise that is known to be on the tapped feature (a
+                defence, or quantisation), in the feature's own unit.
+        """
+        w = self._whitener(index)
+        if noise == 0:
+            return w
+        if w.ndim == 1:
+            return (w.square().reciprocal() + noise**2).rsqrt()
+        precision = w.double().T @ w.double()
+        covariance = torch.linalg.inv(precision) + noise**2 * torch.eye(len(w), dtype=torch.float64)
+        return torch.linalg.cholesky(torch.linalg.inv(covariance)).T.float()

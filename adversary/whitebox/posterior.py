@@ -1,0 +1,101 @@
+"""The pieces of the maximum a posteriori fit of :mod:`adversary.gaussian`: one variable, two terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adversary.gaussian import GaussianErrors
+from adversary.priors.prior import Prior
+from adversary.whitebox.terms import Term
+from adversary.whitebox.variables import Variable
+
+__all__ = ["GaussianPull", "OnLatents", "WhitenedLatent", "WhitenedMatch"]
+
+
+class WhitenedLatent(Variable):
+    """``x̂ = Dec(u₀ + C^{1/2} a)``, with a the variable.
+
+    Args:
+        prior: its decoder is used.
+        errors: gives C.
+        centre: u₀, ``(K, C, h, w)``.
+        start: latents to start from; u₀ where not given.
+    """
+
+    def __init__(self, prior: Prior, errors: GaussianErrors, centre: Tensor, start: Tensor | None = None) -> None:
+        self.prior, self.errors, self.centre = prior, errors, centre.detach()
+        a = torch.zeros_like(self.centre) if start is None else errors.whitened(start.detach() - self.centre)
+        self.value = a.requires_grad_()
+
+    def latents(self, value: Tensor | None = None) -> Tensor:
+        """The latents ``(K, C, h, w)`` that a value (its own by default) stands for."""
+        return self.centre + self.errors.displacement(self.value if value is None else value)
+
+    def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
+        return self.prior.decode(self.latents())
+
+
+class WhitenedMatch:
+    """``½ ‖R^{-1/2} (F1(x̂) − z_mid)‖²``, summed over all tensors that cross the split.
+
+    Args:
+        head: F1, from images in [0, 1] to a tuple of features.
+        features: the tapped ones, each ``(K, …)``.
+        errors: gives R.
+        noise: known standard deviation of noise on the features, in their unit.
+        weight: factor.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        features: Sequence[Tensor],
+        errors: GaussianErrors,
+        *,
+        noise: float = 0.0,
+        weight: float = 1.0,
+    ) -> None:
+        self.head, self.features, self.weight = head, tuple(features), weight
+        self.whiteners = [errors.whitener(i, noise) for i in range(len(self.features))]
+        self.evaluations = 0
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        self.evaluations += len(images)
+        total = torch.zeros(len(images))
+        for found, z, w in zip(self.head(images), self.features, self.whiteners, strict=True):
+            residual = found - z
+            if w.ndim == 1:
+                white = residual.flatten(1) * w
+            elif residual.ndim == 4:
+                white = torch.einsum("kc,bchw->bkhw", w, residual)
+            else:
+                white = residual.flatten(1) @ w.T
+            total = total + 0.5 * white.flatten(1).square().sum(1)
+        return total
+
+
+class GaussianPull:
+    """``½ ‖a‖²``: the whitened distance from the inversion network's answer."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        return 0.5 * value.flatten(1).square().sum(1)
+
+
+class OnLatents:
+    """Another term, told the latents instead of the whitened value (temporal smoothing compares latents)."""
+
+    def __init__(self, variable: WhitenedLatent, term: Term) -> None:
+        self.variable, self.term, self.weight = variable, term, term.weight
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        return self.term(self.variable.latents(value), images)
