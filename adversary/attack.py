@@ -24,9 +24,10 @@ from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
+from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import Recording
-from splitsight.summary import MethodSummary, Summary, environment, write_summary
+from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
 
 __all__ = ["Progress", "run_attack"]
@@ -130,6 +131,9 @@ def run_attack(
     prompts: Sequence[str] | None = None,
     changes: Mapping[str, Any] | None = None,
     truth: Path | None = None,
+    gallery: Path | None = None,
+    gallery_size: int = 1000,
+    gallery_features: str = "pixels",
     weights: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -160,6 +164,10 @@ def run_attack(
             kept. Without any, the empty one.
         changes: values to replace in the setting, by name.
         truth: for a recording, a folder of originals by sequence number (the edge's side file) to score with.
+        gallery: folder of PNG/JPEG or Parquet file with distractors; each reconstruction is then ranked against its
+            original and them (see :mod:`splitsight.metrics.gallery`).
+        gallery_size: images that an original is found among, itself included.
+        gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         weights: the target's weights; the embedded ones by default.
         progress: called with (inputs done, inputs, what is going on).
 
@@ -206,6 +214,12 @@ def run_attack(
                     f"{truth} holds no original for frame {missing[0]}: give the edge's truth folder of the same run"
                 )
             data.originals = torch.stack([known[n] for n in data.names])
+    drawn = lineup = match = None
+    if gallery is not None:
+        if data.originals is None:
+            raise UserError("--gallery needs the originals of the recording: give them with --truth, or leave it out")
+        drawn = Gallery.draw(gallery, attacked, size=gallery_size, features=gallery_features, seed=seed)
+        lineup = drawn.against(data.originals)
     generator = load_prior(prior)
     if generator.image_size != attacked.input_size:
         raise UserError(
@@ -266,37 +280,48 @@ def run_attack(
         if progress is not None:
             progress(len(answers), len(data), "done")
     rows.sort(key=lambda row: row["index"])
-    pq.write_table(pa.Table.from_pylist(rows), out / "rows.parquet")
     ordered = torch.stack([answers[i] for i in range(len(data))])
+    if drawn is not None and lineup is not None:
+        ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
+        rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
+        match = drawn.summary(ranks)
+    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
     _grid(out / "grid.png", data.originals, ordered)
     summary = Summary(
         target=target,
         split=split,
-        methods={method: _method(rows)},
+        methods={method: _method(rows, match)},
         environment=environment({"target": attacked.digest, "prior": generator.digest}) | _prompts(rows),
     )
     write_summary(out / "summary.json", summary)
-    (out / "config.json").write_text(
-        json.dumps(
-            {
-                "method": method,
-                "setting": chosen,
-                "settings": settings,
-                "seed": seed,
-                "limit": limit,
-                "time_budget": time_budget,
-                "prior": prior,
-                "prompts": prompts,
-                "frames": frames,
-                "stride": stride,
-                "fps": fps,
-                "input": str(images or video or recording),
-                "seconds": time.monotonic() - start,
-            },
-            indent=2,
-        )
-    )
+    config = {
+        "method": method,
+        "setting": chosen,
+        "settings": settings,
+        "seed": seed,
+        "limit": limit,
+        "time_budget": time_budget,
+        "prior": prior,
+        "prompts": prompts,
+        "frames": frames,
+        "stride": stride,
+        "fps": fps,
+        "input": str(images or video or recording),
+        "gallery": None if gallery is None else str(gallery),
+        "seconds": time.monotonic() - start,
+    }
+    _write(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
     return out
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file that appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _check_windows(attack: Attack, frames: int, inputs: int) -> None:
@@ -361,12 +386,13 @@ def _row(
     }
 
 
-def _method(rows: list[dict[str, Any]]) -> MethodSummary:
+def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
     known = rows[0]["psnr"] is not None
     return MethodSummary(
         n=len(rows),
         seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
         iterations=float(np.mean([r["iterations"] for r in rows])),
         model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
+        match=None if match is None else MatchSummary.model_validate(match),
         **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
     )

@@ -79,10 +79,11 @@ class FrameRow:
         top: all labels of the answer, ``[{"index", "name", "probability"}, …]``.
         rtt_ms: from sending to the answer.
         bytes: of the encoded frame on the wire.
-        lag_ms: per tier, from the moment the tap had what the tier needs to the finished image.
+        lag_ms: per tier, from when the adversary had this frame (for a window: its last frame) to the image's file.
         psnr: per tier, dB.
         psnr_eq14: per tier, the paper's equation 14.
         ssim: per tier.
+        rank: per tier, the place of the true frame among a gallery by similarity, 1 for found first.
         window: number of the window it was refined in, −1 for none.
         on_time: whether that window was done before the next one was complete.
         iterations: of that window.
@@ -102,6 +103,7 @@ class FrameRow:
     psnr: dict[str, float] = field(default_factory=dict)
     psnr_eq14: dict[str, float] = field(default_factory=dict)
     ssim: dict[str, float] = field(default_factory=dict)
+    rank: dict[str, int] = field(default_factory=dict)
     window: int = -1
     on_time: bool = False
     iterations: int = 0

@@ -131,6 +131,7 @@ def _finite(value: float | None) -> float | None:
 
 def _methods(summary: Mapping[str, Any]) -> str:
     lines = []
+    matches = [m["match"] for m in summary["methods"].values() if m.get("match")]
     for name, m in summary["methods"].items():
         cells = [
             escape(name),
@@ -142,12 +143,28 @@ def _methods(summary: Mapping[str, Any]) -> str:
             _number(m["iterations"], 0),
             _number(m["model_evaluations"], 0),
         ]
+        if matches:
+            cells += [_interval((m.get("match") or {}).get(f"top{k}"), 2) for k in (1, 5)]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
         f"<th>{h}</th>"
-        for h in ("tier", "frames", "PSNR, dB", "SSIM", "PSNR eq. 14", "s an image", "iterations", "model evaluations")
+        for h in (
+            *("tier", "frames", "PSNR, dB", "SSIM", "PSNR eq. 14", "s an image", "iterations", "model evaluations"),
+            *(("found first", "among first 5") if matches else ()),
+        )
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _matching(summary: Mapping[str, Any]) -> str:
+    match = next((m["match"] for m in summary["methods"].values() if m.get("match")), None)
+    if match is None:
+        return ""
+    return (
+        f" Found: the part of the frames whose reconstruction is more similar to its own original than to "
+        f"{match['gallery'] - 1:,} other images, compared in {escape(match['features'])}; guessing finds "
+        f"{1 / match['gallery']:.2%}."
+    )
 
 
 def _frames(rows: Sequence[FrameRow]) -> str:
@@ -224,9 +241,10 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         f"<div class='card'>{_plots(rows)}</div>",
         "<h2>Tiers</h2><div class='card'>",
         _methods(summary),
-        "</div><p class='lead'>Means over frames with 95 % intervals. The lag of a preview counts from the frame’s "
-        "arrival at the tap, that of a window from the arrival of its last frame; a window is on time when it is done "
-        "before the next one is complete.</p>",
+        "</div><p class='lead'>Means over frames with 95 % intervals. The lag of a preview counts from when the "
+        "adversary had read the frame from the tap, that of a window from its last frame, until the image is a file; "
+        "a window is on time when it is done before the next one is complete."
+        f"{_matching(summary)}</p>",
         "<div class='card'>",
         _frames(rows),
         "</div><h2>Run and environment</h2><div class='card'><details><summary>Options</summary><pre>",

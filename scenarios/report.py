@@ -21,11 +21,14 @@ from scenarios.page import render_page
 from scenarios.pictures import Panel, grid, panels, spread, write_video
 from splitsight.data import to_tensor, write_png
 from splitsight.metrics import image_quality, mean_interval, percentile
+from splitsight.metrics.gallery import Gallery
 from splitsight.summary import environment, write_summary
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
 _GRID_FRAMES = 6
+_SHARED = ("n", "psnr", "psnr_eq14", "ssim", "match")
+"""What a method and the live tier of the same name both say in the summary."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,14 @@ class RunInfo:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def measure(join: Join, *, batch: int = 64) -> None:
-    """Fill PSNR, the paper's equation 14 and SSIM of every tier of every frame whose truth is known."""
+def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> None:
+    """Fill PSNR, the paper's equation 14 and SSIM of every tier of every frame whose truth is known.
+
+    Args:
+        join: its rows are filled.
+        gallery: fill the ranks of the true frames among its images, too.
+        batch: frames at once.
+    """
     for tier in TIERS:
         pairs = []
         for row in join.rows():
@@ -74,13 +83,18 @@ def measure(join: Join, *, batch: int = 64) -> None:
                 truth, image = join.image("truth", row.sequence), join.image(tier, row.sequence)
                 if truth is not None and image is not None and truth.shape == image.shape:
                     pairs.append((row, image, truth))
-        for at in range(0, len(pairs), batch):
-            part = pairs[at : at + batch]
-            images, truths = (to_tensor(np.stack([pair[i] for pair in part])) for i in (1, 2))
-            quality = image_quality(images, truths)
-            for name in ("psnr", "psnr_eq14", "ssim"):
-                for (row, *_), value in zip(part, quality[name].tolist(), strict=True):
+        if not pairs:
+            continue
+        rows = [row for row, *_ in pairs]
+        images, truths = (to_tensor(np.stack([pair[i] for pair in pairs])) for i in (1, 2))
+        for at in range(0, len(rows), batch):
+            part = slice(at, at + batch)
+            for name, values in image_quality(images[part], truths[part]).items():
+                for row, value in zip(rows[part], values.tolist(), strict=True):
                     getattr(row, name)[tier] = value
+        if gallery is not None:
+            for row, rank in zip(rows, gallery.against(truths).ranks(images), strict=True):
+                row.rank[tier] = rank
 
 
 def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
@@ -98,6 +112,7 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     for tier in TIERS:
         for name in ("psnr", "psnr_eq14", "ssim", "lag_ms"):
             columns[f"{tier}_{name}"] = pa.array([_known(getattr(r, name).get(tier)) for r in rows], floats)
+        columns[f"{tier}_rank"] = pa.array([r.rank.get(tier) for r in rows], pa.int64())
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
@@ -125,8 +140,8 @@ def serving(join: Join) -> dict[str, Any]:
     }
 
 
-def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[str, Any]:
-    """``summary.json`` of a live run, schema ``splitsight.summary/1``."""
+def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: Gallery | None = None) -> dict[str, Any]:
+    """``summary.json`` of a live run, schema ``splitsight.summary/1``; with a gallery it has ``match`` sections."""
     methods: dict[str, Any] = {}
     for tier in TIERS:
         rows = [r for r in join.rows() if tier in r.psnr]
@@ -147,6 +162,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[st
             "seconds_per_image": seconds,
             "iterations": iterations,
             "model_evaluations": evaluations,
+            **({} if gallery is None else {"match": gallery.summary([r.rank[tier] for r in rows])}),
         }
     lags = [float(w["lag_ms"]) for w in join.windows.values()]
     return {
@@ -161,7 +177,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any]) -> dict[st
             "lag_ms": {"p50": percentile(lags, 50), "p99": percentile(lags, 99)},
             "tiers": {
                 tier: {
-                    **{name: methods[tier][name] for name in ("n", "psnr", "psnr_eq14", "ssim")},
+                    **{name: methods[tier][name] for name in _SHARED if name in methods[tier]},
                     "lag_ms": {
                         f"p{q}": percentile([r.lag_ms[tier] for r in join.rows() if tier in r.lag_ms], q)
                         for q in (50, 99)
@@ -238,7 +254,12 @@ def _video_frames(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> Iterat
 
 
 def write_report(
-    out: Path, join: Join, info: RunInfo, *, progress: Callable[[str], None] | None = None
+    out: Path,
+    join: Join,
+    info: RunInfo,
+    *,
+    gallery: Gallery | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write all five files into ``out``.
 
@@ -246,6 +267,7 @@ def write_report(
         out: the run's folder.
         join: of that folder, polled to the end.
         info: about the run.
+        gallery: images among which the true frames are to be found.
         progress: called with a word for each step.
 
     Returns:
@@ -258,9 +280,9 @@ def write_report(
     say = progress or (lambda word: None)
     rows = join.rows()
     say("measuring")
-    measure(join)
+    measure(join, gallery)
     write_rows(out / "rows.parquet", rows)
-    summary = summarise(join, info, environment(info.weights))
+    summary = summarise(join, info, environment(info.weights), gallery)
     write_summary(out / "summary.json", summary)
     shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
     if shown:

@@ -152,7 +152,33 @@ def test_report(run: Path) -> None:
     without_script = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"""(src|href)=["']https?:""", without_script)
     assert "ox &amp; cart" in page and "&lt;b&gt;" in page
+    assert "found first" not in page and "match" not in summary["methods"]["window"]
     assert not list(run.glob(".*partial*")) and not list(run.glob("*.partial"))
+
+
+def test_report_with_a_gallery(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The noisier tier finds the right frame less often; nothing is matched where a tier has no image."""
+    from splitsight import targets
+    from splitsight.metrics.gallery import Gallery
+
+    folder, rng = tmp_path_factory.mktemp("gallery"), np.random.default_rng(5)
+    for i in range(30):
+        small = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        png(folder / f"{i}.png", cv2.resize(small, (64, 64), interpolation=cv2.INTER_CUBIC))
+    png(run / "preview" / "000000.png", cv2.imread(str(folder / "3.png"))[..., ::-1].copy())
+    gallery = Gallery.draw(folder, targets.load("resnet18"), size=30, features="pixels", seed=0, spare=True)
+    join = Join(run)
+    join.poll()
+    summary = write_report(run, join, INFO, gallery=gallery)
+    for section in (summary["methods"], summary["live"]["tiers"]):
+        assert {(m["match"]["gallery"], m["match"]["features"]) for m in section.values()} == {(30, "pixels-16x16")}
+        assert section["window"]["match"]["top1"]["mean"] == 1
+        assert section["preview"]["match"]["top1"]["mean"] == pytest.approx(8 / 9)
+    rows = pq.read_table(run / "rows.parquet").to_pylist()
+    assert [r["window_rank"] for r in rows] == [1] * 8 + [None] * 2
+    assert rows[0]["preview_rank"] > 1 and rows[9]["preview_rank"] is None
+    page = (run / "index.html").read_text()
+    assert "29 other images, compared in pixels-16x16" in page and "found first" in page
 
 
 def test_report_of_an_empty_run(tmp_path: Path) -> None:
