@@ -1,0 +1,103 @@
+"""`splitsight attack --gallery`: ranks in the rows, the match section in the summary, and what is refused."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from adversary.attack import run_attack
+from adversary.methods import ATTACKS, Attack, Reconstruction
+from adversary.priors._train_autoencoder import build_autoencoder
+from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
+from adversary.priors.captions import build_tokenizer
+from adversary.priors.prior import Prior
+from splitsight.data import load_images, to_tensor, write_png
+from splitsight.errors import UserError
+from splitsight.summary import read_summary
+
+
+class Oracle(Attack):
+    """Answers with the originals, but for the second of them, which it takes for another image."""
+
+    name, summary, settings = "oracle", "for this test", {"only": {}}
+    known: torch.Tensor
+    wrong: torch.Tensor
+
+    def solve(self, problem, **settings):
+        images = self.known[problem.first : problem.first + problem.frames].clone()
+        images[1] = self.wrong
+        return Reconstruction(images, 0.0, 1, 1, 0.0)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    tokenizer = build_tokenizer([["goldfish"]])
+    parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
+    folder = tmp_path_factory.mktemp("priors") / "tiny"
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def oracle(monkeypatch, folders):
+    ATTACKS.names()
+    monkeypatch.setitem(ATTACKS._items, "oracle", Oracle)
+    Oracle.known = to_tensor(load_images(folders / "images", 64).images)
+    Oracle.wrong = to_tensor(load_images(folders / "gallery", 64).images)[10]
+    return Oracle
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three images, and forty of which they are three."""
+    low = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pictures = torch.nn.functional.interpolate(low, size=(64, 64), mode="bilinear").mul(255).byte()
+    for i, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        for folder in ("gallery", "images") if i < 3 else ("gallery",):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_png(tmp_path / folder / f"{i:02d}.png", np.ascontiguousarray(picture))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("features", "name"), [("pixels", "pixels-16x16"), ("target", "resnet18-penultimate")])
+def test_ranks_and_summary(oracle, folders, prior, features, name):
+    out = run_attack(
+        "oracle",
+        images=folders / "images",
+        out=folders / "out",
+        prior=prior,
+        gallery=folders / "gallery",
+        gallery_size=40,
+        gallery_features=features,
+    )
+    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    assert rows[0]["rank"] == rows[2]["rank"] == 1 and 1 < rows[1]["rank"] <= 40
+    match = read_summary(out / "summary.json").methods["oracle"].match
+    assert (match.gallery, match.features) == (40, name)
+    assert match.top1.mean == pytest.approx(2 / 3) and 0 < match.top1.low < match.top1.mean < match.top1.high < 1
+    assert not list(out.glob(".*"))
+
+
+def test_without_a_gallery_nothing_is_said_of_one(oracle, folders, prior):
+    out = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior)
+    assert "rank" not in pq.read_table(out / "rows.parquet").column_names
+    assert '"match"' not in (out / "summary.json").read_text()
+
+
+def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, prior):
+    def refused(match, **options):
+        with pytest.raises(UserError, match=match):
+            run_attack(
+                "oracle",
+                images=folders / "images",
+                out=folders / "out",
+                prior=prior,
+                **({"gallery": folders / "gallery"} | options),
+            )
+        assert not (folders / "out").exists()
+
+    refused("holds 40 different images where a gallery of 1000 needs 999")
+    refused("holds 39 different images where a gallery of 41 needs 40", gallery_size=41)
+    refused("unknown --gallery-features 'x': choose one of pixels, target", gallery_size=9, gallery_features="x")
+    refused("no such file or folder", gallery=folders / "none")
