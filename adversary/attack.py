@@ -135,6 +135,7 @@ def run_attack(
     gallery_size: int = 1000,
     gallery_features: str = "pixels",
     weights: Path | None = None,
+    inversion: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Reconstruct every input and write ``summary.json``, ``rows.parquet``, ``grid.png``, ``reconstructions/``.
@@ -169,6 +170,7 @@ def run_attack(
         gallery_size: images that an original is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         weights: the target's weights; the embedded ones by default.
+        inversion: file of an inversion network, for methods that start from a preview; the embedded one by default.
         progress: called with (inputs done, inputs, what is going on).
 
     Returns:
@@ -184,6 +186,8 @@ def run_attack(
         raise UserError("--limit must be at least 1")
     if time_budget is not None and time_budget <= 0:
         raise UserError("--time-budget must be positive")
+    if inversion is not None and not inversion.is_file():
+        raise UserError(f"no such file: {inversion}")
     if threads:
         torch.set_num_threads(threads)
     attack = ATTACKS.get(method)()
@@ -231,11 +235,16 @@ def run_attack(
     _check_windows(attack, frames, len(data))
     networks: list[InversionNetwork] = []
 
-    def inversion() -> InversionNetwork:
+    def preview_network() -> InversionNetwork:
         if not networks:
             networks.append(
                 load_inversion(
-                    target, split, generator.name, target_digest=attacked.digest, prior_digest=generator.latent_digest
+                    target,
+                    split,
+                    generator.name,
+                    target_digest=attacked.digest,
+                    prior_digest=generator.latent_digest,
+                    path=inversion,
                 )
             )
         return networks[0]
@@ -255,7 +264,7 @@ def run_attack(
             generator,
             head,
             [z[group] for z in data.features],
-            inversion,
+            preview_network,
             None,
             seed,
             group[0],

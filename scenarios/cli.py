@@ -480,6 +480,7 @@ def attack(
     gallery_size: GallerySize = 1000,
     gallery_features: GalleryFeatures = "pixels",
     weights: Weights = None,
+    inversion: Inversion = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
@@ -513,6 +514,7 @@ def attack(
             gallery_size=gallery_size,
             gallery_features=gallery_features,
             weights=weights,
+            inversion=inversion,
             progress=progress,
         )
     print((folder / "summary.json").read_text() if as_json else folder)

@@ -220,13 +220,14 @@ def _figures(row: FrameRow, tier: str) -> str:
         parts.append(f"SSIM {row.ssim[tier]:.2f}")
     if tier in row.lag_ms:
         lag = row.lag_ms[tier]
-        parts.append(f"{lag:.0f} ms" if lag < 1000 else f"{lag / 1e3:.1f} s")
+        parts.append(f"+{lag:.0f} ms" if lag < 1000 else f"+{lag / 1e3:.1f} s")
     return " · ".join(parts)
 
 
 def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
     """Original, preview and window of one frame; a tier that is missing shows the best one there is and says so."""
-    cloud = f"cloud: {row.prediction} {row.probability:.0%}" if row.prediction else "no answer from the cloud"
+    # the name comes last: where it is too long, its end is cut off
+    cloud = f"cloud: {row.probability:.0%} {row.prediction}" if row.prediction else "no answer from the cloud"
     preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
     figures = _figures(row, "preview")
     if window is not None:

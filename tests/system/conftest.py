@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -12,6 +13,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from adversary.blackbox._train import measure_errors
     from adversary.blackbox.inversion import InversionNetwork
     from adversary.priors._train_autoencoder import build_autoencoder
     from adversary.priors._train_denoiser import build_denoiser
@@ -40,6 +42,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     Prior(build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), text, tokenizer).save(folder / "tiny")
     prior, target = load_prior(str(folder / "tiny")), targets.load("resnet18")
     network = InversionNetwork([s.shape for s in target.feature_specs("L8")], prior.latent_shape, width=8, depth=1)
+    # what the window solver wants to know of it
+    measure_errors(
+        network, target.head("L8"), prior, np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
+    )
     network.save(
         folder / "inversion.safetensors",
         target="resnet18",

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from splitsight.data import write_png
 from splitsight.recording import Recording
 from splitsight.summary import read_summary
 
@@ -24,10 +26,10 @@ FPS = 2
 def start(models: list[str]) -> Iterator:
     started: list[subprocess.Popen] = []
 
-    def begin(out: Path, seconds: float) -> subprocess.Popen:
-        command = [sys.executable, "-m", "scenarios.cli", "demo", "--seconds", str(seconds), "--fps", str(FPS)]
+    def begin(out: Path, seconds: float, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "scenarios", "demo", "--seconds", str(seconds), "--fps", str(FPS)]
         process = subprocess.Popen(
-            [*command, "--out", str(out), "--no-web", "--threads", "1", "--seed", "1", *models],
+            [*command, "--out", str(out), "--no-web", "--threads", "1", "--seed", "1", *models, *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -74,9 +76,12 @@ def assert_readable(out: Path, least: int) -> None:
     assert frames[0][2][0].shape == (128, 8, 8)
 
 
-def test_demo(start, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(out, 8)
+def test_demo(start, models: list[str], tmp_path: Path) -> None:
+    out, gallery = tmp_path / "run", tmp_path / "gallery"
+    gallery.mkdir()
+    for i in range(8):
+        write_png(gallery / f"{i}.png", np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8))
+    process = start(out, 8, "--gallery", str(gallery), "--gallery-size", "8")
     wait_for_answers(out, 1, process)
     children = children_of(process)
     assert len(children) >= 3
@@ -111,6 +116,26 @@ def test_demo(start, tmp_path: Path) -> None:
     assert cv2.imread(str(out / "grid.png")) is not None
     assert "data:video/mp4" in (out / "index.html").read_text()
     assert {"cloud.log", "edge.log", "adversary.log"} <= {p.name for p in (out / "logs").iterdir()}
+    for tier in summary.live.tiers.values():
+        assert (tier.match.gallery, tier.match.features) == (8, "pixels-16x16")
+    assert all(1 <= r["preview_rank"] <= 8 for r in rows)
+
+    # what was recorded can be attacked afterwards, with the edge's originals for the figures
+    for method, extra in (("window", ["--time-budget", "2"]), ("preview", ["--gallery-size", "6"])):
+        again = tmp_path / method
+        command = [sys.executable, "-m", "scenarios", "attack", method, "--recording", str(out / "recording"), "--json"]
+        command += ["--truth", str(out / "truth"), "--limit", "6", "--threads", "1", "--out", str(again), *models]
+        command += extra if method == "window" else [*extra, "--gallery", str(out / "truth")]
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert (run.returncode, run.stderr) == (0, "")
+        assert json.loads(run.stdout) == json.loads((again / "summary.json").read_text())
+        found = read_summary(again / "summary.json").methods[method]
+        assert found.n == 6 and found.psnr.low <= found.psnr.mean <= found.psnr.high
+        assert [r["name"] for r in pq.read_table(again / "rows.parquet").to_pylist()] == [f"{i:06d}" for i in range(6)]
+        assert len(list((again / "reconstructions").iterdir())) == 6 and (again / "grid.png").is_file()
+        assert (found.match is None) == (method == "window")
 
 
 def test_ctrl_c(start, tmp_path: Path) -> None:
