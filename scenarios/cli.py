@@ -534,6 +534,59 @@ def _changes(given: list[str], **named: float | None) -> dict[str, Any]:
     return changes | {name: value for name, value in named.items() if value is not None}
 
 
+@app.command("run")
+@_guarded("scenarios.run.run", "splitsight.targets")
+def run_scenario(
+    scenario: Annotated[str, typer.Argument(help="Scenario; see `splitsight list scenarios`. Or a .yaml file.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Images or clips that no model was trained on; default: the scenario's own, if any."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run, gone on with if it is there; default: runs/SCENARIO.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The scenario's quick form: shows that it works.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Images, or windows of each clip, at most; default: the scenario's.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each; default: the cores, shared out.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all draws of the attacks; default: the scenario's.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Independent classifier, a name or a folder, or none; default: the scenario's."),
+    ] = None,
+    rivals: Annotated[
+        Path | None,
+        typer.Option(help="For clips: images to tell a frame from, a folder or Parquet; default: other clips' frames."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Run a scenario: a whole table of attacks, measured, with a report. Goes on where it was stopped."""
+    from scenarios.run.run import RunOptions
+    from scenarios.run.run import run_scenario as run
+
+    folder = run(
+        RunOptions(
+            scenario=scenario,
+            out=out,
+            data=data,
+            rivals=rivals,
+            judge=judge,
+            quick=quick,
+            limit=limit,
+            seed=seed,
+            workers=workers,
+            threads=threads,
+            overwrite=overwrite,
+        )
+    )
+    print((folder / "summary.json").read_text() if as_json else folder / "index.html")
+
+
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on a terminal, nothing elsewhere; what it yields takes (done, total, what is going on)."""

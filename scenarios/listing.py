@@ -71,4 +71,9 @@ def _priors() -> list[dict[str, Any]]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    return [{"name": "demo", "about": "one video, three processes, live reconstruction; `splitsight demo`"}]
+    from scenarios.run.spec import load_scenario, read_scenario, scenario_names
+
+    demo = {"name": "demo", "about": "one video, three processes, live reconstruction; `splitsight demo`"}
+    return [demo] + [
+        {"name": name, "about": load_scenario(read_scenario(name)[0], name=name).about} for name in scenario_names()
+    ]

@@ -12,12 +12,12 @@ from typing import Any
 
 from scenarios.join import TIERS, FrameRow
 
-__all__ = ["render_page"]
+__all__ = ["STYLE", "render_page"]
 
 _INLINE_LIMIT = 24 * 2**20
 _COLOURS = {"preview": "#8a94a6", "window": "#c2410c", "rtt": "#0f766e"}
 
-_STYLE = """
+STYLE = """
 :root{--ink:#16191f;--soft:#5b6472;--line:#e3e6eb;--paper:#fff;--tint:#f6f7f9;--mark:#c2410c}
 *{box-sizing:border-box}body{margin:0;background:var(--tint);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
@@ -218,7 +218,7 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>splitsight demo: {escape(summary['target'])} at {escape(summary['split'])}</title>",
-        f"<style>{_STYLE}</style></head><body><main>",
+        f"<style>{STYLE}</style></head><body><main>",
         "<h1>What the cloud saw</h1>",
         f"<p class='lead'>An edge device ran {escape(summary['target'])} up to {escape(summary['split'])} and sent "
         "only the features to a cloud server, which ran the rest and answered with a prediction. A reader at the "

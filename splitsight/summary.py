@@ -22,12 +22,15 @@ from splitsight.errors import UserError
 
 __all__ = [
     "SCHEMA",
+    "CellSummary",
+    "ComparisonSummary",
     "Environment",
     "Interval",
     "Lag",
     "LiveSummary",
     "MatchSummary",
     "MethodSummary",
+    "ScenarioSummary",
     "ServingSummary",
     "Summary",
     "TierSummary",
@@ -135,6 +138,86 @@ class LiveSummary(_Part):
     tiers: dict[str, TierSummary] = Field(default_factory=dict)
 
 
+class CellSummary(MethodSummary):
+    """One cell of a scenario: a method in one setting at one split.
+
+    Attributes:
+        cell: its identifier within the run, as in ``rows.parquet``.
+        label: how tables call it, beside its split.
+        split: split point.
+        method: name of the attack.
+        setting: its named setting.
+        prompt: template of the text prior; empty for none.
+        noise: on the features, as a part of their standard deviation.
+        options: values laid over the setting's.
+        planned: images, once the run is complete.
+        lpips: see :mod:`splitsight.metrics.perceptual`.
+        recognised: part that the judge puts into the right class, with its 95 % Wilson interval.
+        scores: of the set of reconstructions, by name (``inception_score_<judge>``).
+    """
+
+    cell: str
+    label: str
+    split: str
+    method: str
+    setting: str
+    prompt: str = ""
+    noise: float = 0.0
+    options: dict[str, Any] = Field(default_factory=dict)
+    planned: int = Field(default=0, ge=0)
+    lpips: Interval | None = None
+    recognised: Interval | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class ComparisonSummary(_Part):
+    """The difference between two cells on the same images.
+
+    Attributes:
+        name: what is compared.
+        split: where.
+        noise: on the features.
+        clip: only in this clip; ``None`` for all images.
+        n: pairs.
+        differences: by measure, mean over the pairs with its 95 % interval.
+        paper: what the paper reports for it.
+    """
+
+    name: str
+    split: str
+    noise: float = 0.0
+    clip: str | None = None
+    n: int = Field(ge=0)
+    differences: dict[str, Interval] = Field(default_factory=dict)
+    paper: dict[str, Any] | None = None
+
+
+class ScenarioSummary(_Part):
+    """A run of a scenario.
+
+    Attributes:
+        name: of the scenario.
+        title: its heading.
+        quick: whether this is its quick form, which shows that it works and no more.
+        complete: whether every row that was planned is there.
+        cells: figures, in the scenario's order.
+        originals: scores of the set of originals, by name.
+        comparisons: paired differences.
+        skipped: cells that this machine could not run, and why.
+        notes: what could not be measured here, and why.
+    """
+
+    name: str
+    title: str
+    quick: bool = False
+    complete: bool = True
+    cells: list[CellSummary] = Field(default_factory=list)
+    originals: dict[str, float] = Field(default_factory=dict)
+    comparisons: list[ComparisonSummary] = Field(default_factory=list)
+    skipped: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+
 class Environment(_Part):
     """Where the figures come from; a run may add its own settings.
 
@@ -160,6 +243,7 @@ class Summary(_Part):
     methods: dict[str, MethodSummary] = Field(default_factory=dict)
     serving: ServingSummary | None = None
     live: LiveSummary | None = None
+    scenario: ScenarioSummary | None = None
     environment: Environment = Field(default_factory=Environment)
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,7 +252,7 @@ class Summary(_Part):
         for part in (*data["methods"].values(), *((data["live"] or {}).get("tiers") or {}).values()):
             if part["match"] is None:
                 del part["match"]
-        return {k: v for k, v in data.items() if not (k in ("serving", "live") and v is None)}
+        return {k: v for k, v in data.items() if not (k in ("serving", "live", "scenario") and v is None)}
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from splitsight.artifacts import asset, digest
-from splitsight.errors import UserError, unknown_name
+from splitsight.errors import UserError
 from splitsight.judges import mbconv
 from splitsight.metrics import Match, matched
 from splitsight.targets import Normalize, load_state, read_classes
@@ -135,7 +135,8 @@ def load(judge: str | Path = EMBEDDED) -> Judge:
                 f"the judge '{EMBEDDED}' is not in this installation: make one with "
                 "`splitsight train judge` and give its folder"
             )
-        raise unknown_name("judge", str(judge), [*judge_names(), "or a folder that `splitsight train judge` wrote"])
+        known = "".join(f"{name}, " for name in judge_names())
+        raise UserError(f"unknown judge '{judge}': give {known}or a folder that `splitsight train judge` wrote")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         build = _ARCHITECTURES[config["architecture"]]

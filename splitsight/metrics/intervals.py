@@ -82,4 +82,7 @@ def proportion_interval(hits: Iterable[bool | None]) -> dict[str, float | None]:
     centre = p + _Z**2 / (2 * n)
     half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n
-    return {"mean": p, "low": max(0.0, (centre - half) / scale), "high": min(1.0, (centre + half) / scale)}
+    # rounding would leave 10⁻¹⁷ where the bound is 0 or 1
+    low = 0.0 if p == 0 else (centre - half) / scale
+    high = 1.0 if p == 1 else (centre + half) / scale
+    return {"mean": p, "low": low, "high": high}

@@ -1,0 +1,1 @@
+"""Scenarios: experiments written down as YAML, computed row by row, reported on one page."""

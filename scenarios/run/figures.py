@@ -1,0 +1,216 @@
+"""From rows to figures: means with intervals for each cell, and paired differences between cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from scenarios.run.plan import cell_id
+from scenarios.run.spec import MEASURES, Cell, Comparison, Scenario
+from scenarios.run.store import Store
+from splitsight.data import to_tensor
+from splitsight.errors import UserError
+from splitsight.metrics import mean_interval, proportion_interval
+from splitsight.metrics.perceptual import inception_score
+from splitsight.summary import CellSummary, ComparisonSummary, Interval, MatchSummary
+
+__all__ = ["PARTS", "by_cell", "cell_summaries", "comparisons", "interval_of", "score_sets", "value"]
+
+PARTS = ("recognised", "matched_top1", "matched_top5")
+"""Measures that are yes or no for an image."""
+
+_MATCHES = ("matched_top1", "matched_top5")
+Row = Mapping[str, Any]
+
+
+def value(row: Row, measure: str) -> float | None:
+    """One measure of one row; 0 or 1 for :data:`PARTS`."""
+    if measure.startswith("matched_top"):
+        rank = row["match_rank"]
+        return None if rank is None else float(rank <= int(measure.removeprefix("matched_top")))
+    found = row[measure]
+    return None if found is None else float(found)
+
+
+def by_cell(scenario: Scenario, rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each cell, in its order."""
+    found: dict[str, list[Row]] = {cell_id(i): [] for i in range(len(scenario.cells))}
+    for row in rows:
+        found[row["cell"]].append(row)
+    return [sorted(found[cell_id(i)], key=lambda row: row["index"]) for i in range(len(scenario.cells))]
+
+
+def _interval(rows: Sequence[Row], measure: str) -> Interval | None:
+    values = [value(row, measure) for row in rows]
+    known = [v for v in values if v is not None]
+    if not known:
+        return None
+    return Interval(**(proportion_interval([bool(v) for v in known]) if measure in PARTS else mean_interval(known)))
+
+
+def cell_summaries(
+    scenario: Scenario,
+    rows: Sequence[Row],
+    scores: Mapping[str, Mapping[str, float]],
+    *,
+    planned: Mapping[str, int],
+    features: str,
+) -> list[CellSummary]:
+    """Figures of every cell that has rows.
+
+    Args:
+        scenario: whose cells.
+        rows: all of the run.
+        scores: of sets of reconstructions, by cell identifier and name.
+        planned: images of each cell, by its identifier.
+        features: name of the space in which originals were looked for.
+    """
+    summaries = []
+    for i, (cell, own) in enumerate(zip(scenario.cells, by_cell(scenario, rows), strict=True)):
+        if not own:
+            continue
+        summaries.append(
+            CellSummary(
+                cell=cell_id(i),
+                label=cell.name,
+                split=cell.split,
+                method=cell.method,
+                setting=own[0]["setting"],
+                prompt=" | ".join(cell.prompts),
+                noise=cell.noise,
+                options=cell.options,
+                n=len(own),
+                planned=planned.get(cell_id(i), len(own)),
+                **{measure: _interval(own, measure) for measure in MEASURES if measure not in _MATCHES},
+                match=_match(own, features),
+                scores=dict(scores.get(cell_id(i), {})),
+                seconds_per_image=_mean(own, "seconds"),
+                iterations=_mean(own, "iterations"),
+                model_evaluations=_mean(own, "model_evaluations"),
+            )
+        )
+    return summaries
+
+
+def _match(rows: Sequence[Row], features: str) -> MatchSummary | None:
+    galleries = [row["gallery"] for row in rows if row["gallery"] is not None]
+    if not galleries:
+        return None
+    top1, top5 = (_interval(rows, measure) for measure in _MATCHES)
+    # the smallest, where they differ: no figure is easier to reach than this says
+    return MatchSummary(gallery=min(galleries), features=features, top1=top1, top5=top5)
+
+
+def interval_of(cell: CellSummary, measure: str) -> Interval | None:
+    """A measure out of a cell's summary."""
+    if measure in _MATCHES:
+        return None if cell.match is None else getattr(cell.match, measure.removeprefix("matched_"))
+    return getattr(cell, measure)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    return mean_interval([row[name] for row in rows if row[name] is not None])["mean"]
+
+
+def _images(store: Store, rows: Sequence[Row], column: str) -> Tensor:
+    pictures = []
+    for row in rows:
+        picture = cv2.imread(str(store.folder / row[column]))
+        if picture is None:
+            raise UserError(f"{store.folder / row[column]} is missing or damaged: remove the run and make it again")
+        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    return to_tensor(np.stack(pictures))
+
+
+def score_sets(
+    scenario: Scenario, store: Store, rows: Sequence[Row], classifiers: Mapping[str, Callable[[Tensor], Tensor] | None]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Scores that a set of images has, not one image.
+
+    Args:
+        scenario: whose cells.
+        store: of the run, with the images.
+        rows: all of the run.
+        classifiers: by the name of the score that they make; ``None`` stands for the published Inception network.
+
+    Returns:
+        By cell identifier and name, and of the originals by name; scores that cannot be had here are left out.
+
+    Raises:
+        UserError: an image of the run is gone.
+    """
+    cells: dict[str, dict[str, float]] = {}
+    for i, own in enumerate(by_cell(scenario, rows)):
+        if own and classifiers:
+            images = _images(store, own, "reconstruction")
+            cells[cell_id(i)] = _scores(images, classifiers)
+    first = {row["image"]: row for row in sorted(rows, key=lambda row: row["index"])}
+    originals = _scores(_images(store, list(first.values()), "original"), classifiers) if first and classifiers else {}
+    return cells, originals
+
+
+def _scores(images: Tensor, classifiers: Mapping[str, Callable[[Tensor], Tensor] | None]) -> dict[str, float]:
+    found = {name: inception_score(images, classifier) for name, classifier in classifiers.items()}
+    return {name: score for name, score in found.items() if score is not None and math.isfinite(score)}
+
+
+def _one(cells: Sequence[tuple[Cell, list[Row]]], comparison: Comparison, side: str) -> list[Row]:
+    if len(cells) > 1:
+        names = ", ".join(f"“{cell.name}”" for cell, _ in cells)
+        raise UserError(
+            f"the comparison '{comparison.name}' selects several cells with '{side}' at {cells[0][0].split}: {names}; "
+            "name more keys"
+        )
+    return cells[0][1] if cells else []
+
+
+def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSummary]:
+    """Paired differences: each comparison at each split and noise that both of its sides have.
+
+    Raises:
+        UserError: a comparison selects several cells for one side.
+    """
+    found = []
+    cells = list(zip(scenario.cells, by_cell(scenario, rows), strict=True))
+    for comparison in scenario.compare:
+        for split, noise in dict.fromkeys((cell.split, cell.noise) for cell in scenario.cells):
+            here = [(cell, own) for cell, own in cells if (cell.split, cell.noise) == (split, noise)]
+            sides = [
+                _one([(cell, own) for cell, own in here if cell.matches(wanted)], comparison, side)
+                for side, wanted in (("of", comparison.of), ("to", comparison.to))
+            ]
+            pairs = _pairs(*sides)
+            if not pairs:
+                continue
+            found.append(_difference(comparison, split, noise, None, pairs))
+            clips = dict.fromkeys(a["clip"] for a, _ in pairs if a["clip"])
+            if comparison.by_clip:
+                for clip in clips:
+                    own = [pair for pair in pairs if pair[0]["clip"] == clip]
+                    found.append(_difference(comparison, split, noise, clip, own))
+    return found
+
+
+def _pairs(of: Sequence[Row], to: Sequence[Row]) -> list[tuple[Row, Row]]:
+    other = {row["index"]: row for row in to}
+    return [(row, other[row["index"]]) for row in of if row["index"] in other]
+
+
+def _difference(
+    comparison: Comparison, split: str, noise: float, clip: str | None, pairs: Sequence[tuple[Row, Row]]
+) -> ComparisonSummary:
+    differences = {}
+    for measure in MEASURES:
+        both = [(value(a, measure), value(b, measure)) for a, b in pairs]
+        known = [x - y for x, y in both if x is not None and y is not None]
+        if known:
+            differences[measure] = Interval(**mean_interval(known))
+    paper = comparison.paper.model_dump(exclude_none=True) if comparison.paper and clip is None else None
+    return ComparisonSummary(
+        name=comparison.name, split=split, noise=noise, clip=clip, n=len(pairs), differences=differences, paper=paper
+    )

@@ -1,0 +1,246 @@
+"""``index.html`` of a scenario: tables, plots and grids on one page, readable offline."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from scenarios.page import STYLE
+from scenarios.run import plots
+from scenarios.run.figures import PARTS, interval_of
+from scenarios.run.spec import MEASURES, Scenario
+from splitsight.summary import CellSummary, Interval, ScenarioSummary, Summary
+
+__all__ = ["render"]
+
+_INLINE_LIMIT = 24 * 2**20
+_DIGITS = {"psnr": 2, "psnr_eq14": 2, "ssim": 3, "lpips": 3}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    range: str = ""
+    win: bool = False
+
+
+@dataclass
+class _Row:
+    cells: list[_Cell]
+    kind: str = ""
+
+
+@dataclass
+class _Table:
+    title: str
+    head: list[str]
+    rows: list[_Row] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class _Plot:
+    title: str
+    html: str
+    note: str = ""
+
+
+def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
+    if value is None:
+        return "–"
+    return f"{value:{'+' if sign else ''},.{digits}f}"
+
+
+def _measured(interval: Interval | None, measure: str, *, sign: bool = False) -> _Cell:
+    if interval is None or interval.mean is None:
+        return _Cell("–")
+    factor, digits, unit = (100, 1, " %") if measure in PARTS else (1, _DIGITS[measure], "")
+    mean, low, high = (None if v is None else v * factor for v in (interval.mean, interval.low, interval.high))
+    apart = low is not None and high is not None and (low > 0 or high < 0)
+    span = f"{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}"
+    return _Cell(_number(mean, digits, sign=sign) + unit, span, sign and apart)
+
+
+def _present(cells: Sequence[CellSummary]) -> list[str]:
+    return [m for m in MEASURES if any((i := interval_of(c, m)) and i.mean is not None for c in cells)]
+
+
+def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
+    measures = _present(run.cells)
+    scores = list(dict.fromkeys(name for cell in run.cells for name in cell.scores))
+    head = ["method", "images", *(plots.TITLES[m] for m in measures), *(s.replace("_", " ") for s in scores)]
+    head += ["s an image", "steps", "evaluations"]
+    tables = []
+    for split in dict.fromkeys(cell.split for cell in run.cells):
+        table = _Table(f"{scenario.target} at {split}", head)
+        cells = [cell for cell in run.cells if cell.split == split]
+        for cell in cells:
+            table.rows.append(
+                _Row(
+                    [
+                        _Cell(cell.label),
+                        _Cell(str(cell.n) if cell.n >= cell.planned else f"{cell.n} of {cell.planned}"),
+                        *(_measured(interval_of(cell, m), m) for m in measures),
+                        *(_Cell(_number(cell.scores.get(s), 2)) for s in scores),
+                        _Cell(_number(cell.seconds_per_image, 2)),
+                        _Cell(_number(cell.iterations, 0)),
+                        _Cell(_number(cell.model_evaluations, 0)),
+                    ]
+                )
+            )
+        table.rows += _originals(run, measures, scores)
+        table.rows += _paper(scenario, split, measures, len(scores) + 3)
+        table.note = _note(cells, table)
+        tables.append(table)
+    return tables
+
+
+def _originals(run: ScenarioSummary, measures: Sequence[str], scores: Sequence[str]) -> list[_Row]:
+    """What the judge says of the originals themselves: about the most there is to reach."""
+    if not run.originals:
+        return []
+    own = run.originals.get("recognised")
+    cells = [_Cell("the originals themselves"), _Cell("")]
+    cells += [_Cell(f"{100 * own:.1f} %" if m == "recognised" and own is not None else "") for m in measures]
+    cells += [_Cell(_number(run.originals.get(s), 2)) for s in scores]
+    return [_Row([*cells, _Cell(""), _Cell(""), _Cell("")], "base")]
+
+
+def _paper(scenario: Scenario, split: str, measures: Sequence[str], empty: int) -> list[_Row]:
+    rows = []
+    for entry in scenario.paper:
+        if entry.split == split:
+            known = entry.model_dump()
+            cells = [_Cell(f"the paper: {entry.label}"), _Cell("")]
+            cells += [_Cell("" if known.get(m) is None else _number(known[m], _DIGITS[m])) for m in measures]
+            rows.append(_Row([*cells, *[_Cell("")] * empty], "paper"))
+    return rows
+
+
+def _note(cells: Sequence[CellSummary], table: _Table) -> str:
+    parts = ["Means over images with 95 % intervals (Student’s; Wilson’s for parts)."]
+    matches = [cell.match for cell in cells if cell.match is not None]
+    if matches:
+        gallery = matches[0].gallery
+        parts.append(
+            f"Found first, in five: the original’s place among {gallery} images in the judge’s features; "
+            f"a guess finds {100 / gallery:.1f} % first."
+        )
+    if any(cell.scores for cell in cells):
+        parts.append("Inception scores depend on the number of images: compare rows of equal number.")
+    if any(row.kind == "paper" for row in table.rows):
+        parts.append("Shaded rows are the paper’s own figures, for its models and images.")
+    return " ".join(parts)
+
+
+def _comparisons(run: ScenarioSummary) -> _Table | None:
+    if not run.comparisons:
+        return None
+    measures = [m for m in MEASURES if any(m in c.differences for c in run.comparisons)]
+    table = _Table("Differences on the same images", ["", "where", "pairs", *(plots.TITLES[m] for m in measures)])
+    for c in run.comparisons:
+        place = c.split + (f", noise {c.noise:g}" if c.noise else "") + (f", {c.clip}" if c.clip else "")
+        shown = [_measured(c.differences.get(m), m, sign=True) for m in measures]
+        table.rows.append(_Row([_Cell(c.name), _Cell(place), _Cell(str(c.n)), *shown]))
+        if c.paper:
+            figures = [
+                _Cell(_number(c.paper[m], _DIGITS[m], sign=True)) if m in c.paper else _Cell("") for m in measures
+            ]
+            note = c.paper.get("note", "")
+            table.rows.append(_Row([_Cell("the paper reports"), _Cell(note), _Cell(""), *figures], "paper"))
+    table.note = (
+        "Paired: the mean of the differences image by image with its 95 % interval; bold where that excludes zero. "
+        "Parts are in percentage points."
+        + (
+            " Shaded: the paper’s own figures, for its models and data."
+            if any(c.paper for c in run.comparisons)
+            else ""
+        )
+    )
+    return table
+
+
+def _plots(run: ScenarioSummary, rows: Sequence[Mapping[str, Any]]) -> list[_Plot]:
+    found = []
+    loss = plots.curves(run.cells, rows)
+    if loss:
+        found.append(_Plot("Loss", loss, "Mean over images of the loss that each method lowers; methods differ in it."))
+    found += [_Plot(f"Over {key}", html) for key, html in plots.sweeps(run.cells)]
+    if html := plots.plane(run.cells):
+        note = "To the right: closer to the original on average. Upwards: more recognisable, or more like real images."
+        found.append(_Plot("Distortion against perception", html, note))
+    if html := plots.time(run.cells):
+        found.append(_Plot("Quality against time", html))
+    return found
+
+
+def _source(path: Path, root: Path) -> str:
+    """A data URI where the file is of a size that a page can carry, else its place beside the page."""
+    if path.stat().st_size > _INLINE_LIMIT:
+        return str(path.relative_to(root))
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def render(
+    out: Path,
+    scenario: Scenario,
+    summary: Summary,
+    rows: Sequence[Mapping[str, Any]],
+    grids: Mapping[str, Path],
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> str:
+    """The page of a run.
+
+    Args:
+        out: the run's folder.
+        scenario: what was computed.
+        summary: its figures, with the section ``scenario``.
+        rows: of the run.
+        grids: title → picture.
+        config: as in ``config.yaml``.
+        names: how a reader knows a cell, by identifier.
+
+    Returns:
+        HTML without any reference to another host.
+    """
+    from plotly.offline import get_plotlyjs
+
+    run = summary.scenario
+    assert run is not None
+    planned = sum(cell.planned for cell in run.cells)
+    tables = _tables(scenario, run)
+    if (differences := _comparisons(run)) is not None:
+        tables.append(differences)
+    tiles = [
+        (str(len({row["image"] for row in rows})), "images"),
+        (str(len(run.cells)), "cells: methods, settings and splits"),
+        (str(len(rows)), "rows, each in rows.parquet"),
+        (f"{sum(row['seconds'] for row in rows) / 60:.1f} min", "of attacking"),
+    ]
+    environment = Environment(
+        loader=PackageLoader("scenarios.run", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        style=STYLE,
+        plotly=get_plotlyjs(),
+        run=run,
+        about=scenario.about,
+        source=scenario.source,
+        done=len(rows),
+        planned=planned,
+        tiles=tiles,
+        tables=tables,
+        names=names,
+        plots=_plots(run, rows),
+        grids=[{"title": title, "source": _source(path, out)} for title, path in grids.items()],
+        config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        environment=json.dumps(summary.to_dict()["environment"], indent=2),
+    )

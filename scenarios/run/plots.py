@@ -1,0 +1,244 @@
+"""The plots of a scenario's page, by plotly."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scenarios.run.figures import interval_of
+from splitsight.summary import CellSummary, Interval
+
+__all__ = ["TITLES", "curves", "plane", "sweeps", "time"]
+
+TITLES = {
+    "psnr": "PSNR, dB",
+    "psnr_eq14": "PSNR eq. 14",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "recognised": "recognised",
+    "matched_top1": "found first",
+    "matched_top5": "found in five",
+}
+_COLOURS = (
+    "#c2410c",
+    "#0f766e",
+    "#1d4ed8",
+    "#a16207",
+    "#7e22ce",
+    "#be123c",
+    "#4d7c0f",
+    "#0e7490",
+    "#57534e",
+    "#db2777",
+    "#15803d",
+    "#4338ca",
+)
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _figure(columns: int, rows: int = 1, **options: Any) -> Any:
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=rows, cols=columns, **options)
+    figure.update_layout(
+        height=60 + 380 * rows,
+        margin={"l": 60, "r": 16, "t": 40, "b": 56},
+        template="plotly_white",
+        font={"family": "system-ui, sans-serif", "color": "#16191f"},
+        legend={"font": {"size": 11}},
+    )
+    return figure
+
+
+def _html(figure: Any) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+
+
+def _bars(intervals: Sequence[Interval | None]) -> dict[str, Any]:
+    up = [None if i is None or i.high is None or i.mean is None else i.high - i.mean for i in intervals]
+    down = [None if i is None or i.low is None or i.mean is None else i.mean - i.low for i in intervals]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1, "width": 2}
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
+
+
+def _legend(figure: Any, colours: Mapping[str, str], symbols: Mapping[str, str]) -> None:
+    """Colours are methods, symbols are splits; one entry each."""
+    import plotly.graph_objects as go
+
+    if len(symbols) > 1:
+        for name, symbol in symbols.items():
+            marker = {"symbol": symbol, "color": "#5b6472", "size": 9}
+            figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name), row=1, col=1)
+    for name, colour in colours.items():
+        marker = {"color": colour, "size": 9}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name), row=1, col=1)
+
+
+def _scatter(
+    cells: Sequence[CellSummary], x: Mapping[str, tuple[float | None, Interval | None]], ys: Sequence[str]
+) -> Any:
+    """One panel a measure; x by cell identifier."""
+    import plotly.graph_objects as go
+
+    figure = _figure(len(ys), horizontal_spacing=0.09)
+    colours = _colours(cell.label for cell in cells)
+    splits = dict.fromkeys(cell.split for cell in cells)
+    symbols = {split: _SYMBOLS[i % len(_SYMBOLS)] for i, split in enumerate(splits)}
+    for column, measure in enumerate(ys, 1):
+        for cell in cells:
+            at, spread = x[cell.cell]
+            score = cell.scores.get(measure)
+            interval = None if measure in cell.scores else interval_of(cell, measure)
+            y = score if score is not None else _mean(interval)
+            if at is None or y is None:
+                continue
+            figure.add_trace(
+                go.Scatter(
+                    x=[at],
+                    y=[y],
+                    error_x=_bars([spread]) if spread is not None else None,
+                    error_y=_bars([interval]) if interval is not None else None,
+                    mode="markers",
+                    marker={"color": colours[cell.label], "symbol": symbols[cell.split], "size": 9},
+                    name=f"{cell.label} at {cell.split}",
+                    showlegend=False,
+                ),
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(title_text=TITLES.get(measure, measure.replace("_", " ")), row=1, col=column)
+    _legend(figure, colours, symbols)
+    return figure
+
+
+def plane(cells: Sequence[CellSummary]) -> str | None:
+    """Distortion against perception; ``None`` where nothing perceptual was measured.
+
+    To the right is closer to the original on average, upwards is more recognisable, or more like a natural image:
+    a method cannot in general have both (Blau and Michaeli, 2018).
+    """
+    scores = list(dict.fromkeys(name for cell in cells for name in cell.scores))
+    measured = [m for m in ("recognised", "matched_top1") if any(_mean(interval_of(c, m)) is not None for c in cells)]
+    if not cells or not measured + scores:
+        return None
+    figure = _scatter(cells, {cell.cell: (_mean(cell.psnr), cell.psnr) for cell in cells}, measured + scores)
+    figure.update_xaxes(title_text=TITLES["psnr"])
+    return _html(figure)
+
+
+def time(cells: Sequence[CellSummary]) -> str | None:
+    """Quality against seconds an image; ``None`` where no time was measured."""
+    timed = [cell for cell in cells if cell.seconds_per_image]
+    if not timed:
+        return None
+    measures = ["psnr", "ssim"] + (["matched_top1"] if any(cell.match for cell in timed) else [])
+    figure = _scatter(timed, {cell.cell: (cell.seconds_per_image, None) for cell in timed}, measures)
+    figure.update_xaxes(title_text="seconds an image", type="log")
+    return _html(figure)
+
+
+def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
+    """Measures over each number that varies between otherwise equal cells: (its name, plot)."""
+    import plotly.graph_objects as go
+
+    lines: dict[str, dict[tuple[str, str], list[tuple[float, CellSummary]]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        numbers = {"noise": cell.noise, **cell.options}
+        for key, at in numbers.items():
+            if isinstance(at, bool) or not isinstance(at, int | float):
+                continue
+            rest = {k: v for k, v in numbers.items() if k != key}
+            same = f"{cell.method} {cell.setting} {cell.prompt}" + "".join(f" {k} {v}" for k, v in rest.items() if v)
+            lines[key][(cell.split, same.strip())].append((float(at), cell))
+    plots = []
+    for key, groups in lines.items():
+        varied = {name: sorted(p, key=lambda q: q[0]) for name, p in groups.items() if len({a for a, _ in p}) > 2}
+        if not varied:
+            continue
+        members = [cell for points in varied.values() for _, cell in points]
+        measures = [
+            m for m in TITLES if m != "psnr_eq14" and any(_mean(interval_of(c, m)) is not None for c in members)
+        ]
+        measures = measures[:4]
+        figure = _figure(len(measures), horizontal_spacing=0.07)
+        colours = _colours(f"{same} at {split}" for split, same in varied)
+        for column, measure in enumerate(measures, 1):
+            for (split, same), points in varied.items():
+                intervals = [interval_of(cell, measure) for _, cell in points]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[at for at, _ in points],
+                        y=[_mean(i) for i in intervals],
+                        error_y=_bars(intervals),
+                        mode="lines+markers",
+                        line={"color": colours[f"{same} at {split}"]},
+                        name=f"{same} at {split}",
+                        legendgroup=f"{same} at {split}",
+                        showlegend=column == 1,
+                    ),
+                    row=1,
+                    col=column,
+                )
+            figure.update_yaxes(title_text=TITLES[measure], row=1, col=column)
+        figure.update_xaxes(title_text=key)
+        plots.append((key, _html(figure)))
+    return plots
+
+
+def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss over the steps, mean over images, one panel a split; ``None`` where no curve was kept."""
+    import plotly.graph_objects as go
+
+    kept: dict[str, list[list[float]]] = defaultdict(list)
+    for row in rows:
+        if row["curve"]:
+            kept[row["cell"]].append(row["curve"])
+    shown = [cell for cell in cells if cell.cell in kept]
+    if not shown:
+        return None
+    splits = list(dict.fromkeys(cell.split for cell in shown))
+    figure = _figure(len(splits), subplot_titles=splits, horizontal_spacing=0.07)
+    colours = _colours(cell.label for cell in shown)
+    named = set()
+    for cell in shown:
+        mean = _mean_curve(kept[cell.cell])
+        figure.add_trace(
+            go.Scatter(
+                x=list(range(1, len(mean) + 1)),
+                y=mean,
+                mode="lines",
+                line={"color": colours[cell.label], "width": 1.5},
+                name=cell.label,
+                legendgroup=cell.label,
+                showlegend=cell.label not in named,
+            ),
+            row=1,
+            col=splits.index(cell.split) + 1,
+        )
+        named.add(cell.label)
+    figure.update_yaxes(type="log")
+    figure.update_yaxes(title_text="loss", row=1, col=1)
+    figure.update_xaxes(title_text="step")
+    return _html(figure)
+
+
+def _mean_curve(found: Sequence[Sequence[float]]) -> list[float | None]:
+    """Mean at each step over the images that got that far."""
+    longest = max(len(curve) for curve in found)
+    table = np.full((len(found), longest), math.nan)
+    for row, curve in zip(table, found, strict=True):
+        row[: len(curve)] = curve
+    counts = np.isfinite(table).sum(0)
+    sums = np.where(np.isfinite(table), table, 0).sum(0)
+    return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]

@@ -1,0 +1,138 @@
+"""What a run leaves beside its parts: ``rows.parquet``, ``summary.json``, grids and ``index.html``.
+
+Everything is made from the run's folder, so that the report of a run that was cut short, or a report with other
+comparisons, is made by running it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from scenarios.pictures import Panel, panels, spread
+from scenarios.run.figures import by_cell, cell_summaries, comparisons, score_sets
+from scenarios.run.page import render
+from scenarios.run.plan import cell_id
+from scenarios.run.spec import Scenario
+from scenarios.run.store import Store
+from scenarios.run.work import Bench, slug
+from splitsight.data import encode_png, to_tensor
+from splitsight.metrics.perceptual import inception_missing, lpips_missing
+from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environment, write_summary
+
+__all__ = ["write_report"]
+
+_COLUMNS = 6
+_SIDE = 136
+
+
+def _picture(store: Store, name: str) -> np.ndarray | None:
+    image = cv2.imread(str(store.folder / name))
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _panel(store: Store, row: Mapping[str, Any] | None) -> Panel:
+    if row is None:
+        return Panel(None, "")
+    title = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+    seen = ["recognised"] if row["recognised"] else []
+    if row["match_rank"] is not None:
+        seen.append(f"place {row['match_rank']}")
+    return Panel(_picture(store, row["reconstruction"]), title, " · ".join(seen))
+
+
+def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """One picture a split: originals above what each cell made of them."""
+    found = {}
+    cells = list(zip(scenario.cells, by_cell(scenario, rows), strict=True))
+    for split in dict.fromkeys(cell.split for cell in scenario.cells):
+        here = [(cell, {row["index"]: row for row in own}) for cell, own in cells if cell.split == split and own]
+        if not here:
+            continue
+        shared = sorted(set.intersection(*(set(own) for _, own in here))) or sorted(here[0][1])
+        shown = [shared[i] for i in spread(len(shared), _COLUMNS)]
+        first = [next(own[index] for _, own in here if index in own) for index in shown]
+        title = f"{scenario.target} split at {split}"
+        originals = [Panel(_picture(store, row["original"]), row["name"]) for row in first]
+        bands = [panels(originals, f"originals, {title}", side=_SIDE)]
+        bands += [
+            panels([_panel(store, own.get(index)) for index in shown], cell.name, side=_SIDE) for cell, own in here
+        ]
+        place = store.write(f"grid-{slug(split)}.png", encode_png(np.concatenate(bands)))
+        found[title] = place
+    return found
+
+
+def _recognised_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The judge's accuracy on the originals, where their classes are known."""
+    known = {row["index"]: row["class_label"] for row in rows if row["class_label"] is not None}
+    if bench.judge is None or not known:
+        return {}
+    images = to_tensor(bench.inputs.images[list(known)])
+    return {"recognised": float(bench.judge.recognised(images, list(known.values())).double().mean())}
+
+
+def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summary:
+    """Write the report of what is done by now.
+
+    Args:
+        store: of the run.
+        bench: its models and data.
+        config: as in ``config.yaml``.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: a part of the run is damaged, or a comparison is not clear.
+    """
+    scenario = bench.scenario
+    table = store.rows([unit.name for unit in bench.units])
+    rows = table.to_pylist()
+    skipped = store.skipped()
+    planned: dict[str, int] = {}
+    for unit in bench.units:
+        planned[cell_id(unit.cell)] = planned.get(cell_id(unit.cell), 0) + len(unit.indices)
+    notes = [note for note in (lpips_missing(), inception_missing()) if note is not None]
+    classifiers: dict[str, Any] = {} if inception_missing() else {"inception_score": None}
+    if bench.judge is not None:
+        classifiers[f"inception_score_{bench.judge.name}"] = bench.judge.logits
+    scores, originals = score_sets(scenario, store, rows, classifiers)
+    features = f"{bench.judge.name}-penultimate" if bench.judge is not None else ""
+    cells = cell_summaries(scenario, rows, scores, planned=planned, features=features)
+    run = ScenarioSummary(
+        name=config["run"]["name"],
+        title=scenario.title,
+        quick=config["run"]["quick"],
+        complete=len(rows) == sum(n for cell, n in planned.items() if cell not in skipped),
+        cells=cells,
+        originals=originals | _recognised_originals(bench, rows),
+        comparisons=comparisons(scenario, rows),
+        skipped=skipped,
+        notes=notes,
+    )
+    base = set(MethodSummary.model_fields)
+    splits = list(dict.fromkeys(cell.split for cell in cells))
+    name = "{0.label}" if len(splits) == 1 else "{0.label} at {0.split}"
+    summary = Summary(
+        target=scenario.target,
+        split=", ".join(splits),
+        methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
+        scenario=run,
+        environment=environment(bench.digests) | {"run": config["run"], "threads": torch.get_num_threads()},
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    store.write("rows.parquet", sink.getvalue().to_pybytes())
+    write_summary(store.folder / "summary.json", summary)
+    names = {cell_id(i): f"{cell.name} at {cell.split}" for i, cell in enumerate(scenario.cells)}
+    page = render(store.folder, scenario, summary, rows, _grids(store, scenario, rows), config, names)
+    store.write("index.html", page.encode())
+    return summary

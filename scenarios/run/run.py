@@ -1,0 +1,176 @@
+"""``splitsight run``: from a scenario's name to a folder with a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scenarios.processes import PREFIX, Supervisor, die_with_parent, terminate_as_interrupt
+from scenarios.run.plan import cell_id
+from scenarios.run.progress import Reporter
+from scenarios.run.report import write_report
+from scenarios.run.spec import Scenario, load_scenario, read_scenario
+from scenarios.run.store import Store
+from scenarios.run.work import Bench, work
+from splitsight.errors import UserError
+
+__all__ = ["RunOptions", "run_scenario", "run_worker"]
+
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to run.
+
+    Attributes:
+        scenario: a name out of ``splitsight list scenarios``, or a ``.yaml`` file.
+        out: folder of the run; by default ``runs/NAME`` or ``runs/NAME-quick``. A run that is there is gone on with.
+        data: what is attacked; the scenario's own where not given.
+        rivals: for clips, the other images of a gallery.
+        judge: independent classifier; ``"none"`` goes without. The scenario's own where not given.
+        quick: the scenario's quick form.
+        limit: at most this many images, or windows of a clip.
+        seed: of all draws of the attacks; the scenario's own where not given.
+        workers: processes that share the work.
+        threads: compute threads of each; by default the cores are shared out.
+        overwrite: replace an earlier run in ``out``.
+    """
+
+    scenario: str
+    out: Path | None = None
+    data: Path | None = None
+    rivals: Path | None = None
+    judge: str | None = None
+    quick: bool = False
+    limit: int | None = None
+    seed: int | None = None
+    workers: int = 1
+    threads: int | None = None
+    overwrite: bool = False
+
+
+def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if options.data is not None:
+        data["path"] = str(options.data.resolve())
+    if options.rivals is not None:
+        data["rivals"] = str(options.rivals.resolve())
+    if options.limit is not None:
+        data["count"] = min(options.limit, scenario.data.count)
+    changes: dict[str, Any] = {"data": data} if data else {}
+    if options.seed is not None:
+        changes["seed"] = options.seed
+    if options.judge is not None:
+        changes["judge"] = None if options.judge == "none" else options.judge
+    return changes
+
+
+def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of every cell's setting, and the cells that cannot run here and need not.
+
+    Raises:
+        UserError: a cell cannot run, and is not optional.
+    """
+    settings: dict[str, Any] = {}
+    skipped = {}
+    for i, cell in enumerate(bench.scenario.cells):
+        try:
+            _, setting, values = bench.settings(cell)
+        except UserError as error:
+            if not cell.optional:
+                raise
+            skipped[cell_id(i)] = str(error)
+            continue
+        # through JSON, so that tuples are lists as they come back from YAML
+        settings[cell_id(i)] = json.loads(json.dumps({"setting": setting, **values}, default=list))
+    return settings, skipped
+
+
+def _set_threads(threads: int | None, workers: int) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif workers > 1:
+        torch.set_num_threads(max(1, cores // workers))
+
+
+def run_scenario(options: RunOptions) -> Path:
+    """Compute what of a scenario is not computed yet, and write its report.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: the scenario, the data or a model cannot be used; the folder holds another run.
+    """
+    raw, name = read_scenario(options.scenario)
+    scenario = load_scenario(raw, quick=options.quick, name=name)
+    scenario = load_scenario(raw, quick=options.quick, name=name, changes=_changes(options, scenario))
+    out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
+    _set_threads(options.threads, options.workers)
+    bench = Bench(scenario)
+    settings, skipped = _settle(bench)
+    run = {
+        "name": name,
+        "quick": options.quick,
+        "weights": bench.digests,
+        "data": bench.inputs.digest,
+        "settings": settings,
+    }
+    config = {**scenario.dump(), "run": run}
+    store = Store(out)
+    store.open(config, overwrite=options.overwrite)
+    for cell, why in skipped.items():
+        store.skip(cell, why)
+    with terminate_as_interrupt(), Reporter(name, bench.units, store, options.workers) as reporter:
+        if reporter.refresh():
+            if options.workers > 1:
+                _share(store, reporter, options)
+            else:
+                work(store, bench, name, step=reporter.step, finished=lambda unit: reporter.refresh())
+    with store.locked("report"):
+        write_report(store, bench, config)
+    return out
+
+
+def _share(store: Store, reporter: Reporter, options: RunOptions) -> None:
+    """Have workers do it, and watch."""
+    with Supervisor(store.folder / "logs") as supervisor:
+        for i in range(options.workers):
+            arguments = ["-m", "scenarios.run.run", str(store.folder), str(torch.get_num_threads())]
+            supervisor.start(f"worker-{os.getpid()}-{i}", f"worker {i + 1}", arguments, expected_to_end=True)
+        while reporter.refresh():
+            supervisor.check()
+            if not any(child.alive for child in supervisor.children.values()):
+                supervisor.check()
+                if reporter.refresh():
+                    raise UserError(f"the workers ended before the work did: see {store.folder / 'logs'}", code=1)
+                return
+            time.sleep(_LOOK_S)
+
+
+def run_worker(folder: Path, threads: int) -> None:
+    """One worker of a run that is there; see :func:`scenarios.run.work.work`."""
+    torch.set_num_threads(threads)
+    store = Store(folder)
+    config = store.read_config()
+    run = config.pop("run")
+    bench = Bench(load_scenario(config, name=run["name"]))
+    work(store, bench, run["name"])
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    try:
+        run_worker(Path(sys.argv[1]), int(sys.argv[2]))
+    except UserError as error:
+        print(f"{PREFIX}{error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.code) from None

@@ -1,0 +1,352 @@
+"""What a scenario may say: YAML, checked key by key.
+
+A scenario is a list of *cells*. Each key of a cell may be a list, and stands for one cell a value (``split: [L4, L8]``
+with ``method: [do, db]`` is four cells); a value that is itself a list is written as a list in a list. The section
+``quick`` is laid over the rest by ``--quick``: sections are merged, lists are replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from splitsight.errors import UserError
+
+__all__ = ["Cell", "Comparison", "Data", "PaperRow", "Scenario", "load_scenario", "read_scenario", "scenario_names"]
+
+_SUFFIX = ".yaml"
+MEASURES = ("psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5")
+"""What is measured of every image, in the order of the tables."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Data(_Part):
+    """What is attacked.
+
+    Attributes:
+        kind: still images, or windows of frames out of clips.
+        path: Parquet file or folder of images; for clips a video or a folder of videos. Usually left to ``--data``.
+        count: images; for clips, windows of each clip.
+        gallery: images, at most, among which a reconstruction must be matched to its original.
+        rivals: for clips, Parquet file or folder of images that the others of a gallery are drawn from; by default
+            they are frames of other clips.
+        seed: of the draw.
+        frames: K of a window.
+        stride: seconds between the frames of a window.
+    """
+
+    kind: Literal["images", "clips"] = "images"
+    path: Path | None = None
+    count: int = Field(default=64, ge=1)
+    gallery: int = Field(default=1000, ge=2)
+    rivals: Path | None = None
+    seed: int = 0
+    frames: int = Field(default=4, ge=1)
+    stride: float = Field(default=0.5, gt=0)
+
+
+class Cell(_Part):
+    """One attack in one setting on one kind of features.
+
+    Attributes:
+        method: name out of ``splitsight list attacks``.
+        setting: its named setting; ``None`` for its own default.
+        split: split point; also any cut that the network's graph has, and ``output`` for its logits.
+        prompt: template of the text prior, or several candidates, of which the one with the lowest loss is kept for
+            each image. ``{class}`` is the image's class, ``{other}`` another one, ``{background}`` words for what its
+            pixels show beside the object. Empty: no text.
+        options: (``with`` in YAML) values laid over the setting's.
+        noise: standard deviation of Gaussian noise on the features, as a part of their own standard deviation.
+        count: of the images or windows, only so many first ones; ``None`` for all.
+        batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
+        seconds: an image may take; ``None`` for no limit.
+        curve: keep the loss at every step.
+        optional: leave the cell out, and say so, where this machine cannot run it (no such network).
+        label: how tables call it; made from the rest by default.
+    """
+
+    method: str
+    setting: str | None = None
+    split: str = "L8"
+    prompt: str | tuple[str, ...] = ""
+    options: dict[str, Any] = Field(default_factory=dict, alias="with")
+    noise: float = Field(default=0.0, ge=0)
+    count: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    curve: bool = False
+    optional: bool = False
+    label: str | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The candidates, at least one."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def name(self) -> str:
+        """How tables call it, beside its split."""
+        if self.label:
+            return self.label
+        parts = [self.method, self.setting or ""]
+        parts += [f"{key} {_short(value)}" for key, value in self.options.items()]
+        if any(self.prompts):
+            parts.append(" | ".join(f"“{p}”" for p in self.prompts))
+        if self.noise:
+            parts.append(f"noise {self.noise:g}")
+        return " ".join(p for p in parts if p)
+
+    def matches(self, wanted: dict[str, Any]) -> bool:
+        """Whether all these keys have these values; ``with`` compares the keys it names."""
+        for key, value in wanted.items():
+            if key == "with":
+                if any(self.options.get(k) != v for k, v in value.items()):
+                    return False
+            elif getattr(self, key) != (tuple(value) if isinstance(value, list) else value):
+                return False
+        return True
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class PaperRow(_Part):
+    """Figures of the paper, shown beside ours and marked as its own.
+
+    Attributes:
+        label: method, as the paper calls it.
+        split: the split it is for; ``None`` is in no table of ours.
+    """
+
+    label: str
+    split: str | None = None
+    psnr: float | None = None
+    psnr_eq14: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+
+
+class PaperGain(_Part):
+    """A difference that the paper reports."""
+
+    psnr_eq14: float | None = None
+    ssim: float | None = None
+    note: str = ""
+
+
+_Selector = dict[str, Any]
+
+
+class Comparison(_Part):
+    """The difference between two cells on the same images, paired.
+
+    Attributes:
+        name: what is compared.
+        of: keys and values that select cells.
+        to: likewise; the difference is ``of − to``, for each split and noise that both have.
+        by_clip: also for each clip.
+        paper: what the paper reports for it.
+    """
+
+    name: str
+    of: _Selector
+    to: _Selector
+    by_clip: bool = False
+    paper: PaperGain | None = None
+
+    @field_validator("of", "to")
+    @classmethod
+    def _known(cls, value: _Selector) -> _Selector:
+        keys = [*(k for k in Cell.model_fields if k != "options"), "with"]
+        for key in value:
+            if key not in keys:
+                raise ValueError(f"'{key}' is no key of a cell; it has {', '.join(keys)}")
+        return value
+
+
+class Scenario(_Part):
+    """A whole scenario.
+
+    Attributes:
+        title: heading of the report.
+        about: one line for ``splitsight list scenarios``.
+        source: what of the paper it reproduces.
+        target: attacked network.
+        weights: its weights, a file; the embedded ones by default.
+        prior: generative prior, a name or a folder.
+        judge: independent classifier, a name or a folder; ``None`` measures neither recognition nor matching.
+        seed: of all draws of the attacks.
+        batch: images solved side by side.
+        seconds: an image may take, where its cell does not say.
+        data: what is attacked.
+        cells: expanded, one a combination.
+        compare: paired differences to report.
+        paper: the paper's own figures.
+    """
+
+    title: str
+    about: str
+    source: str = ""
+    target: str = "resnet18"
+    weights: Path | None = None
+    prior: str = "small"
+    judge: str | None = "mbconv"
+    seed: int = 0
+    batch: int = Field(default=8, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    data: Data = Field(default_factory=Data)
+    cells: list[Cell] = Field(min_length=1)
+    compare: list[Comparison] = Field(default_factory=list)
+    paper: list[PaperRow] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("cells"), list):
+            return {**value, "cells": [cell for group in value["cells"] for cell in _product(group)]}
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Scenario:
+        seen: set[tuple[str, str]] = set()
+        for cell in self.cells:
+            key = cell.split, cell.name
+            if key in seen:
+                raise ValueError(f"two cells at {cell.split} are called '{cell.name}': give one of them a label")
+            seen.add(key)
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data as YAML takes it; reading it again gives the same scenario."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        data["judge"] = self.judge  # whose default is not None
+        for cell in data["cells"]:
+            # a list means one cell a value, so a list that is one value goes into another list
+            if isinstance(cell["prompt"], list):
+                cell["prompt"] = [cell["prompt"]]
+            cell["with"] = {k: [v] if isinstance(v, list) else v for k, v in cell["with"].items()}
+        return data
+
+
+def _product(group: Any) -> list[Any]:
+    """The cells that one entry of ``cells`` stands for."""
+    if not isinstance(group, dict):
+        return [group]
+    options = group.get("with", {})
+    if not isinstance(options, dict):
+        return [group]
+    axes = [[(None, key, v) for v in _values(value)] for key, value in group.items() if key != "with"]
+    axes += [[("with", key, v) for v in _values(value)] for key, value in options.items()]
+    cells = []
+    for combination in itertools.product(*axes):
+        cell: dict[str, Any] = {}
+        for section, key, value in combination:
+            (cell.setdefault(section, {}) if section else cell)[key] = value
+        cells.append(cell)
+    return cells
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _folder() -> Any:
+    return files("scenarios")
+
+
+def scenario_names() -> list[str]:
+    """Names of the scenarios in the package, sorted."""
+    return sorted(f.name.removesuffix(_SUFFIX) for f in _folder().iterdir() if f.name.endswith(_SUFFIX))
+
+
+def _text(scenario: str) -> tuple[str, str]:
+    """The YAML of a scenario by name or path, and its short name."""
+    path = Path(scenario)
+    try:
+        if path.suffix in (_SUFFIX, ".yml"):
+            return path.read_text(encoding="utf-8"), path.stem
+        if scenario in scenario_names():
+            return (_folder() / f"{scenario}{_SUFFIX}").read_text(encoding="utf-8"), scenario
+    except OSError as error:
+        raise UserError(f"the scenario {path} cannot be read ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file: a scenario is YAML in UTF-8") from error
+    raise UserError(f"unknown scenario '{scenario}': choose one of {', '.join(scenario_names())}, or give a .yaml file")
+
+
+def read_scenario(scenario: str) -> tuple[dict[str, Any], str]:
+    """A scenario as plain data, unchecked, and its short name.
+
+    Args:
+        scenario: a name out of ``splitsight list scenarios``, or the path of a ``.yaml`` file.
+
+    Raises:
+        UserError: no such scenario, unreadable, or not YAML.
+    """
+    text, name = _text(scenario)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{scenario} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{scenario} is not a scenario: it must hold keys such as 'title' and 'cells'")
+    return data, name
+
+
+def load_scenario(
+    data: dict[str, Any], *, name: str = "the scenario", quick: bool = False, changes: dict[str, Any] | None = None
+) -> Scenario:
+    """Merge and check a scenario.
+
+    Args:
+        data: as :func:`read_scenario` returns it.
+        name: for messages.
+        quick: lay its section ``quick`` over the rest.
+        changes: laid over both, as ``quick`` is.
+
+    Raises:
+        UserError: an unknown key or a value that does not fit, by name.
+    """
+    data = dict(data)
+    override = data.pop("quick", None)
+    whole = _check(data, name)
+    if override is not None:
+        if not isinstance(override, dict):
+            raise UserError(f"{name}: 'quick' must be a section of keys")
+        # checked even where it is not asked for, so that a mistake does not wait for that day
+        small = _merge(data, override)
+        checked = _check(small, f"{name} with its section 'quick'")
+        if quick:
+            data, whole = small, checked
+    elif quick:
+        raise UserError(f"{name} has no section 'quick': run it without --quick, perhaps with --limit")
+    return _check(_merge(data, changes), name) if changes else whole
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check(data: dict[str, Any], name: str) -> Scenario:
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{name}: unknown key '{where}': remove it or check its spelling") from error
+        what = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{name}: {where + ': ' if where else ''}{what[:1].lower()}{what[1:]}") from error

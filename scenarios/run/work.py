@@ -1,0 +1,333 @@
+"""One worker: takes units that nobody has, attacks, measures, files the rows."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.methods import ATTACKS, Attack, Problem, Reconstruction
+from adversary.priors.prior import Prior, load_prior
+from adversary.prompts import solve_with_prompts
+from adversary.whitebox.clock import Clock
+from scenarios.run import prompts
+from scenarios.run.inputs import Inputs, load_inputs
+from scenarios.run.plan import Unit, cell_id, plan
+from scenarios.run.spec import Cell, Scenario
+from scenarios.run.store import Store
+from splitsight import judges, targets
+from splitsight.artifacts import digest
+from splitsight.data import encode_png, to_pixels, to_tensor
+from splitsight.errors import UserError
+from splitsight.metrics import image_quality
+from splitsight.metrics.perceptual import lpips
+from splitsight.numerics import subnormals_flushed
+from splitsight.split import trace
+
+__all__ = ["Bench", "slug", "work"]
+
+OUTPUT = "output"
+"""Split point behind the last layer: what crosses are the logits."""
+
+Step = Callable[[Unit, int, int], None]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=list)
+
+
+class Bench:
+    """A scenario's models and data, loaded once.
+
+    Args:
+        scenario: what is computed.
+
+    Raises:
+        UserError: a model or the data are not there or do not fit each other.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.target = targets.load(scenario.target, scenario.weights)
+        self.prior: Prior = load_prior(scenario.prior)
+        if self.prior.image_size != self.target.input_size:
+            raise UserError(
+                f"prior '{scenario.prior}' makes images of {self.prior.image_size} pixels, {scenario.target} takes "
+                f"{self.target.input_size}: choose another prior"
+            )
+        self.judge = judges.load(scenario.judge) if scenario.judge is not None else None
+        self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
+        if self.judge is not None and int(self.inputs.labels.max()) >= len(self.judge.labels):
+            raise UserError(
+                f"the data have labels up to {int(self.inputs.labels.max())} and the judge '{self.judge.name}' knows "
+                f"{len(self.judge.labels)} classes: give a judge trained on these classes, or --judge none"
+            )
+        self.units: list[Unit] = plan(scenario, self.inputs)
+        self.head = lru_cache(maxsize=None)(self._head)
+        self._prior_digest = self.prior.digest
+        self._inversions: dict[str, InversionNetwork] = {}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each model's weights by role."""
+        return {
+            "target": self.target.digest,
+            "prior": self._prior_digest,
+            **({"judge": self.judge.digest} if self.judge else {}),
+        }
+
+    def settings(self, cell: Cell) -> tuple[type[Attack], str, dict[str, Any]]:
+        """The attack of a cell, the name and the values of its setting.
+
+        Raises:
+            UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
+        """
+        attack = ATTACKS.get(cell.method)
+        name, values = attack.setting(cell.setting, cell.split, cell.options)
+        if attack.windowed and not self.inputs.windows:
+            raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
+        for template in cell.prompts:
+            prompts.check_template(template)
+            if template and not attack.text:
+                raise UserError(f"'{cell.method}' takes no prompt: leave 'prompt' out of its cell")
+            if prompts.needs_label(template):
+                prompts.fill(template, self.inputs.images[0], int(self.inputs.labels.min()), self.target.labels, 0)
+        self.head(cell.split)
+        return attack, name, values
+
+    def _head(self, split: str) -> nn.Module:
+        if split in self.target.points():
+            return self.target.head(split)
+        if split == OUTPUT:
+            return targets.Head(self.target.preprocess, self.target.model).eval()
+        size = self.target.input_size
+        example = self.target.preprocess(torch.zeros(2, 3, size, size))
+        return targets.Head(self.target.preprocess, trace(self.target.model, example).split(split)[0]).eval()
+
+    def inversion(self, split: str) -> InversionNetwork:
+        """The inversion network for a split.
+
+        Raises:
+            UserError: there is none.
+        """
+        if split not in self._inversions:
+            self._inversions[split] = load_inversion(
+                self.scenario.target,
+                split,
+                self.prior.name,
+                target_digest=self.target.digest,
+                prior_digest=self.prior.latent_digest,
+            )
+        return self._inversions[split]
+
+    @cached_property
+    def _pool(self) -> Tensor:
+        assert self.judge is not None
+        return self.judge.features(to_tensor(self.inputs.pool))
+
+    @subnormals_flushed()
+    def compute(self, unit: Unit, step: Step | None = None) -> tuple[list[dict[str, Any]], Tensor]:
+        """Attack and measure one unit.
+
+        Args:
+            unit: out of :attr:`units`.
+            step: called with the unit, steps done and steps planned.
+
+        Returns:
+            Rows without the places of files, and the reconstructions ``(B, 3, H, W)`` in [0, 1], eight bits deep.
+
+        Raises:
+            UserError: the attack cannot run.
+        """
+        cell = self.scenario.cells[unit.cell]
+        attack, setting, values = self.settings(cell)
+        index = list(unit.indices)
+        originals = to_tensor(self.inputs.images[index])
+        head = self.head(cell.split)
+        with torch.no_grad():
+            features = [self._noisy(z, cell.noise, index) for z in head(originals)]
+        asked: list[InversionNetwork] = []
+
+        def ask() -> InversionNetwork:
+            asked.append(self.inversion(cell.split))
+            return asked[0]
+
+        clock = Clock()
+        limit = cell.seconds or self.scenario.seconds
+        problem = Problem(
+            prior=self.prior,
+            head=head,
+            features=features,
+            inversion=ask,
+            seed=self.scenario.seed,
+            first=index[0],
+            deadline=None if limit is None else clock.now() + limit * len(index),
+            progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
+            clock=clock,
+        )
+        answer, words = self._solve(attack(), problem, values, cell, index)
+        images = answer.images
+        if images.shape != originals.shape:
+            raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
+        # measured as it is written: eight bits a channel
+        stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
+        measured = self._measure(stored, originals, index)
+        losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
+        rows = []
+        for i, number in enumerate(index):
+            label = int(self.inputs.labels[number])
+            rows.append(
+                {
+                    "cell": cell_id(unit.cell),
+                    "label": cell.name,
+                    "method": cell.method,
+                    "setting": setting,
+                    "split": cell.split,
+                    "options": _json(cell.options),
+                    "settings": _json(values),
+                    "prompt": words[i],
+                    "noise": cell.noise,
+                    "index": number,
+                    "image": self.inputs.hashes[number],
+                    "name": self.inputs.names[number],
+                    "class_label": label if label >= 0 else None,
+                    "clip": self.inputs.clips[number] or None,
+                    "window": unit.window,
+                    "time_s": self.inputs.times[number],
+                    "seed": self.scenario.seed,
+                    **{name: value[i] for name, value in measured.items()},
+                    "loss": _known(losses[i]),
+                    "iterations": answer.iterations,
+                    "model_evaluations": float(answer.model_evaluations),
+                    "seconds": float(answer.seconds),
+                    "about": _json(answer.about) if answer.about else None,
+                    "threads": torch.get_num_threads(),
+                    "curve": answer.curve if cell.curve else None,
+                    **{f"{role}_digest": value for role, value in self.digests.items()},
+                    "inversion_digest": digest(asked[0].state_dict()) if asked else None,
+                }
+            )
+        return rows, stored
+
+    def _noisy(self, z: Tensor, noise: float, index: Sequence[int]) -> Tensor:
+        """Features with noise that depends on the image alone."""
+        if noise == 0:
+            return z
+        draws = [torch.Generator().manual_seed((self.scenario.seed << 32) + 7919 * i + 1) for i in index]
+        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws])
+        return z + noise * z.flatten(1).std(1).view(-1, *[1] * (z.ndim - 1)) * eps
+
+    def _solve(
+        self, attack: Attack, problem: Problem, values: dict[str, Any], cell: Cell, index: Sequence[int]
+    ) -> tuple[Reconstruction, list[str]]:
+        """The answer, and the prompt of each image."""
+        words = {template: [self._prompt(template, i) for i in index] for template in cell.prompts}
+        if len(words) == 1:
+            (used,) = words.values()
+            if any(used):
+                problem.text = self.prior.embed_text(used)
+            return attack.solve(problem, **values), used
+        found = solve_with_prompts(
+            attack, problem, {template: self.prior.embed_text(used) for template, used in words.items()}, values
+        )
+        return found.answer, [words[template][i] for i, template in enumerate(found.won)]
+
+    def _prompt(self, template: str, index: int) -> str:
+        label, seed = int(self.inputs.labels[index]), self.scenario.seed * 1_000_003 + index
+        return prompts.fill(template, self.inputs.images[index], label, self.target.labels, seed)
+
+    def _measure(self, images: Tensor, originals: Tensor, index: Sequence[int]) -> dict[str, list[Any]]:
+        quality = {k: [_known(v) for v in values.tolist()] for k, values in image_quality(images, originals).items()}
+        far = lpips(images, originals)
+        quality["lpips"] = [None] * len(index) if far is None else [_known(v) for v in far.tolist()]
+        if self.judge is None:
+            return quality
+        labels = torch.from_numpy(self.inputs.labels[list(index)])
+        quality["recognised"] = self.judge.recognised(images, labels, originals).tolist()
+        ranks, sizes = [], []
+        for image, i in zip(images, index, strict=True):
+            rivals = self.inputs.rivals(i)
+            if len(rivals) == 0:  # to be found among one image says nothing
+                ranks.append(None)
+                sizes.append(None)
+                continue
+            gallery = self._pool[np.concatenate([[self.inputs.places[i]], rivals])]
+            ranks.append(int(self.judge.matched(image[None], gallery, [0]).ranks[0]))
+            sizes.append(len(gallery))
+        return {**quality, "match_rank": ranks, "gallery": sizes}
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def slug(text: str) -> str:
+    """A piece of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:40]
+
+
+def _file(store: Store, bench: Bench, unit: Unit, rows: list[dict[str, Any]], images: Tensor, name: str) -> None:
+    cell = bench.scenario.cells[unit.cell]
+    folder = f"reconstructions/{cell_id(unit.cell)}-{slug(f'{cell.split} {cell.name}')}"
+    for row, pixels in zip(rows, to_pixels(images.nan_to_num(0.0)), strict=True):
+        original = f"originals/{row['image'][:16]}.png"
+        if not (store.folder / original).is_file():
+            store.write(original, encode_png(bench.inputs.images[row["index"]]))
+        place = store.write(f"{folder}/{row['index']:06d}.png", encode_png(pixels))
+        row |= {"scenario": name, "original": original, "reconstruction": str(place.relative_to(store.folder))}
+    store.add(unit.name, rows)
+
+
+def work(
+    store: Store,
+    bench: Bench,
+    name: str,
+    *,
+    step: Step | None = None,
+    finished: Callable[[Unit], None] | None = None,
+    pause: float = 0.5,
+) -> None:
+    """Compute every unit that is not done, until all are; those that others hold are waited for.
+
+    Args:
+        store: of the run, opened.
+        bench: models and data.
+        name: of the scenario, for the rows.
+        step: called with the unit in hand, steps done and steps planned.
+        finished: called with each unit that is done, by whomever.
+        pause: seconds between two looks at what others hold.
+
+    Raises:
+        UserError: an attack cannot run, in a cell that is not optional.
+    """
+    left = list(bench.units)
+    while left:
+        waiting = []
+        for unit in left:
+            cell = cell_id(unit.cell)
+            if not store.done(unit.name) and cell not in store.skipped():
+                with store.locked(unit.name, wait=False) as mine:
+                    if not mine:
+                        waiting.append(unit)
+                        continue
+                    # it may have been finished between the question and the lock
+                    if not store.done(unit.name):
+                        try:
+                            _file(store, bench, unit, *bench.compute(unit, step), name)
+                        except UserError as error:
+                            if not bench.scenario.cells[unit.cell].optional:
+                                raise
+                            store.skip(cell, str(error))
+            if finished is not None:
+                finished(unit)
+        left = waiting
+        if left:
+            time.sleep(pause)
