@@ -38,6 +38,7 @@ def train_prior_command(
     threads: int | None = None,
     part: str = "all",
     target: str = "resnet18",
+    start: str | None = None,
 ) -> Path:
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
@@ -51,6 +52,7 @@ def train_prior_command(
         threads: CPU threads.
         part: ``autoencoder``, ``denoiser`` (needs the former), or ``all``.
         target: network whose features measure the samples' Fréchet distance.
+        start: name or folder of an earlier prior, whose denoiser and text encoder are gone on from.
 
     Returns:
         The prior's folder; for ``autoencoder`` alone, the autoencoder's.
@@ -102,6 +104,7 @@ def train_prior_command(
         Budget(minutes * 60 * share if minutes else None, steps),
         seed=seed,
         device=where,
+        start=load_prior(start) if start else None,
     )
     prior = Prior(
         vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED
@@ -120,16 +123,15 @@ def train_prior_command(
         folder,
         "small text-conditional prior",
         what=(
-            "Rectified flow in the latents of a small autoencoder: PixArt transformer (patch 2, 8 "
-            "× 8 tokens), CLIP text model "
-            "of two layers with a word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
+            "Rectified flow in the latents of a small autoencoder: PixArt transformer (patch 2, 8 × 8 tokens), CLIP "
+            "text model of two layers with a word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
         data=(
             f"{len(shards) - 1} shards of {data.name}; captions from class names and measured "
             "words (adversary/priors/captions.py), "
             "dropped at random. The last shard was held out and gave the figures."
         ),
-        command=f"splitsight train prior --data DIR{_flags(minutes, steps)}",
+        command=f"splitsight train prior --data DIR{_flags(minutes, steps)}" + (" --start PRIOR" if start else ""),
         figures=figures,
         notes=(
             f"The Fréchet distance is taken in features of {network} (2,000 samples, held-out "
@@ -154,6 +156,7 @@ def train_inversion_command(
     target: str = "resnet18",
     split: str = "L8",
     prior: str = EMBEDDED,
+    start: Path | None = None,
 ) -> Path:
     """Train the preview network of one split point in ``out/run``; write it to ``out/TARGET-SPLIT-PRIOR.safetensors``.
 
@@ -168,6 +171,10 @@ def train_inversion_command(
         target: attacked network.
         split: its split point.
         prior: name or folder of the prior whose decoder is used.
+        start: file of an earlier network for the same features to go on from (made for any weights of the target).
+
+    Raises:
+        UserError: no such data, target, split or prior; ``start`` has another shape.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -183,6 +190,7 @@ def train_inversion_command(
         Budget(minutes * 60 if minutes else None, steps),
         seed=seed,
         device=pick_device(device),
+        start=start,
     )
     file = out / f"{target}-{split}-{generator.name}.safetensors"
     network.cpu().save(
@@ -200,7 +208,8 @@ def train_inversion_command(
         data=(
             f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB)."
         ),
-        command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}",
+        command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}"
+        + (" --start FILE" if start else ""),
         figures=figures,
     )
     return file

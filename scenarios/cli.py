@@ -617,6 +617,9 @@ def train_target(
     device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Earlier weights to go on from, a file; default: random ones.")
+    ] = None,
 ) -> None:
     """Train the target network."""
     from splitsight.targets.training import train_target_command
@@ -624,7 +627,7 @@ def train_target(
     _budget(minutes, steps)
     print(
         train_target_command(
-            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads, start=start
         )
     )
 
@@ -660,6 +663,9 @@ def train_prior(
     device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
+    start: Annotated[
+        str | None, typer.Option(help="Earlier prior whose denoiser is gone on from, a name or folder; default: none.")
+    ] = None,
 ) -> None:
     """Train the generative prior: autoencoder, then denoiser and text encoder."""
     from adversary.training import train_prior_command
@@ -675,6 +681,7 @@ def train_prior(
             seed=seed,
             threads=threads,
             part=part.value,
+            start=start,
         )
     )
 
@@ -692,6 +699,7 @@ def train_inversion(
     device: Device = "auto",
     seed: Seed = 0,
     threads: Threads = None,
+    start: Annotated[Path | None, typer.Option(help="Earlier network to go on from, a file; default: none.")] = None,
 ) -> None:
     """Train the preview network of a split point: features to the prior's latent."""
     from adversary.training import train_inversion_command
@@ -709,6 +717,7 @@ def train_inversion(
             target=target,
             split=split,
             prior=prior,
+            start=start,
         )
     )
 

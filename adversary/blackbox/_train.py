@@ -11,7 +11,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.priors.prior import Prior
+from splitsight.artifacts import load_weights
 from splitsight.data import cached_images, to_tensor
+from splitsight.errors import UserError
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
@@ -67,6 +69,7 @@ def train_inversion(
     lr: float = 2e-3,
     seed: int = 0,
     device: torch.device | None = None,
+    start: Path | None = None,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
     """Train, resuming from ``out``; the last shard is held out.
 
@@ -85,13 +88,24 @@ def train_inversion(
         lr: peak learning rate.
         seed: of weights and crops.
         device: where to train; CPU by default.
+        start: weights of an earlier network to go on from.
+
+    Raises:
+        UserError: ``start`` does not fit.
     """
     device = device or torch.device("cpu")
     size = prior.image_size
     images, _ = cached_images(shards[:-1], size)
     held, _ = cached_images(shards[-1:], size)
     torch.manual_seed(seed)
-    network = InversionNetwork(features, prior.latent_shape).to(device, memory_format=torch.channels_last)
+    network = InversionNetwork(features, prior.latent_shape)
+    if start is not None:
+        state = {k: v for k, v in load_weights(start).items() if not k.startswith("errors.")}
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{start} has another shape than this network: give another --start, or none") from error
+    network = network.to(device, memory_format=torch.channels_last)
     head.to(device)
     prior.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)

@@ -18,17 +18,23 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from adversary.priors.captions import build_tokenizer, caption, measure, read_class_names
+from adversary.priors.prior import Prior
 from splitsight.artifacts import home
 from splitsight.data import cached_images
+from splitsight.errors import UserError
 from splitsight.training import Budget, Run, ema, one_cycle
 
 __all__ = ["Trained", "build_denoiser", "build_text_encoder", "train_denoiser"]
 
 
 def build_denoiser(
-    channels: int, sample_size: int, text_width: int, width: int = 224, layers: int = 6
+    channels: int, sample_size: int, text_width: int, width: int = 160, layers: int = 5
 ) -> PixArtTransformer2DModel:
-    """A small diffusion transformer with cross-attention to text (PixArt-α, arXiv 2310.00426), patch size 2."""
+    """A small diffusion transformer with cross-attention to text (PixArt-α, arXiv 2310.00426), patch size 2.
+
+    Its size is chosen for hours, not days, on a CPU: after four minutes of one core each, held-out velocity errors
+    were 1.29 for width 128 × 4 layers, 1.35 for 224 × 6, and 1.33 and 1.46 for U-Nets of 2.3 and 5.8 M parameters.
+    """
     return PixArtTransformer2DModel(
         num_attention_heads=width // 32,
         attention_head_dim=32,
@@ -129,9 +135,9 @@ def _held_out_loss(pair: nn.Module, latents: np.ndarray, ids: Tensor, mask: Tens
     generator = torch.Generator().manual_seed(1)
     losses = []
     for i in range(0, len(latents), 100):
-        u = torch.from_numpy(latents[i : i + 100].astype(np.float32))
-        eps = torch.randn(u.shape, generator=generator)
-        t = torch.rand(len(u), generator=generator)
+        u = torch.from_numpy(latents[i : i + 100].astype(np.float32)).to(ids.device)
+        eps = torch.randn(u.shape, generator=generator).to(ids.device)
+        t = torch.rand(len(u), generator=generator).to(ids.device)
         at = t[:, None, None, None]
         out = pair((1 - at) * u + at * eps, t, ids[i : i + 100], mask[i : i + 100])
         losses.append((out - (eps - u)).square().mean((1, 2, 3)))
@@ -147,9 +153,10 @@ def train_denoiser(
     *,
     size: int = 64,
     batch: int = 32,
-    lr: float = 1e-3,
+    lr: float = 1.8e-3,
     seed: int = 0,
     device: torch.device | None = None,
+    start: Prior | None = None,
 ) -> Trained:
     """Train, resuming from ``out``; the last shard is held out.
 
@@ -164,6 +171,10 @@ def train_denoiser(
         lr: peak learning rate.
         seed: of weights and draws.
         device: where to train; CPU by default.
+        start: an earlier prior, whose denoiser and text encoder are gone on from.
+
+    Raises:
+        UserError: ``start`` has another shape.
     """
     device = device or torch.device("cpu")
     images, labels = cached_images(shards[:-1], size)
@@ -184,6 +195,12 @@ def train_denoiser(
     torch.manual_seed(seed)
     pair = _Pair(build_denoiser(latents.shape[2], latents.shape[3], 128), build_text_encoder(tokenizer)).to(device)
     nn.init.zeros_(pair.denoiser.proj_out.weight)
+    if start is not None:
+        try:
+            pair.denoiser.load_state_dict(start.denoiser.state_dict())
+            pair.text_encoder.load_state_dict(start.text_encoder.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"prior '{start.name}' has a denoiser of another shape: give another --start") from error
     optimizer = torch.optim.AdamW(pair.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     average = ema(pair, 0.9995)
     rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ from splitsight.training import Budget, Run, ema, one_cycle, random_crops
 __all__ = ["accuracy", "train_classifier"]
 
 # (from this spent fraction on, resolution as a part of the full one, crop side range)
-_STAGES = ((0.0, 0.5, (0.6, 1.0)), (0.3, 0.75, (0.6, 1.0)), (0.6, 1.0, (0.65, 1.05)))
+_STAGES = ((0.0, 0.5, (0.5, 1.0)), (0.35, 0.75, (0.6, 1.0)), (0.55, 1.0, (0.6, 1.05)))
 
 
 def _stage(fraction: float) -> tuple[float, tuple[float, float]]:
@@ -88,7 +88,8 @@ def train_classifier(
         momentum=0.9,
         nesterov=True,
     )
-    average = ema(model, 0.998)
+    # short: a longer average lags behind the anneal at the end (0.998 cost 1.7 points)
+    average = ema(model, 0.99)
     generator = torch.Generator().manual_seed(seed)
     lossf = nn.CrossEntropyLoss(label_smoothing=0.1)
     running, correct, seen = 0.0, 0.0, 0

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from splitsight.artifacts import save_weights
+from splitsight.artifacts import load_weights, save_weights
 from splitsight.cards import write_card
 from splitsight.data import shards_of
+from splitsight.errors import UserError
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
 from splitsight.training import Budget, pick_device
@@ -29,6 +30,7 @@ def train_target_command(
     device: str = "auto",
     seed: int = 0,
     threads: int | None = None,
+    start: Path | None = None,
 ) -> Path:
     """Train (or go on training) the target in ``out/run``; write the model to ``out/model``.
 
@@ -41,6 +43,7 @@ def train_target_command(
         device: ``auto``, ``cpu``, ``cuda``.
         seed: of weights, order and crops.
         threads: CPU threads; PyTorch's default where not given.
+        start: safetensors file of earlier weights to go on from, at a lower peak rate; random ones by default.
 
     Returns:
         The model's folder: ``model.safetensors``, ``config.json``, ``classes.tsv``, ``README.md``.
@@ -56,12 +59,21 @@ def train_target_command(
     count = sum(1 for line in classes.read_text().splitlines() if line.strip())
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
+    model = resnet18(num_classes=count)
+    if start is not None:
+        try:
+            model.load_state_dict(load_weights(start))
+        except RuntimeError as error:
+            raise UserError(
+                f"{start} does not hold a ResNet-18 with {count} classes: give another --start, or none"
+            ) from error
     state, figures = train_classifier(
-        resnet18(num_classes=count),
+        model,
         Normalize(_MEAN, _STD),
         shards,
         out / "run",
         budget,
+        lr=0.1 if start is None else 0.06,
         device=pick_device(device),
         seed=seed,
     )
@@ -84,7 +96,8 @@ def train_target_command(
         ),
         command="splitsight train target --data DIR"
         + (f" --minutes {minutes:g}" if minutes else "")
-        + (f" --steps {steps}" if steps else ""),
+        + (f" --steps {steps}" if steps else "")
+        + (" --start WEIGHTS" if start else ""),
         figures=figures,
         notes="Made to be attacked: a realistic, not a state-of-the-art classifier.",
     )
