@@ -10,6 +10,7 @@ It sees features only. What it writes under ``out``:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -112,6 +113,18 @@ def build_engine(
         target.name, split, prior.name, target_digest=target.digest, prior_digest=prior.latent_digest, path=inversion
     )
     return Engine(prior, head, network, settings, prior.embed_text([prompt]) if prompt else None)
+
+
+def _lower_priority(by: int) -> None:
+    """Step back behind the edge and the server.
+
+    Linux schedules the sessions of a desktop against each other first (``sched_autogroup``), and niceness only
+    counts within one; so a process that leads its own session lowers that session too.
+    """
+    os.nice(by)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # no such file without autogroups
+            Path("/proc/self/autogroup").write_text(str(by))
 
 
 class _Log:
@@ -284,7 +297,7 @@ def run_live(options: LiveOptions) -> int:
     """
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
-    os.nice(options.nice)
+    _lower_priority(options.nice)
     target = targets.load(options.target, options.weights)
     prior = load_prior(options.prior)
     engine = build_engine(
