@@ -1,0 +1,66 @@
+"""Figures from rows, against values worked out by hand; the estimate."""
+
+import pytest
+
+from scenarios.run.figures import cell_summaries, comparisons, interval_of
+from scenarios.run.plan import Unit
+from scenarios.run.progress import Estimate, duration
+from scenarios.run.spec import load_scenario
+from splitsight.errors import UserError
+from splitsight.metrics import mean_interval, proportion_interval
+
+
+def row(cell, index, psnr, rank=1, clip=None, **more):
+    base = {"cell": f"c{cell:03d}", "index": index, "psnr": psnr, "psnr_eq14": None, "ssim": None, "lpips": None}
+    base |= {"recognised": index % 2 == 0, "match_rank": rank, "gallery": 100, "clip": clip, "setting": "tuned"}
+    return {**base, "seconds": 1.0, "iterations": 3, "model_evaluations": 4.0, **more}
+
+
+@pytest.fixture
+def scenario():
+    cells = [{"split": "L8", "method": m, "setting": "tuned"} for m in ("do", "db", "dmb")]
+    compare = [{"name": "db over do", "of": {"method": "db"}, "to": {"method": "do"}, "by_clip": True}]
+    return load_scenario({"title": "", "about": "", "cells": cells, "compare": compare})
+
+
+def test_means_and_parts(scenario):
+    rows = [row(0, i, 10.0 + i, rank=i + 1) for i in range(6)]
+    (cell,) = cell_summaries(scenario, rows, {"c000": {"s": 2.0}}, planned={"c000": 8}, features="judge")
+    assert (cell.n, cell.planned, cell.scores) == (6, 8, {"s": 2.0})
+    assert cell.psnr.model_dump() == mean_interval([10, 11, 12, 13, 14, 15]) and cell.ssim is None
+    assert cell.recognised.model_dump() == proportion_interval([True, False] * 3)
+    assert interval_of(cell, "matched_top1").mean == pytest.approx(1 / 6)
+    assert interval_of(cell, "matched_top5").mean == pytest.approx(5 / 6)
+    assert cell.match.gallery == 100 and cell.match.features == "judge"
+
+
+def test_differences_are_paired(scenario):
+    rows = [row(0, i, 10.0 * i, clip="ab"[i % 2]) for i in range(4)]
+    rows += [row(1, i, 10.0 * i + gain, rank=2, clip="ab"[i % 2]) for i, gain in ((0, 1.0), (1, 2.0), (3, 4.0))]
+    whole, a, b = comparisons(scenario, rows)
+    assert (whole.n, whole.clip, whole.split) == (3, None, "L8")
+    # images differ by tens of dB, the gains by three
+    assert whole.differences["psnr"].model_dump() == mean_interval([1, 2, 4])
+    assert whole.differences["matched_top1"].mean == -1 and "ssim" not in whole.differences
+    assert (a.clip, a.n, a.differences["psnr"].mean) == ("a", 1, 1.0)
+    assert (b.clip, b.n, b.differences["psnr"].mean) == ("b", 2, 3.0)
+
+
+def test_a_comparison_must_select_one_cell(scenario):
+    scenario.compare[0].of = {"setting": "tuned"}
+    with pytest.raises(UserError, match="selects several cells with 'of' at L8: “do tuned”, “db tuned”"):
+        comparisons(scenario, [row(0, 0, 1.0)])
+
+
+def test_estimate():
+    units = [Unit(f"c{c:03d}-{k:04d}", c, (2 * k, 2 * k + 1)) for c in (0, 1) for k in (0, 1, 2)]
+    estimate = Estimate(units, workers=2)
+    assert estimate.seconds_left is None
+    estimate.add("c000-0000", 20.0)  # ten seconds an image: five units of two images by two workers
+    assert estimate.seconds_left == 50.0
+    estimate.add("c001-0000", 2.0)
+    assert estimate.seconds_left == (2 * 20 + 2 * 2) / 2 and estimate.done == 2
+    estimate.add("c001-0001", None)
+    estimate.add("c001-0001", None)
+    assert estimate.done == 3
+    assert [duration(s) for s in (45, 700, 11100)] == ["45 s", "12 min", "3 h 05 min"]

@@ -1,0 +1,223 @@
+"""A scenario from YAML to report, in this process."""
+
+import hashlib
+import json
+import re
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from scenarios import cli
+from scenarios.run.run import RunOptions, run_scenario
+from scenarios.run.store import ROW, Store
+from splitsight.errors import UserError
+from splitsight.metrics import image_quality, mean_interval
+from splitsight.summary import read_summary
+
+pytestmark = pytest.mark.usefixtures("registered")
+
+
+def run(path, out, **options):
+    return run_scenario(RunOptions(path, out=out, threads=1, **options))
+
+
+def test_a_run_leaves_what_the_contract_says(scenario, tmp_path):
+    cells = [
+        {"split": ["L8", "L16"], "method": "fake", "setting": ["dark", "bright"], "curve": True},
+        {"split": "L16", "method": "fake", "setting": "dark", "with": {"level": [0.3, 0.4, 0.5]}},
+        {"split": "output", "method": "fake", "noise": 0.5, "count": 1},
+        {"split": "L16", "method": "fake", "prompt": [["a {class}", "{background}"]]},
+        {"split": "L4", "method": "nowhere", "optional": True},
+        {"split": "L4", "method": "fake", "with": {"level": 13}, "optional": True},
+    ]
+    compare = [
+        {
+            "name": "bright over dark",
+            "of": {"setting": "bright"},
+            "to": {"setting": "dark", "with": {"level": None}, "prompt": "", "noise": 0.0},
+            "paper": {"ssim": 0.39, "note": "ten clips"},
+        }
+    ]
+    paper = [{"label": "THEIRS", "split": "L8", "psnr_eq14": 21.5}]
+    out = run(scenario(cells=cells, compare=compare, paper=paper), tmp_path / "out")
+
+    table = pq.read_table(out / "rows.parquet")
+    assert table.schema.equals(ROW)
+    rows = table.to_pylist()
+    assert len(rows) == 4 * 4 + 3 * 4 + 1 + 4
+    first = rows[0]
+    assert first["scenario"] == "try" and first["cell"] == "c000" and first["split"] == "L8"
+    assert first["curve"] == [3.0, 2.0, 1.0] and rows[-1]["curve"] is None
+    assert json.loads(first["settings"]) == {"level": 0.2, "sleep": 0.0}
+    assert first["lpips"] is None and first["gallery"] == 10 and 1 <= first["match_rank"] <= 10
+    assert json.loads(first["about"]) == {"start": "fake"}
+    # a figure can be traced to its files
+    original, answer = (cv2.imread(str(out / first[c])) for c in ("original", "reconstruction"))
+    error = np.mean((original.astype(float) - answer) ** 2)
+    assert first["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    assert first["image"] == hashlib.sha256(cv2.cvtColor(original, cv2.COLOR_BGR2RGB).tobytes()).hexdigest()
+    # the same seed and image, the same answer, whatever the split
+    by = {(r["cell"], r["index"]): r for r in rows}
+    assert by["c000", 2]["psnr"] == by["c002", 2]["psnr"] != by["c001", 2]["psnr"]
+    # one prompt won for each image
+    prompts = {r["prompt"] for r in rows if r["cell"] == "c008"}
+    assert prompts and all(p for p in prompts)
+
+    summary = read_summary(out / "summary.json")
+    told = summary.scenario
+    assert told.complete and not told.quick and len(told.cells) == 9
+    assert "unknown attack 'nowhere'" in told.skipped["c009"] and told.skipped["c010"] == "this machine lacks luck"
+    assert any("LPIPS is left out" in note for note in told.notes)
+    expected = mean_interval([r["psnr"] for r in rows if r["cell"] == "c000"])
+    assert summary.methods["fake dark at L8"].psnr.model_dump() == pytest.approx(expected)
+    assert set(told.originals) == {"inception_score_tiny", "recognised"}
+    assert told.cells[0].match.features == "tiny-penultimate" and "inception_score_tiny" in told.cells[0].scores
+    differences = {(c.split, c.noise): c for c in told.comparisons}
+    pairs = [by["c001", i]["psnr"] - by["c000", i]["psnr"] for i in range(4)]
+    assert differences["L8", 0.0].differences["psnr"].model_dump() == pytest.approx(mean_interval(pairs))
+
+    page = (out / "index.html").read_text()
+    # nothing is fetched; plotly's own code names places that it never goes to by itself
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", markup) and "<script src" not in page
+    assert "the paper: THEIRS" in page and "21.50" in page and "ten clips" in page
+    for words in ("Distortion against perception", "Over level", "Quality against time", ">Loss<", "Left out"):
+        assert words in page, words
+    assert {p.name for p in out.glob("grid-*.png")} == {"grid-l8.png", "grid-l16.png", "grid-output.png"}
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert set(config["run"]["weights"]) == {"target", "prior", "judge"} and config["data"]["count"] == 4
+
+
+def test_going_on_computes_nothing_twice(scenario, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    path = scenario()
+    run(path, tmp_path / "out")
+    before = (tmp_path / "log").read_text()
+    (tmp_path / "out" / "parts" / "c001-0001.parquet").unlink()
+    run(path, tmp_path / "out")
+    assert (tmp_path / "log").read_text() == before + "0.8 2\n"
+    # a change that only the report reads
+    run(scenario(title="Another title"), tmp_path / "out")
+    assert "Another title" in (tmp_path / "out" / "index.html").read_text()
+    assert (tmp_path / "log").read_text().count("\n") == 9
+
+
+def test_a_changed_configuration_is_refused_by_key(scenario, tmp_path, models):
+    out = tmp_path / "out"
+    run(scenario(), out)
+    rows = (out / "rows.parquet").read_bytes()
+    changed = [
+        ({"seed": 5}, {}, "seed = 0, not 5"),
+        ({}, {"limit": 3}, "data.count = 4, not 3"),
+        ({}, {"judge": "none"}, "judge = "),
+        ({"cells": [{"split": "L8", "method": "fake", "with": {"level": 0.9}}]}, {}, "cells.0."),
+        ({"batch": 3}, {}, "batch = 2, not 3"),
+    ]
+    for keys, options, words in changed:
+        with pytest.raises(UserError, match="give another --out, or --overwrite") as caught:
+            run(scenario(**keys), out, **options)
+        assert words in str(caught.value)
+    assert (out / "rows.parquet").read_bytes() == rows
+    run(scenario(seed=5), out, overwrite=True)
+    assert {r["seed"] for r in pq.read_table(out / "rows.parquet").to_pylist()} == {5}
+
+
+def test_other_peoples_folders_are_left_alone(scenario, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="another --out"):
+            run(scenario(), tmp_path / "mine", overwrite=overwrite)
+    assert [p.name for p in (tmp_path / "mine").iterdir() if p.name != "claims"] == ["thesis.tex"]
+
+
+def test_nothing_is_written_for_what_cannot_run(scenario, tmp_path):
+    wrong = [
+        ({"cells": [{"method": "nowhere"}]}, "unknown attack 'nowhere'"),
+        ({"cells": [{"method": "fake", "setting": "dim"}]}, "dim"),
+        ({"cells": [{"method": "fake", "with": {"lvl": 1}}]}, "lvl"),
+        ({"cells": [{"method": "fake", "split": "L99"}]}, "L99"),
+        ({"cells": [{"method": "do", "prompt": "a {class}"}]}, "'do' takes no prompt"),
+        ({"cells": [{"method": "fake", "prompt": "a {clas}"}]}, "{clas}"),
+        ({"cells": [{"method": "fake-window"}]}, "kind 'clips'"),
+    ]
+    for keys, words in wrong:
+        with pytest.raises(UserError) as caught:
+            run(scenario(**keys), tmp_path / "out")
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_in_the_middle_keeps_what_was_done(scenario, tmp_path):
+    cells = [{"method": "fake"}, {"method": "fake", "with": {"level": 13}}]
+    with pytest.raises(UserError, match="lacks luck"):
+        run(scenario(cells=cells), tmp_path / "out")
+    store = Store(tmp_path / "out")
+    assert store.done("c000-0000") and not store.done("c001-0000")
+
+
+def test_quick_limit_and_json_on_the_command_line(scenario, tmp_path, capsys):
+    quick = {"cells": [{"split": "L8", "method": "fake"}], "data": {"count": 3}}
+    path = scenario(quick=quick)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["run", path, "--quick", "--limit", "2", "--json", "--out", str(tmp_path / "q"), "--threads", "1"])
+    told = json.loads(capsys.readouterr().out)
+    assert caught.value.code == 0 and told["schema"] == "splitsight.summary/1"
+    assert told["scenario"]["quick"] and [c["n"] for c in told["scenario"]["cells"]] == [2]
+    assert "quick form" in (tmp_path / "q" / "index.html").read_text()
+
+
+def test_clips_are_solved_by_windows(scenario, tmp_path, models):
+    from scenarios.pictures import write_video
+
+    (tmp_path / "clips").mkdir()
+    for name in "ab":
+        rng = np.random.default_rng(ord(name))
+        write_video(tmp_path / "clips" / f"{name}.mp4", list(rng.integers(0, 255, (40, 64, 64, 3), np.uint8)), 10)
+    data = {"kind": "clips", "path": str(tmp_path / "clips"), "count": 2, "frames": 2, "stride": 0.5, "gallery": 5}
+    cells = [{"split": "L8", "method": "fake-window", "setting": ["dark", "bright"]}]
+    compare = [{"name": "x", "of": {"setting": "bright"}, "to": {"setting": "dark"}, "by_clip": True}]
+    out = run(scenario(data=data, cells=cells, compare=compare), tmp_path / "out")
+    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    assert len(rows) == 2 * 4 * 2 and {r["clip"] for r in rows} == {"a.mp4", "b.mp4"}
+    assert {r["window"] for r in rows} == {0, 1, 2, 3} and {r["class_label"] for r in rows} == {None}
+    assert {r["gallery"] for r in rows} == {5}
+    told = read_summary(out / "summary.json").scenario
+    assert [c.clip for c in told.comparisons] == [None, "a.mp4", "b.mp4"] and "recognised" not in told.originals
+
+
+def test_noise_on_features_depends_on_the_image_alone(scenario):
+    import torch
+
+    from scenarios.run.spec import load_scenario, read_scenario
+    from scenarios.run.work import Bench
+
+    bench = Bench(load_scenario(read_scenario(scenario())[0]))
+    z = torch.randn(3, 4, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
+    both = bench._noisy(z, 0.5, [4, 5, 6])
+    assert torch.equal(both[1:2], bench._noisy(z[1:2], 0.5, [5]))
+    assert (both - z).flatten(1).std(1) / z.flatten(1).std(1) == pytest.approx([0.5] * 3, rel=0.15)
+    assert bench._noisy(z, 0.0, [4, 5, 6]) is z
+
+
+def test_rows_measure_what_was_written(scenario):
+    import torch
+
+    from scenarios.run.spec import load_scenario, read_scenario
+    from scenarios.run.work import Bench
+
+    bench = Bench(load_scenario(read_scenario(scenario())[0]))
+    rows, images = bench.compute(bench.units[0])
+    originals = torch.from_numpy(bench.inputs.images[list(bench.units[0].indices)]).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal((images * 255).round() / 255, images)
+    assert [r["ssim"] for r in rows] == pytest.approx(image_quality(images, originals)["ssim"].tolist())
+    # found first among ten where the answer is the original itself
+    measured = bench._measure(originals, originals, list(bench.units[0].indices))
+    assert measured["match_rank"] == [1, 1] and measured["gallery"] == [10, 10]
+    broken = originals.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    measured = bench._measure(broken, originals, list(bench.units[0].indices))
+    assert measured["psnr"][0] is None and measured["recognised"][0] is False and measured["match_rank"][0] == 10
