@@ -11,7 +11,8 @@ import pytest
 from scenarios import cli
 from splitsight.errors import UserError
 
-COMMANDS = ["demo", "cloud", "edge", "adversary", "attack", "train target", "train prior", "train inversion"]
+COMMANDS = ["demo", "cloud", "edge", "adversary", "attack", "run"]
+COMMANDS += [f"train {what}" for what in ("target", "judge", "prior", "inversion")]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -59,6 +60,10 @@ def test_help_is_fast_and_light() -> None:
         (["attack", "dmb", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
         (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
+        (["train", "judge", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
+        (["run", "table-0", "--out", "{out}"], "table-1"),
+        (["run", "table-1", "--judge", "none", "--out", "{out}"], "--data"),
+        (["run", "table-1", "--judge", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["list", "splits", "--target", "vgg"], "resnet18"),
     ],
 )
@@ -120,7 +125,7 @@ def test_lists(capsys: pytest.CaptureFixture[str], kind: str) -> None:
         "attacks": {"dmb", "dmb-multi"},
         "defenses": {"identity"},
         "priors": {"small"},
-        "scenarios": {"demo"},
+        "scenarios": {"demo", "table-1", "algorithm-2"},
     }
     assert wanted[kind] <= set(names)
     code, out, _ = run(capsys, "list", kind)
