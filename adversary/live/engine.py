@@ -202,7 +202,15 @@ class Engine:
         terms: list[Term] = [match, GaussianPull()]
         if (smoothing := self._smoothing(features)) is not None:
             terms.append(OnLatents(variable, smoothing))
-        outcome = lbfgs(variable, terms, evaluations=s.inner, together=smoothing is not None, deadline=deadline)
+        outcome = lbfgs(
+            variable,
+            terms,
+            evaluations=s.inner,
+            together=smoothing is not None,
+            # in whitened numbers the largest curvature is some hundreds; to find that out costs five evaluations
+            first=0.003,
+            deadline=deadline,
+        )
         with torch.no_grad():
             outcome.value = variable.latents(outcome.value)
         return match, outcome

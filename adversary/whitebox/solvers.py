@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adversary.priors.prior import Prior, Text
 from adversary.whitebox.clock import Clock
-from adversary.whitebox.terms import FeatureMatch, Proximal, Pull, TemporalSmoothing, Term
+from adversary.whitebox.terms import Proximal, Pull, TemporalSmoothing, Term
 from adversary.whitebox.variables import Latent, Variable
 from splitsight.errors import unknown_name
 
@@ -136,6 +136,7 @@ def lbfgs(
     evaluations: int,
     history: int = 10,
     together: bool = True,
+    first: float | None = None,
     deadline: float | None = None,
     progress: Progress | None = None,
     clock: Clock | None = None,
@@ -155,6 +156,8 @@ def lbfgs(
         evaluations: of loss and gradient, at most; counted as iterations in the outcome.
         history: pairs kept for the curvature.
         together: all frames are one problem, as they must be where a term couples them; else each is its own.
+        first: the first step's length in gradients, where the curvature is known roughly (it is about the
+            inverse of the largest one); else a very small step finds out.
         deadline: value of ``clock.now()`` after which no further evaluation begins.
         progress: called with (done, planned, mean loss a frame).
         clock: keeps the time.
@@ -186,7 +189,7 @@ def lbfgs(
     pairs = _Curvature(point, history)
     direction = -gradient
     # nothing is known about the scale yet: a small step, whose answer says it
-    step = _first_step(gradient)
+    step = _first_step(gradient) if first is None else torch.full_like(value, first)
     while len(losses) < evaluations and not clock.late(deadline):
         slope = _dot(direction, gradient)
         with torch.no_grad():
@@ -271,12 +274,12 @@ class _Curvature:
 def plug_and_play(
     prior: Prior,
     start: Tensor,
-    match: FeatureMatch,
+    match: Term,
     *,
     levels: Sequence[float],
     inner: int,
     lr: float | None = None,
-    pull: float = 5e-5,
+    pull: float | Callable[[float], float] = 5e-5,
     anchor: Tensor | None = None,
     smoothing: TemporalSmoothing | None = None,
     extra: Sequence[Term] = (),
@@ -305,7 +308,7 @@ def plug_and_play(
         levels: noise levels in [0, 1], falling, one a round.
         inner: evaluations of loss and gradient a round.
         lr: Adam's learning rate on the latent; ``None`` fits with L-BFGS.
-        pull: weight of the proximal term, per latent number.
+        pull: weight of the proximal term, per latent number; may depend on the level.
         anchor: what t = 0 pulls towards; ``start`` where not given.
         smoothing: temporal term on the latents; without one, frames are fitted each on its own.
         extra: further terms that do not couple frames, e.g. total variation.
@@ -341,7 +344,7 @@ def plug_and_play(
                 with torch.no_grad():
                     target = begin_at = prior.denoise(prior.noised(u, eps.expand_as(u), level), level, text)
                 term = Pull
-            terms: list[Term] = [match, term(target, pull), *extra]
+            terms: list[Term] = [match, term(target, pull(level) if callable(pull) else pull), *extra]
             if smoothing is not None:
                 terms.append(smoothing)
             offset = done
