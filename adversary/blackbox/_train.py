@@ -49,12 +49,16 @@ def measure_errors(
     device = next(network.parameters()).device
     latent: list[torch.Tensor] = []
     features: list[list[torch.Tensor]] = []
+    pixels: list[torch.Tensor] = []
     for i in range(0, len(images), batch):
         x = to_tensor(images[i : i + batch]).to(device)
         z, u = head(x), prior.encode(x)
-        latent.append((u - network(z)).cpu())
+        answer = network(z)
+        latent.append((u - answer).cpu())
+        pixels.append((x - prior.decode(answer).clamp(0, 1)).cpu())
         features.append([(a - b).cpu() for a, b in zip(head(prior.decode(u)), z, strict=True)])
     network.expect_errors().measure(torch.cat(latent), [torch.cat(parts) for parts in zip(*features, strict=True)])
+    network.expect_pixels(prior.image_size).measure(torch.cat(pixels), [])
 
 
 def train_inversion(
@@ -100,7 +104,7 @@ def train_inversion(
     torch.manual_seed(seed)
     network = InversionNetwork(features, prior.latent_shape)
     if start is not None:
-        state = {k: v for k, v in load_weights(start).items() if not k.startswith("errors.")}
+        state = {k: v for k, v in load_weights(start).items() if not k.startswith(("errors.", "pixels."))}
         try:
             network.load_state_dict(state)
         except RuntimeError as error:

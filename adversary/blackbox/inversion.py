@@ -17,7 +17,11 @@ from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, load_weights, save_weights
 from splitsight.errors import UserError
 
-__all__ = ["InversionNetwork", "load_inversion"]
+__all__ = ["InversionNetwork", "NoInversionNetwork", "load_inversion"]
+
+
+class NoInversionNetwork(UserError):
+    """There is none for this target, split and prior; an attack that can do without may go on."""
 
 
 class _Block(nn.Module):
@@ -46,9 +50,11 @@ class InversionNetwork(nn.Module):
 
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
+        pixels: likewise for the image that the prior's decoder makes of its answer, clamped to [0, 1].
     """
 
     errors: GaussianErrors | None
+    pixels: GaussianErrors | None
 
     def __init__(
         self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4
@@ -69,6 +75,7 @@ class InversionNetwork(nn.Module):
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.exit = nn.Conv2d(width, latent[0], 3, padding=1)
         self.errors = None
+        self.pixels = None
 
     def expect_errors(self) -> GaussianErrors:
         """Make room for measured errors, to be filled by measuring or by loading."""
@@ -77,6 +84,11 @@ class InversionNetwork(nn.Module):
             [tuple(s) for s in self.config["features"]],  # type: ignore[union-attr]
         )
         return self.errors
+
+    def expect_pixels(self, size: int) -> GaussianErrors:
+        """The same for the errors of images of ``size`` pixels a side."""
+        self.pixels = GaussianErrors((3, size, size), [])
+        return self.pixels
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
@@ -103,11 +115,12 @@ def load_inversion(
     """The inversion network for one target, split and prior: the embedded one, or a file.
 
     Raises:
-        UserError: there is none, or it was trained for other weights.
+        NoInversionNetwork: there is none.
+        UserError: it was trained for other weights.
     """
     file = path or asset("inversion", f"{target}-{split}-{prior}.safetensors")
     if not file.is_file():
-        raise UserError(
+        raise NoInversionNetwork(
             f"no inversion network for {target} at {split} with prior '{prior}': "
             f"make one with `splitsight train inversion --target {target} --split {split}`, or run without previews"
         )
@@ -128,6 +141,8 @@ def load_inversion(
         )
         if any(key.startswith("errors.") for key in state):
             network.expect_errors()
+        if "pixels.latent" in state:
+            network.expect_pixels(len(state["pixels.latent"]))
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(

@@ -12,7 +12,7 @@ from adversary.priors.prior import Prior
 from adversary.whitebox.terms import Term
 from adversary.whitebox.variables import Variable
 
-__all__ = ["GaussianPull", "OnLatents", "WhitenedLatent", "WhitenedMatch"]
+__all__ = ["GaussianPull", "OnImages", "OnLatents", "WhitenedLatent", "WhitenedMatch", "WhitenedPixels"]
 
 
 class WhitenedLatent(Variable):
@@ -37,6 +37,23 @@ class WhitenedLatent(Variable):
     def images(self) -> Tensor:
         """Differentiable images ``(K, 3, H, W)``."""
         return self.prior.decode(self.latents())
+
+
+class WhitenedPixels(Variable):
+    """``x̂ = x₀ + Q^{1/2} a``, with a the variable.
+
+    Args:
+        errors: gives Q, the covariance of ``x − x₀``.
+        centre: x₀, ``(K, 3, H, W)``.
+    """
+
+    def __init__(self, errors: GaussianErrors, centre: Tensor) -> None:
+        self.errors, self.centre = errors, centre.detach()
+        self.value = torch.zeros_like(self.centre).requires_grad_()
+
+    def images(self) -> Tensor:
+        """Differentiable images ``(K, 3, H, W)``."""
+        return self.centre + self.errors.displacement(self.value)
 
 
 class WhitenedMatch:
@@ -99,3 +116,14 @@ class OnLatents:
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         return self.term(self.variable.latents(value), images)
+
+
+class OnImages:
+    """Another term, told the images instead of the whitened value."""
+
+    def __init__(self, term: Term) -> None:
+        self.term, self.weight = term, term.weight
+
+    def __call__(self, value: Tensor, images: Tensor) -> Tensor:
+        """One loss a frame, ``(K,)``."""
+        return self.term(images, images)

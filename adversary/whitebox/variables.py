@@ -120,6 +120,11 @@ class Noise(Variable):
             return torch.randn(1, *prior.latent_shape, generator=generator).repeat(frames, 1, 1, 1)
         return torch.randn(frames, *prior.latent_shape, generator=generator)
 
+    @torch.no_grad()
+    def latents(self) -> Tensor:
+        """What the sampler makes of the noise, ``(K, C, h, w)``."""
+        return self.prior.sample(normalised(self.value), self.text, self.steps)
+
     def images(self) -> Tensor:
         """Differentiable images ``(K, 3, H, W)``."""
         return self.prior.generate(normalised(self.value), self.text, self.steps, checkpoint=self.checkpoint)

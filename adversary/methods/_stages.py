@@ -1,0 +1,332 @@
+"""The stages of :mod:`adversary.methods.best`, each a function on the state that the last one left.
+
+``fit``
+    From the inversion network's latent u₀ to the most probable one given the features. Where the network's errors
+    were measured (:mod:`adversary.gaussian`), ``½‖R^{-1/2}(F1(Dec u) − z)‖² + ½‖C^{-1/2}(u − u₀)‖²`` in whitened
+    variables; where not, the relative feature loss with ``fit_pull ‖u − u₀‖²``.
+``pixels``
+    The same on the pixels, around the network's image x₀ with the measured covariance of its error:
+    ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread. No
+    autoencoder stands between the image and its features, and a step costs a third.
+``noise``
+    The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
+``rounds``
+    Plug-and-play: noise the latent to a moderate level, let the denoiser answer, fit the features around its
+    answer; with falling levels, several times with other noise.
+``residual``
+    A small image on top of what there is, ``relative L_re + residual_pull ‖r‖² + residual_tv TV(x̂)``, for shallow
+    splits that tell more than the autoencoder can show. Only where the features hold at least ``residual_ratio``
+    times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
+
+**Samples.** The most probable image is not the one with the least expected error: F1 is not linear, and one fit
+follows whatever happens to explain the features. ``fit`` and ``pixels`` can instead draw from the posterior by
+"randomise, then optimise" (Bardsley et al., SIAM J. Sci. Comput. 2014; perturb-and-MAP, Papandreou & Yuille, ICCV
+2011): each sample is the fit around u₀ + ξ with ξ out of the measured error distribution, and their mean
+estimates the posterior mean. Samples come in pairs ± ξ, since for a linear F1 the mean of one such pair is exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
+from adversary.methods.base import Problem
+from adversary.methods.descent import cosine
+from adversary.whitebox.posterior import OnImages, OnLatents, WhitenedLatent, WhitenedMatch, WhitenedPixels
+from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
+from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, agreement
+from adversary.whitebox.variables import Latent, Noise, Residual, Variable
+from splitsight.errors import UserError
+
+__all__ = ["STAGES", "State"]
+
+Settings = dict[str, Any]
+
+
+@dataclass
+class State:
+    """What one stage hands to the next.
+
+    Attributes:
+        problem: what is known.
+        network: the inversion network; ``None`` where there is none.
+        latent: ``(K, C, h, w)``, the latest.
+        smoothing: λ_c on latents (or pixels), weighted by how well the tapped features agree; 0 couples nothing.
+        answers: images ``(K, 3, H, W)`` of each stage that had time for a step, by name.
+        final: loss of each frame after the last of them, ``(K,)``.
+        curve: mean loss a frame of every step.
+        deadline: of the present stage.
+    """
+
+    problem: Problem
+    network: InversionNetwork | None
+    latent: Tensor
+    smoothing: float = 0.0
+    answers: dict[str, Tensor] = field(default_factory=dict)
+    final: Tensor | None = None
+    curve: list[float] = field(default_factory=list)
+    deadline: float | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def start(cls, problem: Problem, smoothing: float) -> State:
+        """At the inversion network's answer, or where there is none, at the denoiser's answer to pure noise."""
+        try:
+            network = problem.inversion()
+        except NoInversionNetwork:
+            draws = [Noise.draw(problem.prior, 1, seed, shared=True) for seed in problem.seeds]
+            return cls(problem, None, problem.prior.denoise(torch.cat(draws), 1.0, problem.text), smoothing)
+        return cls(problem, network, network(tuple(problem.features)), smoothing)
+
+    @property
+    def together(self) -> bool:
+        """Whether frames are coupled."""
+        return self.smoothing > 0 and self.problem.frames > 1
+
+    def coupling(self, size: int, copies: int = 1) -> list[TemporalSmoothing]:
+        """The temporal term for maps of ``size``, for ``copies`` of the window side by side; none if not coupled."""
+        if not self.together:
+            return []
+        return [
+            TemporalSmoothing(self.smoothing, agreement(self.problem.features, size).repeat(copies, 1, 1, 1), copies)
+        ]
+
+    @property
+    def images(self) -> Tensor:
+        """The latest images, ``(K, 3, H, W)`` in [0, 1]."""
+        if self.answers:
+            return self.answers[next(reversed(self.answers))]
+        with torch.no_grad():
+            return self.problem.prior.decode(self.latent).clamp(0, 1)
+
+    def late(self) -> bool:
+        """Whether the present stage is out of time."""
+        return self.problem.clock.late(self.deadline)
+
+    def drive(self) -> dict[str, Any]:
+        """What every solver takes besides the mathematics."""
+        return {"deadline": self.deadline, "progress": self.problem.progress, "clock": self.problem.clock}
+
+    def take(self, stage: str, outcome: Outcome) -> None:
+        """File a stage's outcome, if it had time for a single step."""
+        if outcome.iterations:
+            self.answers[stage] = outcome.images
+            self.final = outcome.final
+            self.curve += outcome.losses
+
+    def copied(self, copies: int) -> list[Tensor]:
+        """The tapped features so many times over."""
+        return [z.repeat(copies, *[1] * (z.ndim - 1)) for z in self.problem.features]
+
+    def match(self, s: Settings, copies: int = 1) -> FeatureMatch | WhitenedMatch:
+        """The feature loss on latents: in standard deviations where they are known, else relative to ‖z_mid‖²."""
+        head, features = self.problem.head, self.copied(copies)
+        if self.network is not None and self.network.errors is not None:
+            return WhitenedMatch(
+                head, features, self.network.errors, noise=s["feature_noise"], weight=s["feature_trust"]
+            )
+        return FeatureMatch(head, features, relative=True)
+
+
+def _perturbations(state: State, samples: int, scale: float, shape: tuple[int, ...]) -> list[Tensor]:
+    """In whitened numbers: zeros ``(K, …)`` for one sample, else ``samples / 2`` pairs ± ξ, each ``(2K, …)``."""
+    frames = state.problem.frames
+    if samples == 1:
+        return [torch.zeros(frames, *shape)]
+    if samples < 1 or samples % 2:
+        raise UserError(f"samples come in pairs: give 1 or an even number, not {samples}")
+    # one draw for a coupled window; a frame by itself must not depend on its neighbours
+    generators = [torch.Generator().manual_seed(seed) for seed in state.problem.seeds]
+    draws = []
+    for _ in range(samples // 2):
+        each = [torch.randn(1, *shape, generator=g) for g in (generators[:1] if state.together else generators)]
+        xi = scale * torch.cat(each).expand(frames, *shape)
+        draws.append(torch.cat([xi, -xi]))
+    return draws
+
+
+def _sampled(
+    state: State,
+    stage: str,
+    perturbations: list[Tensor],
+    build: Callable[[int], tuple[Variable, list[Term]]],
+    evaluations: int,
+) -> None:
+    """Fit around each perturbation, and file the mean of the images.
+
+    Args:
+        state: receives the outcome.
+        stage: its name there.
+        perturbations: out of :func:`_perturbations`.
+        build: makes a whitened variable and the terms besides its pull, for so many copies of the frames.
+        evaluations: of each fit.
+    """
+    problem, clock, end = state.problem, state.problem.clock, state.deadline
+    frames, planned = problem.frames, len(perturbations) * evaluations
+    copies = len(perturbations[0]) // frames
+    images: list[Tensor] = []
+    finals: list[Tensor] = []
+    losses: list[float] = []
+    for i, xi in enumerate(perturbations):
+        if images and clock.late(end):
+            break
+        variable, terms = build(copies)
+        with torch.no_grad():
+            variable.value.copy_(xi)
+        # one of a pair is not an answer yet, their mean is
+        with clock.unseen() if copies > 1 else contextlib.nullcontext():
+            outcome = lbfgs(
+                variable,
+                [*terms, Pull(xi, 0.5)],
+                evaluations=evaluations,
+                together=state.together,
+                deadline=None if end is None else clock.now() + (end - clock.now()) / (len(perturbations) - i),
+                progress=_after(problem, i * evaluations, planned),
+                clock=clock,
+            )
+        if not outcome.iterations:
+            break
+        images += outcome.images.split(frames)
+        finals += outcome.final.split(frames)
+        losses += outcome.losses
+        mean = torch.stack(images).mean(0)
+        clock.show(lambda mean=mean: mean)
+    if images:
+        final = torch.stack(finals).mean(0)
+        state.take(stage, Outcome(torch.stack(images).mean(0), finals[0], losses, len(losses), final=final))
+
+
+def _after(problem: Problem, done: int, planned: int) -> Progress | None:
+    report = problem.progress
+    return None if report is None else lambda i, n, loss: report(done + i, planned, loss)
+
+
+def _fit(state: State, s: Settings) -> None:
+    problem, errors = state.problem, None if state.network is None else state.network.errors
+    size = problem.prior.latent_shape[-1]
+    if errors is None:
+        terms = [state.match(s), problem.proximal(state.latent, s["fit_pull"]), *state.coupling(size)]
+        latent = Latent(problem.prior, state.latent)
+        outcome = lbfgs(latent, terms, evaluations=s["fit_evaluations"], together=state.together, **state.drive())
+        state.take("fit", outcome)
+        state.latent = outcome.value
+        return
+    fitted: list[WhitenedLatent] = []
+
+    def build(copies: int) -> tuple[Variable, list[Term]]:
+        variable = WhitenedLatent(problem.prior, errors, state.latent.repeat(copies, 1, 1, 1))
+        fitted.append(variable)
+        coupling = [OnLatents(variable, term) for term in state.coupling(size, copies)]
+        return variable, [state.match(s, copies), *coupling]
+
+    perturbations = _perturbations(state, s["fit_samples"], s["fit_scale"], problem.prior.latent_shape)
+    _sampled(state, "fit", perturbations, build, s["fit_evaluations"])
+    with torch.no_grad():
+        found = [part for v in fitted for part in v.latents().split(problem.frames)]
+        state.latent = torch.stack(found).mean(0) if found else state.latent
+
+
+def _pixels(state: State, s: Settings) -> None:
+    problem, network = state.problem, state.network
+    if network is None or network.pixels is None:
+        return
+    errors, size = network.pixels, problem.prior.image_size
+    with torch.no_grad():
+        centre = problem.prior.decode(network(tuple(problem.features))).clamp(0, 1)
+    # one number for all channels, so that a feature that varies much is not fitted less
+    spread = torch.stack([z.flatten(1).var(1) for z in problem.features]).mean(0).sqrt()
+    precision = 0.5 / (s["pixel_noise"] * spread.clamp_min(1e-6)).square()
+
+    def build(copies: int) -> tuple[Variable, list[Term]]:
+        match = FeatureMatch(problem.head, state.copied(copies))
+        match.scale = precision.repeat(copies)
+        variable = WhitenedPixels(errors, centre.repeat(copies, 1, 1, 1))
+        return variable, [match, *(OnImages(term) for term in state.coupling(size, copies))]
+
+    perturbations = _perturbations(state, s["pixel_samples"], s["pixel_scale"], (3, size, size))
+    _sampled(state, "pixels", perturbations, build, s["pixel_evaluations"])
+
+
+def _noise(state: State, s: Settings) -> None:
+    problem, steps = state.problem, s["noise_steps"]
+    if state.late():
+        return
+    with torch.no_grad():
+        start = problem.prior.invert(state.latent, problem.text, steps)
+    variable = Noise(problem.prior, start, problem.text, steps)
+    outcome = adam(
+        variable,
+        [state.match(s)],
+        iterations=s["noise_iterations"],
+        lr=s["noise_lr"],
+        schedule=cosine,
+        **state.drive(),
+    )
+    state.take("noise", outcome)
+    if outcome.iterations:
+        state.latent = variable.latents()
+
+
+def _rounds(state: State, s: Settings) -> None:
+    problem = state.problem
+    measured = state.network is not None and state.network.errors is not None
+    coupling = state.coupling(problem.prior.latent_shape[-1])
+    outcome = plug_and_play(
+        problem.prior,
+        state.latent,
+        state.match(s),
+        levels=s["levels"],
+        inner=s["round_evaluations"],
+        pull=_expected_error(s["round_spread"]) if measured else s["round_pull"],
+        smoothing=coupling[0] if coupling else None,
+        text=problem.text,
+        samples=s["samples"],
+        answer=s["answer"],
+        seed=problem.seeds[:1] if state.together else problem.seeds,
+        **state.drive(),
+    )
+    state.take("rounds", outcome)
+    state.latent = outcome.value
+
+
+def _expected_error(spread: float) -> Callable[[float], float]:
+    """The weight ``1/(2 r²)`` of a denoiser's answer at level t, with its standard deviation r.
+
+    For unit-variance latents, ``(1 − t) u + t ε`` leaves u uncertain by ``t / √((1 − t)² + t²)`` before a denoiser
+    knows anything about images; ``spread`` is the part of it that remains.
+    """
+
+    def weight(level: float) -> float:
+        r = spread * level / math.sqrt((1 - level) ** 2 + level**2)
+        return 0.5 / max(r, 1e-3) ** 2
+
+    return weight
+
+
+def _residual(state: State, s: Settings) -> None:
+    problem = state.problem
+    known = sum(z[0].numel() for z in problem.features)
+    if known < s["residual_ratio"] * 3 * problem.prior.image_size**2:
+        return
+    variable = Residual(state.images)
+    match = FeatureMatch(problem.head, problem.features, relative=True)
+    terms = [match, Pull(torch.zeros_like(variable.value), s["residual_pull"]), TotalVariation(s["residual_tv"])]
+    outcome = lbfgs(variable, terms, evaluations=s["residual_evaluations"], together=False, **state.drive())
+    state.take("residual", outcome)
+
+
+STAGES: dict[str, Callable[[State, Settings], None]] = {
+    "fit": _fit,
+    "pixels": _pixels,
+    "noise": _noise,
+    "rounds": _rounds,
+    "residual": _residual,
+}
+"""By the names that a setting's ``stages`` may use, in any order."""

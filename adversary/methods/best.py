@@ -1,0 +1,162 @@
+"""Our strongest attack: an inversion network's answer, posterior samples around it, the denoiser, a pixel residual.
+
+Fidelity and naturalness pull apart, so there are two settings: ``faithful`` lowers the expected error (the mean of
+posterior samples), ``sharp`` gives what a person recognises (one image, which the denoiser has seen). Both run
+stages, described in :mod:`adversary.methods._stages`, which are data: any setting may name them in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from adversary.methods._stages import STAGES, State
+from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.whitebox.solvers import ANSWERS
+from splitsight.errors import unknown_name
+
+__all__ = ["Best", "BestMulti"]
+
+COMBINATIONS = ("last", "mean")
+
+_FAITHFUL: dict[str, Any] = {
+    "stages": ("fit", "pixels"),
+    "combine": "mean",
+    "feature_noise": 0.0,
+    "feature_trust": 1.0,
+    "fit_evaluations": 30,
+    "fit_samples": 8,
+    "fit_scale": 1.0,
+    "fit_pull": 5e-5,
+    "pixel_evaluations": 60,
+    "pixel_samples": 16,
+    "pixel_scale": 1.0,
+    "pixel_noise": 0.1,
+    "noise_steps": 4,
+    "noise_iterations": 50,
+    "noise_lr": 0.02,
+    "levels": (0.3, 0.2, 0.12, 0.06),
+    "round_evaluations": 12,
+    "round_pull": 5e-5,
+    "round_spread": 1.0,
+    "samples": 4,
+    "answer": "mean",
+    "residual_evaluations": 30,
+    "residual_pull": 1e-3,
+    "residual_tv": 1e-3,
+    "residual_ratio": 1.0,
+    "smoothing": 0.0,
+}
+_SHARP = {
+    **_FAITHFUL,
+    "stages": ("fit", "rounds", "residual"),
+    "combine": "last",
+    "fit_evaluations": 60,
+    "fit_samples": 1,
+    "answer": "best",
+}
+
+
+@ATTACKS.register("best")
+class Best(Attack):
+    """White-box, our strongest: posterior samples around an inversion network's answer; each image alone."""
+
+    name = "best"
+    summary = "white-box, our strongest: posterior samples around an inversion network's answer, each image alone"
+    text = True
+    tunes = "faithful"
+    settings: ClassVar = {"faithful": _FAITHFUL, "sharp": _SHARP}
+    space: ClassVar = {
+        "stages": (
+            ("fit",),
+            ("pixels",),
+            ("fit", "pixels"),
+            ("fit", "rounds"),
+            ("fit", "pixels", "rounds"),
+            ("fit", "rounds", "residual"),
+        ),
+        "feature_trust": (0.1, 0.3, 1.0),
+        "fit_evaluations": (15, 30, 60),
+        "fit_samples": (1, 4, 8),
+        "fit_scale": (0.7, 1.0),
+        "pixel_evaluations": (30, 60, 120),
+        "pixel_samples": (4, 8, 16),
+        "pixel_scale": (0.7, 1.0),
+        "pixel_noise": (0.03, 0.1, 0.3),
+        "levels": ((0.2, 0.1), (0.3, 0.2, 0.12, 0.06), (0.5, 0.35, 0.25, 0.18, 0.12, 0.06), (0.7, 0.5, 0.3, 0.15)),
+        "round_evaluations": (6, 12, 24),
+        "round_spread": (0.25, 0.5, 1.0),
+        "samples": (1, 4, 8),
+        "residual_pull": (1e-4, 1e-3, 1e-2),
+    }
+
+    def solve(
+        self,
+        problem: Problem,
+        *,
+        stages: Sequence[str],
+        combine: str = "last",
+        smoothing: float = 0.0,
+        **settings: Any,
+    ) -> Reconstruction:
+        """Reconstruct a problem's frames.
+
+        Args:
+            problem: what is known; its deadline is shared among the stages.
+            stages: names out of :data:`~adversary.methods._stages.STAGES`, in order. One that has nothing to go by
+                (no measured errors, too few features for a residual) is left out; the answer says which ran.
+            combine: ``mean`` of what the stages answered, or the ``last`` one.
+            smoothing: λ_c, weighted by how well the tapped features agree; couples the frames.
+            **settings: what the stages read.
+        """
+        for stage in stages:
+            if stage not in STAGES:
+                raise unknown_name("stage of best", stage, list(STAGES))
+        if combine not in COMBINATIONS:
+            raise unknown_name("combination", combine, list(COMBINATIONS))
+        if settings["answer"] not in ANSWERS:
+            raise unknown_name("answer", settings["answer"], list(ANSWERS))
+        clock, deadline = problem.clock, problem.deadline
+        begin = clock.now()
+        state = State.start(problem, smoothing)
+        clock.show(lambda: state.images)
+        for i, stage in enumerate(stages):
+            if deadline is not None:
+                state.deadline = clock.now() + max(deadline - clock.now(), 0.0) / (len(stages) - i)
+            STAGES[stage](state, settings)
+        images = state.images
+        if combine == "mean" and state.answers:
+            images = torch.stack(list(state.answers.values())).mean(0)
+        clock.show(lambda: images)
+        start = "inversion network" if state.network is not None else "prior"
+        return Reconstruction(
+            images,
+            math.nan if state.final is None else float(state.final.mean()),
+            len(state.curve),
+            problem.evaluations,
+            (clock.now() - begin) / problem.frames,
+            state.final,
+            state.curve,
+            {"start": start, "stages": " ".join(state.answers)},
+        )
+
+
+@ATTACKS.register("best-multi")
+class BestMulti(Best):
+    """White-box, our strongest on the frames of a window together, coupled where their features agree.
+
+    The control ``…-single`` couples nothing and is otherwise the same.
+    """
+
+    name = "best-multi"
+    summary = "white-box, our strongest on several frames, coupled where their features agree"
+    windowed = True
+    settings: ClassVar = {name: {**values, "smoothing": 0.1} for name, values in Best.settings.items()}
+    variants: ClassVar = {
+        "faithful-single": ("faithful", {"smoothing": 0.0}),
+        "sharp-single": ("sharp", {"smoothing": 0.0}),
+    }
+    space: ClassVar = {**Best.space, "smoothing": (1e-4, 1e-3, 1e-2, 0.1, 1.0)}
