@@ -31,7 +31,7 @@ def _missing():
 def network(flow_prior):
     """An inversion network that answers zero, with measured errors of unit variance."""
     torch.manual_seed(0)
-    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, coarse=1, depth=1).eval()
+    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval()
     nn.init.zeros_(network.exit.weight)
     nn.init.zeros_(network.exit.bias)
     noise = torch.randn(200, *flow_prior.latent_shape)
