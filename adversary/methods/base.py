@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,8 @@ class Attack(ABC):
         summary: one line for ``splitsight list attacks``.
         settings: named settings; the first one is the default.
         variants: further settings, by name: which one they start from, and what they change.
+        choices: the names that a value may be, or be made of, by key.
+        limits: the smallest and the largest number that a value may be, by key; 0 and any for all others.
         space: values that ``splitsight bench tune`` may choose from, for keys of the setting ``tuned``.
         tunes: the setting that tuning starts from and replaces.
         windowed: whether frames of a window are reconstructed together.
@@ -172,6 +175,8 @@ class Attack(ABC):
     summary: ClassVar[str]
     settings: ClassVar[Mapping[str, Mapping[str, Any]]]
     variants: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     tunes: ClassVar[str] = "tuned"
     windowed: ClassVar[bool] = False
@@ -192,7 +197,7 @@ class Attack(ABC):
             The setting's name and values.
 
         Raises:
-            UserError: no such setting, or a change to what the setting does not have.
+            UserError: no such setting, or a change to what the setting does not have, or to what it cannot be.
         """
         chosen = name or next(iter(cls.settings))
         base, varied = cls.variants.get(chosen, (chosen, {}))
@@ -205,8 +210,28 @@ class Attack(ABC):
         for key, value in (changes or {}).items():
             if key not in values:
                 raise unknown_name(f"value of {cls.name}'s setting {chosen}", key, list(values))
-            values[key] = value
+            values[key] = cls._checked(key, value, values[key])
         return chosen, values
+
+    @classmethod
+    def _checked(cls, key: str, value: Any, before: Any) -> Any:
+        """A changed value, if it is of the kind of the one before."""
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", tuple: "a list"}
+        kind = type(before)
+        if kind is tuple and isinstance(value, list | tuple):
+            value = tuple(value)
+        elif kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"{cls.name}'s {key} takes {kinds[kind]}, like {json.dumps(before)}, not {value!r}")
+        for name in value if kind is tuple else (value,):
+            if key in cls.choices and name not in cls.choices[key]:
+                raise unknown_name(f"{key} of {cls.name}", str(name), list(cls.choices[key]))
+        low, high = cls.limits.get(key, (0, math.inf))
+        if kind in (int, float) and not (math.isfinite(value) and low <= value <= high):
+            range_ = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{cls.name}'s {key} takes numbers {range_}, not {value:g}")
+        return value
 
     @abstractmethod
     def solve(self, problem: Problem, **settings: Any) -> Reconstruction:

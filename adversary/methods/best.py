@@ -16,7 +16,6 @@ import torch
 from adversary.methods._stages import STAGES, State
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.whitebox.solvers import ANSWERS
-from splitsight.errors import unknown_name
 
 __all__ = ["Best", "BestMulti"]
 
@@ -69,6 +68,8 @@ class Best(Attack):
     text = True
     tunes = "faithful"
     settings: ClassVar = {"faithful": _FAITHFUL, "sharp": _SHARP}
+    choices: ClassVar = {"stages": tuple(STAGES), "combine": COMBINATIONS, "answer": ANSWERS}
+    limits: ClassVar = {key: (1, math.inf) for key in ("fit_samples", "pixel_samples", "samples", "noise_steps")}
     space: ClassVar = {
         "stages": (
             ("fit",),
@@ -112,13 +113,6 @@ class Best(Attack):
             smoothing: λ_c, weighted by how well the tapped features agree; couples the frames.
             **settings: what the stages read.
         """
-        for stage in stages:
-            if stage not in STAGES:
-                raise unknown_name("stage of best", stage, list(STAGES))
-        if combine not in COMBINATIONS:
-            raise unknown_name("combination", combine, list(COMBINATIONS))
-        if settings["answer"] not in ANSWERS:
-            raise unknown_name("answer", settings["answer"], list(ANSWERS))
         clock, deadline = problem.clock, problem.deadline
         begin = clock.now()
         state = State.start(problem, smoothing)

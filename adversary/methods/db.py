@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.descent import SCHEDULES, descend
+from adversary.methods.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.variables import Latent, Noise
-from splitsight.errors import unknown_name
 
 __all__ = ["DB"]
 
@@ -20,8 +19,6 @@ _RESTART = 1_000_003
 
 @torch.no_grad()
 def _start(problem: Problem, kind: str, restart: int) -> Tensor:
-    if kind not in STARTS:
-        raise unknown_name("start of db", kind, list(STARTS))
     prior = problem.prior
     draws = [Noise.draw(prior, 1, seed + restart * _RESTART, shared=True) for seed in problem.seeds]
     noise = torch.cat(draws)
@@ -29,6 +26,8 @@ def _start(problem: Problem, kind: str, restart: int) -> Tensor:
         return noise
     if kind == "prior":
         return prior.denoise(noise, 1.0)
+    if kind != "grey":
+        raise ValueError(kind)
     size = prior.image_size
     grey = prior.encode(torch.full((1, 3, size, size), 0.5)).expand_as(noise)
     return grey if restart == 0 else grey + 0.1 * noise
@@ -65,6 +64,8 @@ class DB(Attack):
             "restarts": 1,
         },
     }
+    choices: ClassVar = {"schedule": tuple(SCHEDULES), "start": STARTS}
+    limits: ClassVar = LIMITS
     space: ClassVar = {
         "iterations": (150, 300, 600),
         "lr": (0.02, 0.05, 0.1, 0.2),

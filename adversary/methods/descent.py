@@ -12,9 +12,8 @@ from adversary.methods.base import Problem, Reconstruction
 from adversary.whitebox.solvers import Outcome, Schedule, adam
 from adversary.whitebox.terms import BatchNormStatistics, FeatureMatch, Term, TotalVariation
 from adversary.whitebox.variables import Variable
-from splitsight.errors import unknown_name
 
-__all__ = ["SCHEDULES", "cosine", "descend"]
+__all__ = ["LIMITS", "SCHEDULES", "cosine", "descend"]
 
 
 def cosine(fraction: float) -> float:
@@ -24,6 +23,9 @@ def cosine(fraction: float) -> float:
 
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "cosine": cosine}
 """Learning rate over the iterations; the paper's is constant."""
+
+LIMITS = {"iterations": (1, math.inf), "restarts": (1, math.inf)}
+"""Values that make sense."""
 
 
 def descend(
@@ -55,8 +57,6 @@ def descend(
         terms: further summands.
         together: frames are coupled, so that the best restart is chosen for all of them.
     """
-    if schedule not in SCHEDULES:
-        raise unknown_name("schedule", schedule, list(SCHEDULES))
     clock, head = problem.clock, problem.head
     begin = clock.now()
     more: list[Term] = []

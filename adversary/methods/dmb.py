@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.descent import SCHEDULES, descend
+from adversary.methods.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.terms import Negentropy, TemporalSmoothing, Term
 from adversary.whitebox.variables import Noise
 
@@ -63,6 +64,8 @@ _FAST = {
 }
 _PAPER = {**_FAST, "iterations": 1500, "steps": 20, "schedule": "constant"}
 _TUNED = {**_FAST, "iterations": 300, "relative": True, "tv": 0.1}
+_CHOICES = {"schedule": tuple(SCHEDULES)}
+_LIMITS = {**LIMITS, "steps": (1, math.inf), "alpha": (1, 2)}
 _SPACE = {
     "iterations": (150, 300, 600),
     "steps": (1, 2, 4, 8),
@@ -85,6 +88,8 @@ class DMB(Attack):
     summary = "white-box, diffusion-model-based (Algorithm 1): noise searched through the sampler, each image alone"
     text = True
     settings: ClassVar = {"fast": _FAST, "tuned": _TUNED, "paper": _PAPER}
+    choices: ClassVar = _CHOICES
+    limits: ClassVar = _LIMITS
     space: ClassVar = _SPACE
 
     def solve(
@@ -133,6 +138,8 @@ class DMBMulti(Attack):
         **{f"{name}-single": (name, {"smoothing": 0.0}) for name in settings},
         "tuned-independent": ("tuned", {"shared": False}),
     }
+    choices: ClassVar = _CHOICES
+    limits: ClassVar = _LIMITS
     space: ClassVar = {**_SPACE, "smoothing": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), "shared": (True, False)}
 
     def solve(

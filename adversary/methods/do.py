@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.descent import SCHEDULES, descend
+from adversary.methods.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.variables import Pixels
-from splitsight.errors import unknown_name
 
 __all__ = ["DO"]
 
@@ -19,14 +18,12 @@ _RESTART = 1_000_003
 
 
 def _start(problem: Problem, kind: str, restart: int) -> Tensor:
-    if kind not in STARTS:
-        raise unknown_name("start of do", kind, list(STARTS))
     shape = (3, problem.prior.image_size, problem.prior.image_size)
     noise = []
     for seed in problem.seeds:
         generator = torch.Generator().manual_seed(seed + restart * _RESTART)
         noise.append(torch.randn(shape, generator=generator))
-    spread = 0.25 if kind == "noise" else 0.0 if restart == 0 else 0.05
+    spread = {"noise": 0.25, "grey": 0.05 if restart else 0.0}[kind]
     return (0.5 + spread * torch.stack(noise)).clamp(0, 1)
 
 
@@ -66,6 +63,8 @@ class DO(Attack):
             "statistics": 0.0,
         },
     }
+    choices: ClassVar = {"schedule": tuple(SCHEDULES), "start": STARTS}
+    limits: ClassVar = LIMITS
     space: ClassVar = {
         "iterations": (250, 500, 1000),
         "lr": (0.01, 0.02, 0.05, 0.1),

@@ -170,8 +170,16 @@ def test_it_answers_at_its_deadline(flow_prior, network):
     assert late.images.shape == truth.shape and late.iterations == 0 and late.about["stages"] == ""
 
 
-def test_unknown_names_get_one_sentence(flow_prior, network):
-    _, problem = _problem(flow_prior, network)
-    for changes in ({"stages": ("fitt",)}, {"combine": "sum"}, {"answer": "all"}):
-        with pytest.raises(UserError, match="choose one of"):
-            _solve(problem, **changes)
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"stages": ["fitt"]}, "unknown stages of best 'fitt': choose one of fit, noise, pixels, residual, rounds"),
+        ({"combine": "sum"}, "unknown combine of best 'sum': choose one of last, mean"),
+        ({"answer": "all"}, "unknown answer of best 'all'"),
+        ({"stages": "fit"}, "best's stages takes a list"),
+        ({"fit_samples": 0}, "best's fit_samples takes numbers from 1, not 0"),
+    ],
+)
+def test_bad_changes_get_one_sentence(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ATTACKS.get("best").setting("faithful", changes=changes)

@@ -86,8 +86,8 @@ def test_starts(flow_prior, method, starts):
     assert not torch.equal(first[starts[0]], first[starts[1]])
     if method == "do":
         assert torch.equal(first["grey"], torch.full_like(first["grey"], 0.5))
-    with pytest.raises(UserError, match=f"unknown start of {method} 'x'"):
-        _solve(method, _problem(flow_prior), start="x")
+    with pytest.raises(UserError, match=f"unknown start of {method} 'x': choose one of"):
+        ATTACKS.get(method).setting("tuned", changes={"start": "x"})
 
 
 def test_restarts_keep_the_best_of_each_frame(flow_prior):
@@ -226,3 +226,24 @@ def test_tuned_values_are_laid_over_a_setting_by_split(tmp_path, monkeypatch):
             attack.setting("tuned", "L16", {"tvv": 3})
     finally:
         base._tuned.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"iterations": "many"}, "dmb's iterations takes a whole number, like 300, not 'many'"),
+        ({"iterations": 0}, "dmb's iterations takes numbers from 1, not 0"),
+        ({"iterations": 1.5}, "takes a whole number"),
+        ({"relative": 1}, "dmb's relative takes true or false"),
+        ({"lr": float("nan")}, "dmb's lr takes numbers from 0"),
+        ({"alpha": 0.5}, "dmb's alpha takes numbers from 1"),
+        ({"schedule": "staircase"}, "unknown schedule of dmb 'staircase': choose one of constant, cosine"),
+    ],
+)
+def test_bad_changes_get_one_sentence(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ATTACKS.get("dmb").setting("tuned", changes=changes)
+
+
+def test_a_whole_number_is_a_number():
+    assert ATTACKS.get("dmb").setting("tuned", changes={"tv": 2})[1]["tv"] == 2.0
