@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from splitsight.errors import UserError
+from splitsight.wire.guard import serve_metrics
 
 __all__ = ["Metrics"]
 
@@ -37,8 +37,4 @@ class Metrics:
         Raises:
             UserError: the port is in use.
         """
-        try:
-            server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
-        except OSError as error:
-            raise UserError(f"port {port} is in use or not allowed: choose another for the metrics") from error
-        return server.server_port
+        return serve_metrics(self.registry, port)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitsight.errors import UserError
+from splitsight.wire.guard import check_guard
 
-__all__ = ["CloudOptions", "is_loopback"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+__all__ = ["CloudOptions"]
 
 
 @dataclass(frozen=True)
@@ -88,12 +78,12 @@ class CloudOptions:
                 raise UserError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if not 0 < self.max_message_mb <= 1024:
             raise UserError(f"max_message_mb {self.max_message_mb} is out of range: give more than 0 and at most 1024")
-        if self.tap_port is None:
-            return
-        if (self.tap_cert is None) != (self.tap_key is None):
-            raise UserError("the tap's TLS needs a certificate and its key: give both or neither")
-        if not is_loopback(self.tap_host) and not (self.tap_token and self.tap_cert):
-            raise UserError(
-                f"a tap on {self.tap_host} would show every session to the network: "
-                "give it a token, a certificate and a key, or let it listen on 127.0.0.1"
+        if self.tap_port is not None:
+            check_guard(
+                "tap",
+                "show every session to the network",
+                host=self.tap_host,
+                token=self.tap_token,
+                cert=self.tap_cert,
+                key=self.tap_key,
             )

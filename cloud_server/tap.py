@@ -8,7 +8,6 @@ knows how many were published to that subscriber before it, so that what was dro
 
 from __future__ import annotations
 
-import hmac
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import grpc
 
 from cloud_server.metrics import Metrics
 from cloud_server.options import CloudOptions
-from splitsight.errors import UserError
+from splitsight.wire.guard import add_port, refuse_strangers
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import tap_pb2, tap_pb2_grpc
 
@@ -183,14 +182,7 @@ class TapService(tap_pb2_grpc.TapServicer):
 
     def Subscribe(self, request: tap_pb2.SubscribeRequest, context: grpc.ServicerContext) -> Iterator[tap_pb2.TapEvent]:
         """Sessions, frames and ends, until the subscriber leaves or the server drains."""
-        if self._token is not None:
-            given = dict(context.invocation_metadata()).get("authorization", "")
-            given = given.encode() if isinstance(given, str) else given
-            if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
-                context.abort(
-                    grpc.StatusCode.UNAUTHENTICATED,
-                    "the tap asks for a token: send the metadata 'authorization: Bearer TOKEN' with the right one",
-                )
+        refuse_strangers(context, self._token, "tap")
         subscription = Subscription(request.session_id, min(request.ring or self._ring, self._ring))
         if not self._hub.subscribe(subscription, self._most):
             context.abort(
@@ -285,20 +277,6 @@ def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int
     service = TapService(hub, metrics, token=options.tap_token, ring=ring, most=options.max_subscribers)
     tap_pb2_grpc.add_TapServicer_to_server(service, server)
     address = f"{options.tap_host}:{options.tap_port}"
-    try:
-        if options.tap_cert is None or options.tap_key is None:
-            port = server.add_insecure_port(address)
-        else:
-            try:
-                pair = (options.tap_key.read_bytes(), options.tap_cert.read_bytes())
-            except OSError as error:
-                raise UserError(f"the tap's certificate or key cannot be read: {error}") from error
-            if b"PRIVATE KEY" not in pair[0] or b"CERTIFICATE" not in pair[1]:
-                raise UserError("the tap's certificate or key is not PEM: give a PEM certificate and its PEM key")
-            port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-    except RuntimeError as error:
-        raise UserError(f"cannot listen on {address} for the tap: the port is in use or not allowed") from error
-    if port == 0:
-        raise UserError(f"cannot listen on {address} for the tap: check the port, the certificate and its key")
+    port = add_port(server, address, what="tap", cert=options.tap_cert, key=options.tap_key)
     server.start()
     return server, port

@@ -374,6 +374,62 @@ def edge(
 
 
 @app.command()
+@_guarded("edge_client.oracle", "splitsight.data", "splitsight.targets")
+def oracle(
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; only loopback goes without token and TLS.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50053,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="SPLITSIGHT_ORACLE_TOKEN", help="Bearer token that clients must send; default: none."),
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM certificate chain; default: no TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM private key; default: no TLS.")] = None,
+    budget: Annotated[int, typer.Option(min=1, help="Pictures answered in all.")] = 5120,
+    rate: Annotated[float, typer.Option(min=0, help="Pictures answered a second; 0 for no limit.")] = 200.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Pictures of one query.")] = 32,
+    max_side: Annotated[int, typer.Option(min=1, help="Longer side of a picture, in pixels.")] = 512,
+    dtype: CodecOption = Codec.float32,
+    compression: CompressionOption = Compression.none,
+    defense: Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")] = (
+        "identity"
+    ),
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
+    ] = None,
+    threads: OneThread = 1,
+) -> int:
+    """Answer an attacker's queries with the first part of a network: images in, features out, on a budget."""
+    from edge_client.oracle import OracleOptions, serve_oracle
+
+    return serve_oracle(
+        OracleOptions(
+            target=target,
+            split=split,
+            weights=weights,
+            host=host,
+            port=port,
+            token=token,
+            cert=cert,
+            key=key,
+            budget=budget,
+            rate=rate,
+            max_batch=max_batch,
+            max_side=max_side,
+            dtype=dtype.value,
+            compression=compression.value,
+            defense=defense,
+            metrics_port=metrics_port,
+            threads=threads,
+        )
+    )
+
+
+@app.command()
 @_guarded("adversary.live.run", "splitsight.targets")
 def adversary(
     tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],

@@ -11,7 +11,7 @@ import pytest
 from scenarios import cli
 from splitsight.errors import UserError
 
-COMMANDS = ["demo", "cloud", "edge", "adversary", "attack", "run"]
+COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
 COMMANDS += [f"train {what}" for what in ("target", "judge", "prior", "inversion")]
 
 
@@ -59,6 +59,7 @@ def test_help_is_fast_and_light() -> None:
         (["attack", "dmb", "--out", "{out}"], "exactly one of --images"),
         (["attack", "dmb", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
+        (["oracle", "--host", "0.0.0.0"], "answer anyone on the network"),
         (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
         (["train", "judge", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
         (["run", "table-0", "--out", "{out}"], "table-1"),
