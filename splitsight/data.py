@@ -30,6 +30,7 @@ __all__ = [
     "draw_images",
     "encode_png",
     "fit",
+    "image_hash",
     "load_images",
     "shards_of",
     "to_pixels",
@@ -71,6 +72,11 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return np.ascontiguousarray(image[top : top + size, left : left + size])
+
+
+def image_hash(image: np.ndarray) -> str:
+    """SHA-256 (hex) of an image's pixels, ``(S, S, 3)`` uint8: by it a test image is known among training images."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
