@@ -119,6 +119,8 @@ def _cut(file: Path, size: int, frames: int, stride: float, ids: Iterator[int]) 
         images = [frame.image for frame in source]
     groups = []
     for start in range(len(images) - _PHASES * (frames - 1)):
+        if start % (_PHASES * frames) >= _PHASES:
+            continue  # so that no frame is in two windows, and none is asked about twice
         window = images[start : start + _PHASES * (frames - 1) + 1 : _PHASES]
         clip = next(ids)
         groups.append(tuple(Picture(image, "", clip, k) for k, image in enumerate(window)))

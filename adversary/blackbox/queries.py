@@ -14,6 +14,7 @@ and the next one goes on from there.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +48,8 @@ _SCHEMA_NAME = "splitsight.queries/1"
 _VICTIM = "oracle.json"
 _MAX_BYTES = 1 << 28
 _TIMEOUT_S = 60.0
+_NAME = re.compile(r"\w[\w .,:=()+-]{0,99}")
+_MOST_PIXELS = 4096
 _SCHEMA = pa.schema(
     [
         ("sha256", pa.string()),
@@ -213,6 +216,8 @@ class OracleClient(AbstractContextManager["OracleClient"]):
             UserError: nothing does within ``patience``, or it refuses.
         """
         described: pb.DescribeOracleResponse = self._call(self._stub.Describe, pb.DescribeOracleRequest())[0]
+        if (wrong := _impossible(described)) is not None:
+            raise UserError(f"the oracle {self.address} announces {wrong}: ask another", code=1)
         self.left, self.max_batch = described.left, max(1, described.max_batch)
         self.victim = Victim(
             target=described.target,
@@ -286,6 +291,23 @@ class OracleClient(AbstractContextManager["OracleClient"]):
                 f"nothing answers at the oracle {self.address}: start it with `splitsight oracle`, or check the address"
             )
         return UserError(what, code=1)
+
+
+def _impossible(described: pb.DescribeOracleResponse) -> str | None:
+    """What of an announcement cannot be; names become parts of file names, and sizes memory."""
+    for what in ("target", "split", "defense"):
+        if not _NAME.fullmatch(name := getattr(described, what)):
+            return f"{name[:40]!r} as the name of its {what}"
+    if not re.fullmatch(r"[0-9a-f]{64}", described.weights_digest):
+        return "weights without a SHA-256"
+    if not 1 <= described.input_size <= _MOST_PIXELS:
+        return f"images of {described.input_size} pixels"
+    if not described.features:
+        return "no features"
+    for spec in described.features:
+        if not spec.shape or min(spec.shape) < 1 or 4 * math.prod(spec.shape) > _MAX_BYTES:
+            return f"features of shape {_show(spec.shape)}"
+    return None
 
 
 def _retry_after(error: grpc.RpcError) -> float | None:
@@ -455,8 +477,9 @@ class QueryStore:
         found = list(self._rows(role, frames))
         if count is not None and len(found) < count:
             what = f"pairs in whole windows of {frames} frames" if frames > 1 else "pairs"
+            because = f" ({'; '.join(self.skipped)})" if self.skipped else ""
             raise UserError(
-                f"{self.folder} holds {len(found)} {what} for {role}ing, fewer than {count}: "
+                f"{self.folder} holds {len(found)} {what} for {role}ing, fewer than {count}{because}: "
                 "collect more, or ask for fewer"
             )
         images, captions, hashes = [], [], []

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-__all__ = ["inception_missing", "inception_score", "lpips", "lpips_missing"]
+__all__ = ["inception_missing", "inception_score", "lpips", "lpips_distance", "lpips_missing"]
 
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _LEAST = 63
@@ -65,6 +65,17 @@ def _lpips_network(weights: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).net
+
+
+def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """LPIPS as a loss: differentiable, ``(B,)``, of images ``(B, 3, H, W)`` in [0, 1] with H, W ≥ 63.
+
+    Raises:
+        FileNotFoundError: its weights are not here; :func:`lpips_missing` says what to put where.
+    """
+    if (missing := lpips_missing()) is not None:
+        raise FileNotFoundError(missing)
+    return _lpips_network(_alexnet()).to(original.device)(reconstruction, original, normalize=True).flatten()
 
 
 @torch.no_grad()

@@ -1,0 +1,436 @@
+"""Training black-box networks on query pairs alone: what an oracle answered, and the attacker's own prior.
+
+Equation 11, over pairs (x, z) of pictures and features, with D the prior's part that the network aims at:
+
+    min_θ  E ‖D(F_u(z)) − x‖² + λ_s TV(D(F_u(z)))
+
+and equation 12, with e = E(t) of each picture's caption in D, ``+ λ_txt L_txt(F_u(z))``. FIA-Flow trains its two parts
+one after the other, with its own losses (its equations 5 to 10).
+
+The setting ``paper`` is as published. ``tuned`` adds what training with few pairs on a CPU is better for: absolute
+differences and those of gradients, a learning rate that falls to zero, averaged weights, and for latents and noise a
+share of the loss on the value itself, whose truth the prior's encoder (and its sampler, run backwards) gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adversary.blackbox.networks import METHODS, AttackNetwork
+from adversary.blackbox.queries import Pairs
+from adversary.priors.prior import Prior, Text
+from adversary.whitebox.terms import Negentropy, TotalVariation
+from adversary.whitebox.variables import normalised
+from splitsight.data import to_tensor
+from splitsight.errors import UserError, unknown_name
+from splitsight.metrics import image_quality
+from splitsight.metrics.perceptual import lpips_distance, lpips_missing
+from splitsight.training import Budget, Run, ema, one_cycle
+
+__all__ = ["PERCEPTUAL", "SETTINGS", "pair_quality", "setting_of", "train_pairs"]
+
+Settings = Mapping[str, Any]
+
+_TUNED: Settings = {
+    "epochs": 96,
+    "batch": 32,
+    "lr": 2e-3,
+    "schedule": "one_cycle",
+    "decay": 0.01,
+    "average": 0.998,
+    "clip": 1.0,
+    "summed": False,
+    "squared": 4.0,
+    "absolute": 1.0,
+    "gradient": 0.25,
+    "tv": 0.0,
+    "value": 0.1,
+    "lambda_txt": 3.0,
+    "alpha": 1.0,
+    "steps": 4,
+    "width": 48,
+}
+_PAPER: Settings = {
+    **_TUNED,
+    "batch": 128,
+    "lr": 0.1,
+    "schedule": "constant",
+    "decay": 0.0,
+    "average": 0.0,
+    "clip": 0.0,
+    "summed": True,
+    "squared": 1.0,
+    "absolute": 0.0,
+    "gradient": 0.0,
+    "tv": 1.0,
+    "value": 0.0,
+    "steps": 20,
+}
+_FLOW: Settings = {
+    "iterations": 12000,
+    "batch": 16,
+    "lr": 2e-3,
+    "flow_lr": 5e-4,
+    "schedule": "one_cycle",
+    "decay": 0.01,
+    "average": 0.998,
+    "clip": 1.0,
+    "perceptual": "autoencoder",
+    "width": 64,
+    "rank": 16,
+    "everywhere": True,
+}
+_FLOW_PAPER: Settings = {
+    **_FLOW,
+    "iterations": 64000,
+    "batch": 8,
+    "lr": 1e-4,
+    "flow_lr": 1e-4,
+    "schedule": "constant",
+    "decay": 0.0,
+    "average": 0.0,
+    "clip": 0.0,
+    "perceptual": "lpips",
+    "rank": 4,
+    "everywhere": False,
+}
+SETTINGS: dict[str, dict[str, Settings]] = {
+    **{method: {"tuned": _TUNED, "paper": _PAPER} for method in ("net-do", "net-db", "net-dmb")},
+    "net-flow": {"tuned": _FLOW, "paper": _FLOW_PAPER},
+}
+"""Named settings of each method; the first one is the default. ``iterations`` of net-flow are those of each part."""
+
+_SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda fraction, lr: lr,
+    "one_cycle": one_cycle,
+}
+_ENCODED_AT_ONCE = 64
+
+
+def setting_of(method: str, name: str | None, changes: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """A named setting with changes laid over it.
+
+    Raises:
+        UserError: no such method, setting or value, or one that cannot be.
+    """
+    if method not in SETTINGS:
+        raise unknown_name("black-box method", method, list(SETTINGS))
+    chosen = name or next(iter(SETTINGS[method]))
+    if chosen not in SETTINGS[method]:
+        raise unknown_name(f"setting of {method}", chosen, list(SETTINGS[method]))
+    values = dict(SETTINGS[method][chosen])
+    for key, value in (changes or {}).items():
+        if key not in values:
+            raise unknown_name(f"value of {method}'s setting {chosen}", key, list(values))
+        if type(values[key]) is not type(value) and not (isinstance(values[key], float) and type(value) is int):
+            raise UserError(f"{key} of {method} takes values like {values[key]!r}, not {value!r}")
+        values[key] = value
+    for key in ("epochs", "iterations", "batch", "steps", "width", "rank", "lr", "flow_lr"):
+        if key in values and not values[key] > 0:
+            raise UserError(f"{key} of {method} must be more than 0, not {values[key]}")
+    if values["schedule"] not in _SCHEDULES:
+        raise unknown_name("schedule", values["schedule"], list(_SCHEDULES))
+    if "perceptual" in values:
+        if values["perceptual"] not in PERCEPTUAL:
+            raise unknown_name("perceptual loss", values["perceptual"], list(PERCEPTUAL))
+        if values["perceptual"] == "lpips" and (missing := lpips_missing()) is not None:
+            raise UserError(f"{missing}; or train with --set perceptual=autoencoder")
+    return chosen, values
+
+
+def _by_autoencoder(prior: Prior, y: Tensor, x: Tensor) -> Tensor:
+    """Mean squared distance in the latents of the prior's encoder, which have about unit variance."""
+    with torch.no_grad():
+        truth = prior.encode(x)
+    return (prior.encode(y) - truth).square().mean()
+
+
+PERCEPTUAL: dict[str, Callable[[Prior, Tensor, Tensor], Tensor]] = {
+    "lpips": lambda prior, y, x: lpips_distance(y.clamp(0, 1), x).mean(),
+    "autoencoder": _by_autoencoder,
+    "none": lambda prior, y, x: y.new_zeros(()),
+}
+
+
+class _Batches:
+    """Pairs on a device, shuffled anew each epoch, the same for the same step whether resumed or not."""
+
+    def __init__(self, pairs: Pairs, frames: int, batch: int, seed: int, device: torch.device) -> None:
+        self.pairs, self.frames, self.seed, self.device = pairs, frames, seed, device
+        self.groups = len(pairs) // frames
+        self.batch = max(1, min(batch // frames, self.groups))
+        self.per_epoch = max(1, self.groups // self.batch)
+
+    def index(self, step: int) -> Tensor:
+        """Which pairs, ``(B,)``; whole windows."""
+        epoch, at = divmod(step, self.per_epoch)
+        order = torch.randperm(self.groups, generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
+        chosen = order[at * self.batch : (at + 1) * self.batch]
+        return (chosen[:, None] * self.frames + torch.arange(self.frames)).flatten()
+
+    def take(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Images ``(B, 3, S, S)`` in [0, 1] and features."""
+        rows = index.numpy()
+        x = to_tensor(self.pairs.images[rows]).to(self.device)
+        return x, [torch.from_numpy(z[rows]).to(self.device) for z in self.pairs.features]
+
+
+class _Captions:
+    """Each picture's caption, embedded once."""
+
+    def __init__(self, prior: Prior, captions: list[str]) -> None:
+        different = sorted(set(captions))
+        parts = [prior.embed_text(different[i : i + 64]) for i in range(0, len(different), 64)]
+        self.states, self.mask = torch.cat([p.states for p in parts]), torch.cat([p.mask for p in parts])
+        place = {caption: i for i, caption in enumerate(different)}
+        self.rows = torch.tensor([place[c] for c in captions])
+
+    def text(self, index: Tensor) -> Text:
+        rows = self.rows[index].to(self.states.device)
+        return Text(self.states[rows], self.mask[rows])
+
+
+@torch.no_grad()
+def pair_quality(network: AttackNetwork, pairs: Pairs, batch: int = 32) -> dict[str, float]:
+    """Mean ``psnr``, ``psnr_eq14`` and ``ssim`` of a network's answers over pairs that it was not trained on."""
+    device = next(network.parameters()).device
+    batches = _Batches(pairs, network.made.frames, batch, 0, device)
+    captions = _Captions(network.prior, pairs.captions) if network.made.text else None
+    found: dict[str, list[Tensor]] = {}
+    for part in torch.arange(batches.groups * batches.frames).split(batches.batch * batches.frames):
+        x, z = batches.take(part)
+        text = None if captions is None else captions.text(part)
+        for name, values in image_quality(network.images(network(z, text), text), x).items():
+            found.setdefault(name, []).append(values)
+    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
+@torch.no_grad()
+def _truths(network: AttackNetwork, batches: _Batches, captions: _Captions | None) -> Tensor:
+    """What the network should answer, as far as the prior can tell: latents, or the noise they come from."""
+    noise = METHODS[network.made.method] == "noise"
+    parts = []
+    for index in torch.arange(len(batches.pairs)).split(_ENCODED_AT_ONCE):
+        truth = network.prior.encode(batches.take(index)[0])
+        if noise:
+            text = None if captions is None else captions.text(index)
+            truth = normalised(network.prior.invert(truth, text, network.made.steps))
+        parts.append(truth)
+    return torch.cat(parts)
+
+
+def _gradients(y: Tensor, x: Tensor) -> Tensor:
+    return (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
+
+
+Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
+"""(network, which pairs, their images, their features, their captions) → one number."""
+
+
+def _equation_11(s: Settings, truths: Tensor | None) -> Loss:
+    variation, negentropy = TotalVariation(), Negentropy(s["lambda_txt"], s["alpha"])
+
+    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+        value = network(z, text)
+        y = network.images(value, text)
+        squares = (y - x).square().flatten(1)
+        total = s["squared"] * (squares.sum(1) if s["summed"] else squares.mean(1)).mean()
+        if s["absolute"]:
+            total = total + s["absolute"] * (y - x).abs().mean()
+        if s["gradient"]:
+            total = total + s["gradient"] * _gradients(y, x)
+        if s["tv"]:
+            total = total + s["tv"] * variation(value, y).mean()
+        if truths is not None:
+            total = total + s["value"] * (value - truths[index.to(truths.device)]).square().mean()
+        if network.made.text:
+            total = total + negentropy.weight * negentropy(value, y).mean()
+        return total
+
+    return loss
+
+
+def _align(truths: Tensor) -> Loss:
+    """Stage 1 of FIA-Flow: ``‖z_s − z_x‖² + ‖Dec(z_s) − x‖₁``, means over their numbers."""
+
+    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+        aligned = network(z, text)
+        truth = truths[index.to(truths.device)]
+        return (aligned - truth).square().mean() + (network.images(aligned) - x).abs().mean()
+
+    return loss
+
+
+def _refine(s: Settings, truths: Tensor, generator: torch.Generator) -> Loss:
+    """Stage 2: ``‖v(z_t, t) − (z_x − z_s)‖² + perceptual(x', x) + ‖x' − x‖₁``; one t a batch."""
+    perceptual = PERCEPTUAL[s["perceptual"]]
+
+    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+        assert network.flow is not None
+        with torch.no_grad():
+            aligned = network.core.eval()(z)
+        truth = truths[index.to(truths.device)]
+        t = float(torch.rand(1, generator=generator))
+        moved = network.flow.velocity(t * truth + (1 - t) * aligned, t, text)
+        y = network.images(network.flow(aligned, text))
+        flow = (moved - (truth - aligned)).square().mean()
+        return flow + perceptual(network.prior, y, x) + (y - x).abs().mean()
+
+    return loss
+
+
+def train_pairs(
+    network: AttackNetwork,
+    train: Pairs,
+    test: Pairs,
+    out: Path,
+    settings: Settings,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> tuple[AttackNetwork, dict[str, float | int | bool]]:
+    """Train on pairs, resuming from ``out``.
+
+    Args:
+        network: fresh, for these pairs' features; its prior is moved to ``device``.
+        train: pairs to learn from.
+        test: pairs to measure with, none of their pictures among the others.
+        out: folder of the run, or runs.
+        settings: values as :func:`setting_of` gives them.
+        seconds: time budget over resumed runs; net-flow gives each part half of it.
+        steps: optimiser steps; likewise. Without either, the setting's epochs or iterations.
+        seed: of shuffling and draws.
+        device: where to train; CPU by default.
+
+    Returns:
+        The network, in eval mode on the CPU, and its figures: quality on ``test``, pictures seen, minutes,
+        whether the budget was used up.
+
+    Raises:
+        UserError: pictures in both sets, no captions for a network with text, or a run in ``out`` that does not fit.
+    """
+    if set(train.hashes) & set(test.hashes):
+        raise UserError("training and test queries share pictures: collect them again with other --pairs")
+    made, device = network.made, device or torch.device("cpu")
+    if made.text and not any(train.captions):
+        raise UserError("a network with text needs captions: give --data with classes.tsv, or leave --text out")
+    batches = _Batches(train, made.frames, settings["batch"], seed, device)
+    network.standard.measure(train.features)
+    network.prior.to(device)
+    network.to(device, memory_format=torch.channels_last)
+    captions = _Captions(network.prior, train.captions) if made.text else None
+    if steps is None and seconds is None:
+        steps = settings["iterations"] * 2 if "iterations" in settings else settings["epochs"] * batches.per_epoch
+    if METHODS[made.method] != "flow":
+        stages = [("", settings["lr"])]
+    else:
+        stages = [("align", settings["lr"]), ("flow", settings["flow_lr"])]
+    truths = None
+    if METHODS[made.method] == "noise" and settings["value"] and not network.prior.flow:
+        raise UserError("only a flow-matching prior can tell the noise of a picture: train with --set value=0")
+    if METHODS[made.method] != "pixels" and settings.get("value", 1.0):
+        truths = _truths(network, batches, captions)
+    seen, minutes, finished = 0, 0.0, True
+    for name, lr in stages:
+        generator = torch.Generator().manual_seed(seed)
+        trained: nn.Module = network
+        if name == "":
+            loss = _equation_11(settings, truths)
+        else:
+            assert truths is not None and network.flow is not None
+            network.refines = name == "flow"
+            trained = network.core if name == "align" else network.flow.adaptations
+            loss = _align(truths) if name == "align" else _refine(settings, truths, generator)
+        share = 1 / len(stages)
+        budget = Budget(
+            None if seconds is None else seconds * share, None if steps is None else round(steps * share) or 1
+        )
+        run = _run(
+            network,
+            trained,
+            loss,
+            batches,
+            captions,
+            test,
+            out / f"run{name and '-'}{name}",
+            budget,
+            settings,
+            lr,
+            generator,
+        )
+        seen, minutes = seen + run.step * batches.batch * made.frames, minutes + run.seconds / 60
+        finished = finished and run.fraction() >= 1.0
+        if not finished:
+            break
+    network.refines = True
+    network.eval()
+    figures: dict[str, float | int | bool] = {**pair_quality(network, test)}
+    figures |= {"queries": len(train), "test_queries": len(test), "images_seen": seen}
+    figures |= {"minutes": round(minutes, 2), "finished": finished}
+    network.prior.cpu()
+    return network.cpu(), figures
+
+
+def _run(
+    network: AttackNetwork,
+    trained: nn.Module,
+    loss: Loss,
+    batches: _Batches,
+    captions: _Captions | None,
+    test: Pairs,
+    folder: Path,
+    budget: Budget,
+    s: Settings,
+    lr: float,
+    generator: torch.Generator,
+) -> Run:
+    """Train one part of a network to the end of its budget; it has its averaged weights then."""
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=s["decay"])
+    average = ema(trained, s["average"]) if s["average"] else None
+    parts: dict[str, Any] = {"network": trained, "optimizer": optimizer}
+    if average is not None:
+        parts["average"] = average
+    schedule = _SCHEDULES[s["schedule"]]
+    title = f"train {network.made.method}{'' if trained is network else ' ' + folder.name.removeprefix('run-')}"
+    total, count = 0.0, 0
+    every = max(1, min(250, batches.per_epoch))
+    with Run(folder, budget, parts, title=title) as run:
+        begun = run.step
+        generator.manual_seed(batches.seed + run.step)
+        for fraction in run.steps():
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(fraction, lr)
+            index = batches.index(run.step)
+            x, z = batches.take(index)
+            trained.train()
+            value = loss(network, index, x, z, None if captions is None else captions.text(index))
+            if not torch.isfinite(value):
+                raise UserError(
+                    f"training {network.made.method} diverged at step {run.step}: give a lower lr with --set lr=…",
+                    code=1,
+                )
+            optimizer.zero_grad()
+            value.backward()
+            if s["clip"]:
+                nn.utils.clip_grad_norm_(parameters, s["clip"])
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(trained)
+            total, count = total + float(value.detach()), count + 1
+            if count >= every:
+                run.log(loss=total / count, fraction=fraction)
+                total, count = 0.0, 0
+    if average is not None and run.step:
+        trained.load_state_dict(average.module.state_dict())
+    network.eval()
+    if run.step > begun and not run.interrupted:
+        run.log(**{f"test_{k}": v for k, v in pair_quality(network, test).items()})
+    return run

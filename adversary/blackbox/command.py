@@ -1,0 +1,279 @@
+"""``splitsight train inversion --oracle``: ask, train on the answers, measure, file the network.
+
+Nothing here knows F1 by anything but its answers: neither this module nor what it imports can build a target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adversary.blackbox._train_pairs import setting_of, train_pairs
+from adversary.blackbox.networks import (
+    METHODS,
+    AttackNetwork,
+    Made,
+    cache_file,
+    network_name,
+    prior_key,
+    save_network,
+)
+from adversary.blackbox.pictures import draw_groups
+from adversary.blackbox.queries import OracleClient, Pairs, QueryStore, Role, Victim, collect
+from adversary.priors.prior import EMBEDDED, Prior, load_prior
+from splitsight.artifacts import home
+from splitsight.cards import write_card
+from splitsight.errors import UserError, unknown_name
+from splitsight.training import pick_device
+
+__all__ = ["LEAST", "PairOptions", "train_pairs_command"]
+
+LEAST = 16
+"""Fewest pictures that anything can be learnt from, or measured on."""
+
+_RUN = "run.json"
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What to train, and on which answers.
+
+    Attributes:
+        method: a name out of :data:`~adversary.blackbox.networks.METHODS`.
+        oracle: ``HOST:PORT``; ``None`` to train on what ``pairs`` holds.
+        data: what to ask about; see :func:`~adversary.blackbox.pictures.draw_groups`.
+        pairs: folder of the query pairs; by default one in the cache for what the oracle serves.
+        queries: pictures to train on.
+        test_queries: pictures to measure with, which count against the oracle's budget too.
+        out: folder of the run, and of the network; by default both are in the cache.
+        prior: name or folder of the prior.
+        setting: named setting of the training; the method's first one by default.
+        changes: values to replace in it.
+        frames: K; more than one for windows.
+        mixing: whether frames of a window see each other (equation 13), or the control is trained.
+        stride: seconds between the frames of a window from a video.
+        text: train with the pictures' captions (equation 12).
+        target: what the oracle is expected to serve; any by default.
+        split: likewise.
+        token: bearer token of the oracle.
+        ca: certificate authority of the oracle, PEM.
+        patience: seconds to wait for an oracle that is away.
+        minutes: time budget, over resumed runs.
+        steps: budget in optimiser steps.
+        device: ``auto``, ``cpu``, ``cuda``.
+        seed: of weights and draws.
+        threads: CPU threads.
+    """
+
+    method: str
+    oracle: str | None = None
+    data: Path | None = None
+    pairs: Path | None = None
+    queries: int = 4096
+    test_queries: int = 1024
+    out: Path | None = None
+    prior: str = EMBEDDED
+    setting: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    frames: int = 1
+    mixing: bool = True
+    stride: float = 0.5
+    text: bool = False
+    target: str | None = None
+    split: str | None = None
+    token: str | None = None
+    ca: Path | None = None
+    patience: float = 10.0
+    minutes: float | None = None
+    steps: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown_name("black-box method", self.method, list(METHODS))
+        for name, count in (("queries", self.queries), ("test-queries", self.test_queries)):
+            if count < LEAST:
+                raise UserError(f"--{name} {count} is too few to learn or to measure anything: give at least {LEAST}")
+            if self.frames > 1 and count % self.frames:
+                raise UserError(
+                    f"--{name} {count} makes no whole windows of {self.frames} frames: give a multiple of {self.frames}"
+                )
+        if self.oracle is None and self.pairs is None:
+            raise UserError("give --oracle HOST:PORT to ask, or --pairs with answers that were kept")
+        if not self.mixing and self.frames == 1:
+            raise UserError("--no-mixing is the control for windows: give --frames of at least 2 with it")
+
+
+def train_pairs_command(options: PairOptions, progress: Progress | None = None) -> Path:
+    """Ask for what is missing, train, and write the network with a card beside it.
+
+    Args:
+        options: what to do.
+        progress: called while asking, with (pairs, pairs wanted, what is going on).
+
+    Returns:
+        The network's file.
+
+    Raises:
+        UserError: bad options; an oracle that refuses, is gone, or changed (what it answered before is kept); pairs of
+            another network; a prior of another image size; a training that does not fit or diverges.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    # whatever can be refused is refused before a query is spent
+    name, values = setting_of(options.method, options.setting, options.changes)
+    prior = load_prior(options.prior)
+    store = _store(options, prior, progress)
+    victim = store.victim
+    made = _made(options, victim, prior, name, values)
+    train = store.pairs("train", options.queries, frames=options.frames)
+    test = store.pairs("test", options.test_queries, frames=options.frames)
+    torch.manual_seed(options.seed)
+    network = AttackNetwork(made, prior)
+    folder = _run_folder(options, made, values, train)
+    network, figures = train_pairs(
+        network,
+        train,
+        test,
+        folder,
+        values,
+        seconds=options.minutes * 60 if options.minutes else None,
+        steps=options.steps,
+        seed=options.seed,
+        device=pick_device(options.device),
+    )
+    file = cache_file(made) if options.out is None else options.out / f"{network_name(made)}.safetensors"
+    save_network(file, network, train.hashes, figures)
+    write_card(
+        folder,
+        f"{made.method}, {made.target} at {made.split}",
+        what=(
+            f"Black-box inversion network, features to {METHODS[made.method]} (prior '{made.prior}'), learnt from an "
+            f"oracle's answers alone; setting '{name}', {sum(p.numel() for p in network.parameters()):,} parameters"
+            + (f", windows of {made.frames} frames" if made.frames > 1 else "")
+            + (", with prompts" if made.text else "")
+            + "."
+        ),
+        data=f"{len(train)} query pairs; figures on {len(test)} others (PSNR in dB), no picture in both (by SHA-256).",
+        command=(
+            f"splitsight train inversion --oracle HOST:PORT --method {made.method} --queries {len(train)} --data DIR"
+        ),
+        figures=figures,
+    )
+    return file
+
+
+def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], train: Pairs) -> Path:
+    """Where the run goes on, or begins; only a run of the same pairs and settings is gone on with.
+
+    Raises:
+        UserError: ``--out`` holds another one.
+    """
+    same = {
+        "made": asdict(made),
+        # more of the same is a longer run, not another one
+        "values": {k: v for k, v in values.items() if k not in ("epochs", "iterations")},
+        "seed": options.seed,
+        "pairs": hashlib.sha256("".join(train.hashes).encode()).hexdigest(),
+    }
+    text = json.dumps(same, indent=2, default=list) + "\n"
+    if options.out is None:
+        cached = cache_file(made)
+        folder = cached.parent / "runs" / f"{cached.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    else:
+        folder = options.out
+    file = folder / _RUN
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{folder} holds a run with other settings or other pairs: give another --out, or remove it"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+    return folder
+
+
+def _made(options: PairOptions, victim: Victim, prior: Prior, name: str, values: Mapping[str, Any]) -> Made:
+    return Made(
+        method=options.method,
+        target=victim.target,
+        split=victim.split,
+        target_digest=victim.digest,
+        defense=victim.defense,
+        features=tuple(victim.shapes),
+        image=victim.size,
+        prior=prior.name,
+        prior_digest=prior_key(prior, options.method),
+        frames=options.frames,
+        mixed=options.mixing,
+        text=options.text,
+        setting=name,
+        **{key: values[key] for key in ("steps", "width", "rank", "everywhere") if key in values},
+    )
+
+
+def _store(options: PairOptions, prior: Prior, progress: Progress | None) -> QueryStore:
+    """The pairs, complete; the oracle is asked only for what is missing."""
+    wanted: dict[Role, int] = {"test": options.test_queries, "train": options.queries}
+    if options.pairs is not None and (options.oracle is None or (options.pairs / "oracle.json").is_file()):
+        store = QueryStore.open(options.pairs)
+        _check(options, store.victim, prior)
+        if options.oracle is None or all(store.count(r, options.frames) >= n for r, n in wanted.items()):
+            return store
+    assert options.oracle is not None
+    with OracleClient(options.oracle, token=options.token, ca=options.ca, patience=options.patience) as client:
+        victim = client.connect()
+        _check(options, victim, prior)
+        store = QueryStore.open(options.pairs or _default_pairs(victim, options.frames), victim)
+        if all(store.count(r, options.frames) >= n for r, n in wanted.items()):
+            return store
+        if options.data is None:
+            raise UserError("give --data with pictures to ask about")
+        groups = draw_groups(
+            options.data, victim.size, wanted, frames=options.frames, stride=options.stride, seed=options.seed
+        )
+        if options.text and not any(picture.caption for group in groups["train"] for picture in group):
+            raise UserError("--text needs captions: give --data with labels and classes.tsv, or leave it out")
+        for role, count in wanted.items():
+            done = collect(client, store, role, groups[role], count, frames=options.frames, progress=progress)
+            if done.stopped is not None:
+                have = {r: store.count(r, options.frames) for r in wanted}
+                raise UserError(
+                    f"{done.stopped.rstrip('.')}; {have['train']} pairs for training and {have['test']} for testing "
+                    f"are kept in {store.folder}: run this again to go on, or train on fewer with --queries and "
+                    "--test-queries",
+                    code=1,
+                )
+    return store
+
+
+def _default_pairs(victim: Victim, frames: int) -> Path:
+    name = f"{victim.target}-{victim.split}" + (f"-{victim.defense}" if victim.defense != "identity" else "")
+    return home() / "queries" / (f"{name}-{victim.digest[:12]}" + (f"-{frames}frames" if frames > 1 else ""))
+
+
+def _check(options: PairOptions, victim: Victim, prior: Prior) -> None:
+    for what, expected, found in (("target", options.target, victim.target), ("split", options.split, victim.split)):
+        if expected is not None and expected != found:
+            raise UserError(
+                f"the oracle answers for {what} {found}, not {expected}: leave --{what} out, or ask another"
+            )
+    if prior.image_size != victim.size:
+        raise UserError(
+            f"prior '{prior.name}' makes images of {prior.image_size} pixels and the oracle takes {victim.size}: "
+            "choose another --prior"
+        )
+    _made(options, victim, prior, "", {})  # refuses what does not go together

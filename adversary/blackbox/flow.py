@@ -1,0 +1,181 @@
+"""FIA-Flow (Ren et al., "What Your Features Reveal", arXiv 2511.15316), built from the paper's description: net-flow.
+
+* **Alignment** (LFSAM): features are unfolded onto the latent's grid by learnt pixel shuffles, pass through a U with
+  skips and self-attention, and what the encoder's levels hold is gathered once more by 1 × 1 convolutions (FAN):
+  ``z_s = Conv_out(F_d + F_fan)`` (its equation 2).
+* **Refinement** (DIFM): a vector field v moves the distribution of aligned latents to that of the encoder's along
+  ``z_t = t z_x + (1 − t) z_s``, by one Euler step: ``ẑ_x = z_s + v(z_s, 0)`` (its equation 4).
+
+v is the prior's own denoiser, frozen, with low-rank adaptations (LoRA) of its linear layers. The paper does not say
+how its time relates to the denoiser's; here an aligned latent counts as a latent of noise level τ₀ (:data:`LEVEL`),
+``τ = τ₀ (1 − t)`` and ``v(z, t) = (E[u | z, τ] − z) τ₀ / τ``. So the untrained v is the prior's own estimate, and for a
+rectified flow it is the denoiser's velocity times −τ₀.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adversary.blackbox.unet import Standardised, entry
+from adversary.priors.prior import Prior, Text
+
+__all__ = ["LEVEL", "Aligned", "Flow"]
+
+LEVEL = 0.3
+"""τ₀: the noise level that an aligned latent is taken for."""
+_LAST = 0.05
+"""Least noise level that is asked of the denoiser: at zero there is nothing to predict."""
+
+
+def _conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class _Attention(nn.Module):
+    """Self-attention over the positions of a map, added to it."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).movedim(1, 2)
+        found = self.attend(tokens, tokens, tokens, need_weights=False)[0]
+        return x + found.movedim(1, 2).unflatten(2, x.shape[2:])
+
+
+def _spatial(shape: tuple[int, ...], width: int, grid: int) -> nn.Module:
+    """Features onto the latent's grid: unfolded by learnt pixel shuffles, or folded by strided convolutions."""
+    first, side = entry(shape, width)
+    parts: list[nn.Module] = [first]
+    while 2 * side <= grid:
+        parts += [nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2), nn.ReLU()]
+        side *= 2
+    while side >= 2 * grid:
+        parts.append(_conv(width, width, 2))
+        side = (side + 1) // 2
+    if side != grid:
+        parts.append(nn.Upsample((grid, grid), mode="bilinear", align_corners=False))
+    return nn.Sequential(*parts)
+
+
+class Aligned(nn.Module):
+    """LFSAM: features of one split point → latents of one prior.
+
+    Args:
+        features: shapes of the tensors that cross the split, without batch dimension.
+        latent: ``(C, h, w)`` of the prior.
+        width: channels at the latent's resolution, a multiple of 4; twice as many below.
+    """
+
+    def __init__(self, features: Sequence[tuple[int, ...]], latent: tuple[int, int, int], width: int = 64) -> None:
+        super().__init__()
+        w = width
+        self.standard = Standardised(features)
+        self.entries = nn.ModuleList(_spatial(tuple(s), w, latent[1]) for s in features)
+        self.encode = nn.ModuleList(
+            [
+                nn.Sequential(_conv(w, w), _conv(w, w)),
+                nn.Sequential(_conv(w, 2 * w, 2), _conv(2 * w, 2 * w), _Attention(2 * w)),
+                nn.Sequential(_conv(2 * w, 2 * w, 2), _conv(2 * w, 2 * w), _Attention(2 * w)),
+            ]
+        )
+        self.decode = nn.ModuleList(
+            [
+                nn.Sequential(_conv(4 * w, 2 * w), _Attention(2 * w)),
+                nn.Sequential(_conv(3 * w, w), _conv(w, w)),
+            ]
+        )
+        self.gather = nn.ModuleList(nn.Conv2d(c, w, 1) for c in (w, 2 * w, 2 * w))
+        self.fuse = nn.Conv2d(3 * w, w, 3, padding=1)
+        self.exit = nn.Conv2d(w, latent[0], 3, padding=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features, each ``(B, …)`` → aligned latents ``z_s``, ``(B, C, h, w)``."""
+        standard = self.standard(features)
+        h = torch.stack([e(z) for e, z in zip(self.entries, standard, strict=True)]).sum(0)
+        levels = []
+        for stage in self.encode:
+            h = stage(h)
+            levels.append(h)
+        for stage, skip in zip(self.decode, (levels[1], levels[0]), strict=True):
+            h = stage(torch.cat([_sized(h, skip), skip], 1))
+        gathered = torch.cat([_sized(g(e), h) for g, e in zip(self.gather, levels, strict=True)], 1)
+        return self.exit(h + self.fuse(gathered))
+
+
+def _sized(maps: Tensor, like: Tensor) -> Tensor:
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
+    return nn.functional.interpolate(maps, like.shape[-2:], mode="nearest")
+
+
+class _Adapted(nn.Module):
+    """``W x + b + B A x`` around a frozen linear layer; A and B belong to :class:`Flow`."""
+
+    def __init__(self, frozen: nn.Linear, down: nn.Parameter, up: nn.Parameter) -> None:
+        super().__init__()
+        self.frozen, self.down, self.up = frozen, down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(x) + nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+
+
+class Flow(nn.Module):
+    """DIFM on a prior: its state is the adaptations alone, the prior's weights are shared with the prior.
+
+    Args:
+        prior: whose denoiser is adapted.
+        rank: of the adaptations.
+        everywhere: adapt every linear layer, not only those of the attention.
+    """
+
+    def __init__(self, prior: Prior, rank: int = 4, *, everywhere: bool = False) -> None:
+        super().__init__()
+        # the structure is copied, the frozen weights are not
+        shared = {id(t): t for t in (*prior.denoiser.parameters(), *prior.denoiser.buffers())}
+        denoiser = copy.deepcopy(prior.denoiser, shared)
+        self.adaptations = nn.ParameterDict()
+        generator = torch.Generator().manual_seed(0)
+        for name, layer in list(denoiser.named_modules()):
+            if not isinstance(layer, nn.Linear) or not (everywhere or _of_attention(name)):
+                continue
+            key = name.replace(".", "/")
+            down = torch.randn(rank, layer.in_features, generator=generator) / math.sqrt(layer.in_features)
+            self.adaptations[f"{key}/down"] = nn.Parameter(down)
+            self.adaptations[f"{key}/up"] = nn.Parameter(torch.zeros(layer.out_features, rank))
+            owner, _, attribute = name.rpartition(".")
+            pair = (self.adaptations[f"{key}/down"], self.adaptations[f"{key}/up"])
+            setattr(denoiser.get_submodule(owner), attribute, _Adapted(layer, *pair))
+        adapted = Prior(prior.vae, denoiser, prior.scheduler, prior.text_encoder, prior.tokenizer, prior.name)
+        self.adaptations.requires_grad_(True)
+        # in a list, so that it is no part of this module's state
+        self._adapted = [adapted]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
+        super()._apply(fn, recurse)
+        # buffers of the copy are its own
+        for module in self._adapted[0].denoiser.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = fn(buffer)
+        return self
+
+    def velocity(self, z: Tensor, t: float, text: Text | None = None) -> Tensor:
+        """``v(z, t)``: latents ``(B, C, h, w)`` at time t in [0, 1] → the same shape."""
+        level = max(LEVEL * (1 - t), _LAST)
+        return (self._adapted[0].denoise(z, level, text) - z) * (LEVEL / level)
+
+    def forward(self, aligned: Tensor, text: Text | None = None) -> Tensor:
+        """One Euler step: ``z_s`` → ``ẑ_x``, ``(B, C, h, w)``."""
+        return aligned + self.velocity(aligned, 0.0, text)
+
+
+def _of_attention(name: str) -> bool:
+    return name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
