@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.blackbox.networks import AttackNetwork
 from adversary.methods import ATTACKS, Attack, Problem, Reconstruction, check_features
+from adversary.methods.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED, load_prior
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets
@@ -44,30 +46,34 @@ class _Input:
     times: list[float]
     features: list[Tensor]
     originals: Tensor | None
+    digest: str
+    defense: str = "identity"
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def _from_pixels(names: list[str], times: list[float], pixels: np.ndarray, head: torch.nn.Module) -> _Input:
-    images = to_tensor(pixels)
+def _from_pixels(
+    names: list[str], times: list[float], pixels: np.ndarray, target: targets.Target, split: str
+) -> _Input:
+    images, head = to_tensor(pixels), target.head(split)
     with torch.no_grad():
         parts = [head(images[i : i + 64]) for i in range(0, len(images), 64)]
-    return _Input(names, times, [torch.cat(z) for z in zip(*parts, strict=True)], images)
+    return _Input(names, times, [torch.cat(z) for z in zip(*parts, strict=True)], images, target.digest)
 
 
-def _from_recording(folder: Path, target: targets.Target, split: str, limit: int | None) -> _Input:
+def _from_recording(folder: Path, target: str, split: str, digest: str | None, limit: int | None) -> _Input:
     recording = Recording.open(folder)
     session = recording.session
-    if (session.target, session.split) != (target.name, split):
+    if (session.target, session.split) != (target, split):
         raise UserError(
             f"{folder} holds features of {session.target} at {session.split}: give --target "
             f"{session.target} --split {session.split}"
         )
-    if session.digest != target.digest:
+    if digest is not None and session.digest != digest:
         raise UserError(
-            f"{folder} was made with other weights of {target.name} (digest "
-            f"{session.digest[:12]}…, here {target.digest[:12]}…): "
+            f"{folder} was made with other weights of {target} (digest "
+            f"{session.digest[:12]}…, here {digest[:12]}…): "
             "give the weights it was made with"
         )
     names, times, arrays = [], [], []
@@ -80,7 +86,7 @@ def _from_recording(folder: Path, target: targets.Target, split: str, limit: int
     if not names:
         raise UserError(f"{folder} holds no frames: record a run first")
     features = [torch.from_numpy(np.stack(parts)) for parts in zip(*arrays, strict=True)]
-    return _Input(names, times, features, None)
+    return _Input(names, times, features, None, session.digest, session.defense)
 
 
 def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> Iterator[list[int]]:
@@ -136,6 +142,7 @@ def run_attack(
     gallery_features: str = "pixels",
     weights: Path | None = None,
     inversion: Path | None = None,
+    network: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Reconstruct every input and write ``summary.json``, ``rows.parquet``, ``grid.png``, ``reconstructions/``.
@@ -171,6 +178,8 @@ def run_attack(
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         weights: the target's weights; the embedded ones by default.
         inversion: file of an inversion network, for methods that start from a preview; the embedded one by default.
+        network: file of a black-box method's network; the one in the cache by default. Such a method gets no F1, and on
+            a recording none is even loaded.
         progress: called with (inputs done, inputs, what is going on).
 
     Returns:
@@ -194,25 +203,41 @@ def run_attack(
     chosen, settings = attack.setting(setting, split, changes)
     if prompts is not None and not attack.text:
         raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
-    attacked = targets.load(target, weights)
-    head = attacked.head(split)
+    blind = isinstance(attack, NetAttack)
+    if network is not None and not blind:
+        raise UserError(f"{method} has no use for --network: leave it out, or choose a black-box method")
+    if blind and prompts is not None and len(prompts) > 1:
+        raise UserError(f"{method} cannot tell which prompt fits best, since it has no F1: give one --prompt")
+    generator = load_prior(prior)
+    # a black-box attack needs F1 for nothing; only who plays the edge, or measures in its features, does
+    attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights)
+    if attacked is not None and generator.image_size != attacked.input_size:
+        raise UserError(
+            f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
+            f"takes {attacked.input_size}: choose another prior"
+        )
+    size = generator.image_size
+    head = None if blind or attacked is None else attacked.head(split)
     if images is not None:
-        found = load_images(images, attacked.input_size, limit)
-        data = _from_pixels(found.names, [i * stride for i in range(len(found))], found.images, head)
+        assert attacked is not None
+        found = load_images(images, size, limit)
+        data = _from_pixels(found.names, [i * stride for i in range(len(found))], found.images, attacked, split)
     elif video is not None:
         sampled = []
-        with open_source(video, fps=fps, size=attacked.input_size) as source:
+        with open_source(video, fps=fps, size=size) as source:
             for frame in source:
                 if limit is not None and len(sampled) >= limit:
                     break
                 sampled.append(frame)
         names = [f"{f.index:06d}" for f in sampled]
-        data = _from_pixels(names, [f.time_s for f in sampled], np.stack([f.image for f in sampled]), head)
+        pixels = np.stack([f.image for f in sampled])
+        assert attacked is not None
+        data = _from_pixels(names, [f.time_s for f in sampled], pixels, attacked, split)
     else:
         assert recording is not None
-        data = _from_recording(recording, attacked, split, limit)
+        data = _from_recording(recording, target, split, None if attacked is None else attacked.digest, limit)
         if truth is not None:
-            known = {name: image for name, image in zip(*_truth(truth, attacked.input_size), strict=True)}
+            known = {name: image for name, image in zip(*_truth(truth, size), strict=True)}
             if missing := [n for n in data.names if n not in known]:
                 raise UserError(
                     f"{truth} holds no original for frame {missing[0]}: give the edge's truth folder of the same run"
@@ -222,17 +247,31 @@ def run_attack(
     if gallery is not None:
         if data.originals is None:
             raise UserError("--gallery needs the originals of the recording: give them with --truth, or leave it out")
+        assert attacked is not None
         drawn = Gallery.draw(gallery, attacked, size=gallery_size, features=gallery_features, seed=seed)
         lineup = drawn.against(data.originals)
-    generator = load_prior(prior)
-    if generator.image_size != attacked.input_size:
-        raise UserError(
-            f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
-            f"takes {attacked.input_size}: choose another prior"
-        )
     texts = None if prompts is None else embed_prompts(generator, prompts)
-    check_features(data.features, head, generator.image_size)
+    if head is not None:
+        check_features(data.features, head, size)
     _check_windows(attack, frames, len(data))
+    groups = list(_groups(data.times, attack.windowed, frames, stride))
+    taught: AttackNetwork | None = None
+    if isinstance(attack, NetAttack):
+        taught = attack.load(
+            generator,
+            target=target,
+            split=split,
+            digest=data.digest,
+            defense=data.defense,
+            frames=frames,
+            text=texts is not None,
+            path=network,
+            **settings,
+        )
+        for group in groups:
+            taught.check_features([z[group] for z in data.features])
+        if data.originals is not None:
+            taught.check_unseen(data.names, to_pixels(data.originals))
     networks: list[InversionNetwork] = []
 
     def preview_network() -> InversionNetwork:
@@ -242,7 +281,7 @@ def run_attack(
                     target,
                     split,
                     generator.name,
-                    target_digest=attacked.digest,
+                    target_digest=data.digest,
                     prior_digest=generator.latent_digest,
                     path=inversion,
                 )
@@ -250,7 +289,6 @@ def run_attack(
         return networks[0]
 
     (out / "reconstructions").mkdir(parents=True, exist_ok=True)
-    groups = list(_groups(data.times, attack.windowed, frames, stride))
     start = time.monotonic()
     answers: dict[int, Tensor] = {}
     rows: list[dict[str, Any]] = []
@@ -270,6 +308,7 @@ def run_attack(
             group[0],
             deadline,
             _within(progress, len(answers), len(data), len(group)),
+            network=None if taught is None else lambda: taught,
         )
         if texts is None:
             answer, prompted = attack.solve(problem, **settings), None
@@ -300,7 +339,7 @@ def run_attack(
         target=target,
         split=split,
         methods={method: _method(rows, match)},
-        environment=environment({"target": attacked.digest, "prior": generator.digest}) | _prompts(rows),
+        environment=environment({"target": data.digest, "prior": generator.digest}) | _prompts(rows),
     )
     write_summary(out / "summary.json", summary)
     config = {

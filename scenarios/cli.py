@@ -537,6 +537,9 @@ def attack(
     gallery_features: GalleryFeatures = "pixels",
     weights: Weights = None,
     inversion: Inversion = None,
+    network: Annotated[
+        Path | None, typer.Option(help="Network of a black-box method, a file; default: the one in the cache.")
+    ] = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
@@ -571,6 +574,7 @@ def attack(
             gallery_features=gallery_features,
             weights=weights,
             inversion=inversion,
+            network=network,
             progress=progress,
         )
     print((folder / "summary.json").read_text() if as_json else folder)

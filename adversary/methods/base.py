@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from adversary.whitebox.solvers import Progress
 from adversary.whitebox.terms import Proximal, Pull
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
+
+if TYPE_CHECKING:
+    from adversary.blackbox.networks import AttackNetwork
 
 __all__ = ["ATTACKS", "TUNED", "Attack", "Problem", "Reconstruction", "check_features"]
 
@@ -47,7 +50,7 @@ class Problem:
 
     Attributes:
         prior: the generative prior.
-        head: F1, images in [0, 1] → tuple of features.
+        head: F1, images in [0, 1] → tuple of features; ``None`` for attacks that must do without.
         features: tapped tensors, each ``(K, …)``.
         inversion: makes the inversion network when asked; raises ``UserError`` where there is none.
         text: prompt; ``None`` for the empty one.
@@ -57,13 +60,14 @@ class Problem:
         progress: called with (done, planned, mean loss a frame).
         clock: keeps the attack's time, and may look at its images.
         proximal: makes the term that keeps a fit near the inversion network's answer.
+        network: gives the network of a black-box attack; raises ``UserError`` where there is none.
 
     Raises:
         UserError: the features are not finite, or do not fit ``head``; one sentence.
     """
 
     prior: Prior
-    head: nn.Module
+    head: nn.Module | None
     features: list[Tensor]
     inversion: Callable[[], InversionNetwork]
     text: Text | None = None
@@ -73,10 +77,14 @@ class Problem:
     progress: Progress | None = None
     clock: Clock = field(default_factory=Clock)
     proximal: Proximal = Pull
+    network: Callable[[], AttackNetwork] | None = None
 
     def __post_init__(self) -> None:
-        check_features(self.features, self.head, self.prior.image_size)
-        self.head = _Counted(self.head)
+        if self.head is None:
+            check_finite(self.features)
+        else:
+            check_features(self.features, self.head, self.prior.image_size)
+            self.head = _Counted(self.head)
         self._before = self.prior.evaluations
 
     @property
@@ -92,8 +100,25 @@ class Problem:
     @property
     def evaluations(self) -> float:
         """Passes of one image through F1 or of one latent through the denoiser so far, a frame."""
-        assert isinstance(self.head, _Counted)
-        return (self.head.passed + self.prior.evaluations - self._before) / self.frames
+        passed = self.head.passed if isinstance(self.head, _Counted) else 0
+        return (passed + self.prior.evaluations - self._before) / self.frames
+
+
+def check_finite(features: Sequence[Tensor]) -> None:
+    """Whether there are features, each ``(K, …)``, and all their numbers are finite.
+
+    Raises:
+        UserError: there are none, or some are not.
+    """
+    if not features or len(features[0]) == 0:
+        raise UserError("there are no features to attack: give at least one frame")
+    for i, z in enumerate(features):
+        bad = (~z.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise UserError(
+                f"the features of frame {bad[0]} hold NaN or infinity (tensor {i}, {len(bad)} of {len(z)} frames): "
+                "leave these frames out or record them again"
+            )
 
 
 @torch.no_grad()
@@ -108,15 +133,7 @@ def check_features(features: Sequence[Tensor], head: nn.Module, size: int) -> No
     Raises:
         UserError: none, numbers that are not finite, or shapes other than those that F1 makes.
     """
-    if not features or len(features[0]) == 0:
-        raise UserError("there are no features to attack: give at least one frame")
-    for i, z in enumerate(features):
-        bad = (~z.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-        if bad:
-            raise UserError(
-                f"the features of frame {bad[0]} hold NaN or infinity (tensor {i}, {len(bad)} of {len(z)} frames): "
-                "leave these frames out or record them again"
-            )
+    check_finite(features)
     wanted = [tuple(z.shape[1:]) for z in head(torch.zeros(1, 3, size, size).to(features[0]))]
     given = [tuple(z.shape[1:]) for z in features]
     if wanted != given or len({len(z) for z in features}) > 1:

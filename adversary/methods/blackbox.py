@@ -1,0 +1,156 @@
+"""Black-box attacks: networks that were trained on an oracle's answers alone, one pass an image.
+
+They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.head`` is not read. Their networks
+are made by ``splitsight train inversion --oracle`` and found again in the cache by target, split and digests.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from adversary.blackbox.networks import AttackNetwork, Made, load_network, prior_key
+from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.priors.prior import Prior
+from splitsight.errors import UserError
+
+__all__ = ["NetAttack", "NetDB", "NetDMB", "NetDO", "NetFlow"]
+
+
+class NetAttack(Attack):
+    """A network by its method's name.
+
+    Attributes:
+        method: of the network; a name out of :data:`~adversary.blackbox.networks.METHODS`.
+    """
+
+    method: ClassVar[str]
+    settings: ClassVar = {"trained": {}}
+
+    def load(
+        self,
+        prior: Prior,
+        *,
+        target: str,
+        split: str,
+        digest: str,
+        defense: str = "identity",
+        frames: int = 1,
+        text: bool = False,
+        path: Path | None = None,
+        mixed: bool = True,
+    ) -> AttackNetwork:
+        """The network for what is attacked.
+
+        Args:
+            prior: in use.
+            target: name of the attacked network.
+            split: its split point.
+            digest: SHA-256 of its weights, as announced.
+            defense: what the edge does to the features.
+            frames: K, for methods that solve windows.
+            text: whether there is a prompt.
+            path: file of the network; the cache's by default.
+            mixed: as in the attack's setting.
+
+        Raises:
+            UserError: there is none for that.
+        """
+        wanted = Made(
+            method=self.method,
+            target=target,
+            split=split,
+            target_digest=digest,
+            defense=defense,
+            features=(),
+            image=prior.image_size,
+            prior=prior.name,
+            prior_digest=prior_key(prior, self.method),
+            frames=frames if self.windowed else 1,
+            mixed=mixed,
+            text=text,
+        )
+        return load_network(wanted, prior, path)
+
+    @torch.no_grad()
+    def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
+        """One pass; there is no loss to report, since an attacker without F1 has none."""
+        if problem.network is None:
+            raise UserError(f"{self.name} needs its network: make one with `splitsight train inversion --oracle`")
+        network = problem.network()
+        network.check_features(problem.features)
+        clock = problem.clock
+        begin = clock.now()
+        images = network.images(network(problem.features, problem.text), problem.text).clamp(0, 1)
+        clock.show(lambda: images)
+        seconds = (clock.now() - begin) / problem.frames
+        about = {"queries": str(network.made.queries), "training": network.made.setting}
+        return Reconstruction(images, math.nan, 0, problem.evaluations, seconds, about=about)
+
+
+@ATTACKS.register("net-do")
+class NetDO(NetAttack):
+    """Black-box, direct: a network from features to pixels, trained on an oracle's answers."""
+
+    name = method = "net-do"
+    summary = "black-box, direct: a network from features to pixels, trained on an oracle's answers"
+
+
+@ATTACKS.register("net-db")
+class NetDB(NetAttack):
+    """Black-box, decoder-based: a network from features to the prior's latent, trained on an oracle's answers."""
+
+    name = method = "net-db"
+    summary = "black-box, decoder-based: a network from features to the prior's latent"
+
+
+@ATTACKS.register("net-dmb")
+class NetDMB(NetAttack):
+    """Black-box, diffusion-model-based (equations 11 and 12): a network from features to the sampler's noise."""
+
+    name = method = "net-dmb"
+    summary = "black-box, diffusion-model-based: a network from features to the sampler's noise"
+    text = True
+
+
+@ATTACKS.register("net-flow")
+class NetFlow(NetAttack):
+    """Black-box, FIA-Flow (arXiv 2511.15316): features aligned to the latent, then one deterministic flow step."""
+
+    name = method = "net-flow"
+    summary = "black-box, FIA-Flow: features aligned to the prior's latent, then one deterministic flow step"
+
+
+class _Windows(NetAttack):
+    """Several frames at once (equation 13); ``control`` is a network of the same size that looks at each alone."""
+
+    windowed = True
+    settings: ClassVar = {"mixed": {"mixed": True}, "control": {"mixed": False}}
+
+
+@ATTACKS.register("net-do-multi")
+class NetDOMulti(_Windows):
+    """Black-box, direct, on the frames of a window together (equation 13)."""
+
+    name, method = "net-do-multi", "net-do"
+    summary = "black-box, direct, several frames (equation 13)"
+
+
+@ATTACKS.register("net-db-multi")
+class NetDBMulti(_Windows):
+    """Black-box, decoder-based, on the frames of a window together (equation 13)."""
+
+    name, method = "net-db-multi", "net-db"
+    summary = "black-box, decoder-based, several frames (equation 13)"
+
+
+@ATTACKS.register("net-dmb-multi")
+class NetDMBMulti(_Windows):
+    """Black-box, diffusion-model-based, on the frames of a window together (equation 13)."""
+
+    name, method = "net-dmb-multi", "net-dmb"
+    summary = "black-box, diffusion-model-based, several frames (equation 13)"
+    text = True
