@@ -746,13 +746,39 @@ def train_prior(
     )
 
 
+class NetMethod(StrEnum):
+    """Black-box networks."""
+
+    net_do = "net-do"
+    net_db = "net-db"
+    net_dmb = "net-dmb"
+    net_flow = "net-flow"
+
+
 @train.command("inversion")
-@_guarded("adversary.training", "splitsight.targets")
+@_guarded("adversary.blackbox.command")
 def train_inversion(
-    data: Data,
-    out: TrainOut,
-    target: Target = "resnet18",
-    split: Split = "L8",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training data: Parquet shards in Hugging Face image format and classes.tsv; with --oracle also a "
+            "Parquet file, a folder of PNG/JPEG, or with --frames one of videos."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; a run that is there is resumed. With --oracle the default is the cache, where "
+            "`splitsight attack` finds the network."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Network that is split; default: resnet18, or with --oracle whatever answers."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split point; default: L8, or with --oracle whatever answers.")
+    ] = None,
     prior: Prior = "small",
     minutes: Minutes = None,
     steps: Steps = None,
@@ -760,26 +786,98 @@ def train_inversion(
     seed: Seed = 0,
     threads: Threads = None,
     start: Annotated[Path | None, typer.Option(help="Earlier network to go on from, a file; default: none.")] = None,
+    oracle: Annotated[
+        str | None,
+        typer.Option(help="Black-box: learn from what this oracle answers, HOST:PORT, and from nothing else of F1."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Black-box: folder of the query pairs, kept and reused; default: one in the cache."),
+    ] = None,
+    method: Annotated[NetMethod, typer.Option(help="Black-box: which network.")] = NetMethod.net_db,
+    queries: Annotated[int, typer.Option(min=1, help="Black-box: pictures to train on.")] = 4096,
+    test_queries: Annotated[
+        int, typer.Option(min=1, help="Black-box: pictures to measure with, asked about too.")
+    ] = 1024,
+    setting: Annotated[
+        str | None, typer.Option(help="Black-box: tuned or paper, how it is trained; default: tuned.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Black-box: another value for one of the setting's; repeatable."
+        ),
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Black-box: train net-dmb with captions (equation 12).")
+    ] = False,
+    frames: Annotated[int, typer.Option(min=1, help="Black-box: frames of a window (K); 1 for single images.")] = 1,
+    mixing: Annotated[
+        bool, typer.Option("--mixing/--no-mixing", help="Black-box: mix the frames (equation 13), or the control.")
+    ] = True,
+    stride: Stride = 0.5,
+    token: Annotated[
+        str | None, typer.Option(envvar="SPLITSIGHT_ORACLE_TOKEN", help="Bearer token of the oracle; default: none.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the oracle, PEM; default: no TLS.")] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for an oracle that is away.")] = 10.0,
 ) -> None:
-    """Train the preview network of a split point: features to the prior's latent."""
-    from adversary.training import train_inversion_command
+    """Train an inversion network: the preview's, with F1 at hand, or with --oracle a black-box attacker's."""
+    if oracle is None and pairs is None:
+        from adversary.training import train_inversion_command
 
-    _budget(minutes, steps)
-    print(
-        train_inversion_command(
-            data=data,
-            out=out,
-            minutes=minutes,
-            steps=steps,
-            device=device,
-            seed=seed,
-            threads=threads,
-            target=target,
-            split=split,
-            prior=prior,
-            start=start,
+        if data is None or out is None:
+            raise UserError("training with F1 at hand needs --data and --out; without F1, give --oracle HOST:PORT")
+        _budget(minutes, steps)
+        print(
+            train_inversion_command(
+                data=data,
+                out=out,
+                minutes=minutes,
+                steps=steps,
+                device=device,
+                seed=seed,
+                threads=threads,
+                target=target or "resnet18",
+                split=split or "L8",
+                prior=prior,
+                start=start,
+            )
         )
+        return
+    from adversary.blackbox.command import PairOptions, train_pairs_command
+
+    if start is not None:
+        raise UserError(
+            "--start goes with training that has F1 at hand: leave it out, a black-box run resumes in --out"
+        )
+    options = PairOptions(
+        method=method.value,
+        oracle=oracle,
+        data=data,
+        pairs=pairs,
+        queries=queries,
+        test_queries=test_queries,
+        out=out,
+        prior=prior,
+        setting=setting,
+        changes=_changes(change or []),
+        frames=frames,
+        mixing=mixing,
+        stride=stride,
+        text=text,
+        target=target,
+        split=split,
+        token=token,
+        ca=ca,
+        patience=patience,
+        minutes=minutes,
+        steps=steps,
+        device=device,
+        seed=seed,
+        threads=threads,
     )
+    print(train_pairs_command(options, lambda: _progress(f"queries for {method.value}")))
 
 
 def _budget(minutes: float | None, steps: int | None) -> None:

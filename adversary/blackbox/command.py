@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ LEAST = 16
 _RUN = "run.json"
 
 Progress = Callable[[int, int, str], None]
+Asking = Callable[[], AbstractContextManager[Progress]]
+"""Shows how the asking goes: what it gives is called with (pairs, pairs wanted, what is going on)."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,12 @@ class PairOptions:
             raise UserError("--no-mixing is the control for windows: give --frames of at least 2 with it")
 
 
-def train_pairs_command(options: PairOptions, progress: Progress | None = None) -> Path:
+def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> Path:
     """Ask for what is missing, train, and write the network with a card beside it.
 
     Args:
         options: what to do.
-        progress: called while asking, with (pairs, pairs wanted, what is going on).
+        asking: entered while the oracle is asked.
 
     Returns:
         The network's file.
@@ -133,7 +136,8 @@ def train_pairs_command(options: PairOptions, progress: Progress | None = None) 
     # whatever can be refused is refused before a query is spent
     name, values = setting_of(options.method, options.setting, options.changes)
     prior = load_prior(options.prior)
-    store = _store(options, prior, progress)
+    with asking() if asking is not None else nullcontext() as progress:
+        store = _store(options, prior, progress)
     victim = store.victim
     made = _made(options, victim, prior, name, values)
     train = store.pairs("train", options.queries, frames=options.frames)
