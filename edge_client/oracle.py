@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -241,7 +242,7 @@ class OracleService(rpc.OracleServicer):
         self._metrics.compute.observe(time.perf_counter() - start)
         self._metrics.queries.inc()
         self._metrics.pictures.inc(len(answers))
-        answer = pb.QueryResponse(answers=answers, left=left)
+        answer = pb.QueryResponse(answers=answers, left=left, instance=self._description.instance)
         self._metrics.bytes.inc(answer.ByteSize())
         return answer
 
@@ -294,6 +295,7 @@ def _edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
         budget=options.budget,
         rate=options.rate,
         version=version("splitsight"),
+        instance=uuid.uuid4().hex,
     )
     return description, respond
 

@@ -215,10 +215,11 @@ class OracleClient(AbstractContextManager["OracleClient"]):
         Raises:
             UserError: nothing does within ``patience``, or it refuses.
         """
-        described: pb.DescribeOracleResponse = self._call(self._stub.Describe, pb.DescribeOracleRequest())[0]
+        described: pb.DescribeOracleResponse = self._call(self._stub.Describe, pb.DescribeOracleRequest())
         if (wrong := _impossible(described)) is not None:
             raise UserError(f"the oracle {self.address} announces {wrong}: ask another", code=1)
         self.left, self.max_batch = described.left, max(1, described.max_batch)
+        self._instance = described.instance
         self.victim = Victim(
             target=described.target,
             split=described.split,
@@ -236,9 +237,8 @@ class OracleClient(AbstractContextManager["OracleClient"]):
             UserError: the oracle refuses, is gone, became another one, or answers with another shape.
         """
         pictures = [pb.Picture(height=i.shape[0], width=i.shape[1], rgb=i.tobytes()) for i in images]
-        response: pb.QueryResponse
-        response, lost = self._call(self._stub.Query, pb.QueryRequest(pictures=pictures))
-        if lost:
+        response: pb.QueryResponse = self._call(self._stub.Query, pb.QueryRequest(pictures=pictures))
+        if response.instance != self._instance:
             known = self.victim
             if (what := self.connect().difference(known)) is not None:
                 raise UserError(f"the oracle {self.address} came back with {what}: start the one from before", code=1)
@@ -262,12 +262,11 @@ class OracleClient(AbstractContextManager["OracleClient"]):
     def _strange(self, what: str) -> UserError:
         return UserError(f"the oracle {self.address} no longer answers as it announced: {what}", code=1)
 
-    def _call(self, method: Callable[..., Any], request: Any) -> tuple[Any, bool]:
-        """The answer, and whether the connection was lost on the way."""
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
         lost_since: float | None = None
         while True:
             try:
-                return method(request, metadata=self._metadata, timeout=_TIMEOUT_S), lost_since is not None
+                return method(request, metadata=self._metadata, timeout=_TIMEOUT_S)
             except grpc.RpcError as error:
                 if (wait := _retry_after(error)) is not None:
                     time.sleep(wait)

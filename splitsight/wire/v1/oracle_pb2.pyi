@@ -12,7 +12,7 @@ class DescribeOracleRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeOracleResponse(_message.Message):
-    __slots__ = ("target", "split", "features", "weights_digest", "defense", "input_size", "max_batch", "max_side", "budget", "left", "rate", "version")
+    __slots__ = ("target", "split", "features", "weights_digest", "defense", "input_size", "max_batch", "max_side", "budget", "left", "rate", "version", "instance")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class DescribeOracleResponse(_message.Message):
     LEFT_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     target: str
     split: str
     features: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
@@ -37,7 +38,8 @@ class DescribeOracleResponse(_message.Message):
     left: int
     rate: float
     version: str
-    def __init__(self, target: _Optional[str] = ..., split: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., defense: _Optional[str] = ..., input_size: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_side: _Optional[int] = ..., budget: _Optional[int] = ..., left: _Optional[int] = ..., rate: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...
+    instance: str
+    def __init__(self, target: _Optional[str] = ..., split: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., defense: _Optional[str] = ..., input_size: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_side: _Optional[int] = ..., budget: _Optional[int] = ..., left: _Optional[int] = ..., rate: _Optional[float] = ..., version: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("height", "width", "rgb")
@@ -62,9 +64,11 @@ class PictureFeatures(_message.Message):
     def __init__(self, features: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class QueryResponse(_message.Message):
-    __slots__ = ("answers", "left")
+    __slots__ = ("answers", "left", "instance")
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     answers: _containers.RepeatedCompositeFieldContainer[PictureFeatures]
     left: int
-    def __init__(self, answers: _Optional[_Iterable[_Union[PictureFeatures, _Mapping]]] = ..., left: _Optional[int] = ...) -> None: ...
+    instance: str
+    def __init__(self, answers: _Optional[_Iterable[_Union[PictureFeatures, _Mapping]]] = ..., left: _Optional[int] = ..., instance: _Optional[str] = ...) -> None: ...
