@@ -1,4 +1,8 @@
-"""From rows to figures: means with intervals for each cell, and paired differences between cells."""
+"""From rows to figures: means with intervals for each cell, and paired differences between cells.
+
+An interval needs observations that are independent of each other. Still images are; frames of one clip are not, and
+count as one observation, their mean (where there is one clip only, its windows are the observations).
+"""
 
 from __future__ import annotations
 
@@ -45,12 +49,27 @@ def by_cell(scenario: Scenario, rows: Sequence[Row]) -> list[list[Row]]:
     return [sorted(found[cell_id(i)], key=lambda row: row["index"]) for i in range(len(scenario.cells))]
 
 
+def _observations(rows: Sequence[Row], values: Sequence[float | None]) -> list[float]:
+    """Means over what belongs together; what is unknown is left out."""
+    key = "clip" if len({row["clip"] for row in rows}) > 1 else "window"
+    groups: dict[Any, list[float]] = {}
+    for row, found in zip(rows, values, strict=True):
+        if found is not None:
+            own = row["index"] if row["clip"] is None else row[key]
+            groups.setdefault(own, []).append(found)
+    return [sum(group) / len(group) for group in groups.values()]
+
+
 def _interval(rows: Sequence[Row], measure: str) -> Interval | None:
-    values = [value(row, measure) for row in rows]
-    known = [v for v in values if v is not None]
-    if not known:
+    seen = _observations(rows, [value(row, measure) for row in rows])
+    if not seen:
         return None
-    return Interval(**(proportion_interval([bool(v) for v in known]) if measure in PARTS else mean_interval(known)))
+    if measure not in PARTS:
+        return Interval(**mean_interval(seen))
+    if all(part in (0.0, 1.0) for part in seen):
+        return Interval(**proportion_interval([bool(part) for part in seen]))
+    found = mean_interval(seen)
+    return Interval(mean=found["mean"], low=max(0.0, found["low"] or 0.0), high=min(1.0, found["high"] or 0.0))
 
 
 def cell_summaries(
@@ -206,10 +225,10 @@ def _difference(
 ) -> ComparisonSummary:
     differences = {}
     for measure in MEASURES:
-        both = [(value(a, measure), value(b, measure)) for a, b in pairs]
-        known = [x - y for x, y in both if x is not None and y is not None]
-        if known:
-            differences[measure] = Interval(**mean_interval(known))
+        both = [(value(x, measure), value(y, measure)) for x, y in pairs]
+        gains = [None if x is None or y is None else x - y for x, y in both]
+        if seen := _observations([x for x, _ in pairs], gains):
+            differences[measure] = Interval(**mean_interval(seen))
     paper = comparison.paper.model_dump(exclude_none=True) if comparison.paper and clip is None else None
     return ComparisonSummary(
         name=comparison.name, split=split, noise=noise, clip=clip, n=len(pairs), differences=differences, paper=paper

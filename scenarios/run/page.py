@@ -97,7 +97,7 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
             )
         table.rows += _originals(run, measures, scores)
         table.rows += _paper(scenario, split, measures, len(scores) + 3)
-        table.note = _note(cells, table)
+        table.note = _note(scenario, cells, table)
         tables.append(table)
     return tables
 
@@ -124,8 +124,15 @@ def _paper(scenario: Scenario, split: str, measures: Sequence[str], empty: int) 
     return rows
 
 
-def _note(cells: Sequence[CellSummary], table: _Table) -> str:
+_CLIPS = "Frames of a clip count as one observation, their mean; with a single clip, those of a window."
+
+
+def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> str:
     parts = ["Means over images with 95 % intervals (Student’s; Wilson’s for parts)."]
+    if scenario.data.kind == "clips":
+        parts = ["Means with 95 % intervals.", _CLIPS]
+        if any(cell.recognised for cell in cells):
+            parts.append("Recognised: the judge calls it what it calls the original, whose class nobody knows.")
     matches = [cell.match for cell in cells if cell.match is not None]
     if matches:
         gallery = matches[0].gallery

@@ -30,7 +30,7 @@ from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environm
 __all__ = ["write_report"]
 
 _COLUMNS = 6
-_SIDE = 136
+_SIDE = 160
 
 
 def _picture(store: Store, name: str) -> np.ndarray | None:

@@ -12,7 +12,14 @@ from splitsight.metrics import mean_interval, proportion_interval
 
 def row(cell, index, psnr, rank=1, clip=None, **more):
     base = {"cell": f"c{cell:03d}", "index": index, "psnr": psnr, "psnr_eq14": None, "ssim": None, "lpips": None}
-    base |= {"recognised": index % 2 == 0, "match_rank": rank, "gallery": 100, "clip": clip, "setting": "tuned"}
+    base |= {
+        "recognised": index % 2 == 0,
+        "match_rank": rank,
+        "gallery": 100,
+        "clip": clip,
+        "setting": "tuned",
+        "window": 0,
+    }
     return {**base, "seconds": 1.0, "iterations": 3, "model_evaluations": 4.0, **more}
 
 
@@ -39,11 +46,28 @@ def test_differences_are_paired(scenario):
     rows += [row(1, i, 10.0 * i + gain, rank=2, clip="ab"[i % 2]) for i, gain in ((0, 1.0), (1, 2.0), (3, 4.0))]
     whole, a, b = comparisons(scenario, rows)
     assert (whole.n, whole.clip, whole.split) == (3, None, "L8")
-    # images differ by tens of dB, the gains by three
-    assert whole.differences["psnr"].model_dump() == mean_interval([1, 2, 4])
+    # images differ by tens of dB, the gains by three; each clip counts once
+    assert whole.differences["psnr"].model_dump() == mean_interval([1, 3])
     assert whole.differences["matched_top1"].mean == -1 and "ssim" not in whole.differences
     assert (a.clip, a.n, a.differences["psnr"].mean) == ("a", 1, 1.0)
     assert (b.clip, b.n, b.differences["psnr"].mean) == ("b", 2, 3.0)
+
+
+def test_still_images_are_paired_one_by_one(scenario):
+    rows = [row(0, i, 10.0 * i) for i in range(3)] + [row(1, i, 10.0 * i + g) for i, g in enumerate((1.0, 2.0, 4.0))]
+    (whole,) = comparisons(scenario, rows)
+    assert whole.differences["psnr"].model_dump() == mean_interval([1, 2, 4])
+
+
+def test_frames_that_belong_together_count_once(scenario):
+    one = {"planned": {}, "features": ""}
+    clips = [row(0, i, float(i), rank=1 + i // 3, clip="aab"[i // 2], window=i // 2) for i in range(6)]
+    (cell,) = cell_summaries(scenario, clips, {}, **one)
+    assert cell.n == 6 and cell.psnr.model_dump() == mean_interval([1.5, 4.5])
+    assert cell.match.top1.mean == pytest.approx((3 / 4 + 0) / 2)
+    assert cell.match.top1.low >= 0 and cell.match.top1.high <= 1
+    (cell,) = cell_summaries(scenario, clips[:4], {}, **one)
+    assert cell.psnr.model_dump() == mean_interval([0.5, 2.5])
 
 
 def test_a_comparison_must_select_one_cell(scenario):
