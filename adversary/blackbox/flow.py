@@ -167,6 +167,11 @@ class Flow(nn.Module):
                     module._buffers[name] = fn(buffer)
         return self
 
+    @property
+    def evaluations(self) -> int:
+        """Passes of one latent through the adapted denoiser so far."""
+        return self._adapted[0].evaluations
+
     def velocity(self, z: Tensor, t: float, text: Text | None = None) -> Tensor:
         """``v(z, t)``: latents ``(B, C, h, w)`` at time t in [0, 1] → the same shape."""
         level = max(LEVEL * (1 - t), _LAST)

@@ -1,0 +1,286 @@
+"""Black-box networks: trained on pairs alone, measured on others, found again, refused where they do not fit."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fake_oracle import FakeOracle, features
+
+from adversary.blackbox._train_pairs import SETTINGS, pair_quality, setting_of, train_pairs
+from adversary.blackbox.command import PairOptions, train_pairs_command
+from adversary.blackbox.networks import AttackNetwork, Made, cache_file, load_network, prior_key, save_network
+from adversary.blackbox.queries import Pairs
+from adversary.methods import ATTACKS, Problem
+from adversary.whitebox.terms import Negentropy, TotalVariation
+from splitsight.data import image_hash, to_tensor, write_png
+from splitsight.errors import UserError
+
+METHODS = ["net-do", "net-db", "net-dmb", "net-flow"]
+
+
+def _images(count, seed=0):
+    """Pictures of two colours, one left and one right."""
+    rng = np.random.default_rng(seed)
+    images = np.empty((count, 16, 16, 3), np.uint8)
+    images[:, :, :8], images[:, :, 8:] = rng.integers(0, 256, (2, count, 1, 1, 3), np.uint8)
+    return images
+
+
+def _pairs(count, seed=0):
+    images = _images(count, seed)
+    z = np.stack([features(image) for image in images])
+    return Pairs(images, [z], ["goldfish"] * count, [image_hash(image) for image in images])
+
+
+def _made(prior, method, **more):
+    about = {"target": "net", "split": "L1", "target_digest": "a" * 64, "defense": "identity", "image": 16, "width": 8}
+    about |= {"features": ((3, 4, 4),), "prior": prior.name, "prior_digest": prior_key(prior, method), "steps": 1}
+    return Made(method=method, **{**about, **more})
+
+
+def _settings(method, **changes):
+    return setting_of(method, None, {"batch": 16, "width": 8, **changes})[1]
+
+
+def _fresh(prior, method, **more):
+    torch.manual_seed(0)
+    return AttackNetwork(_made(prior, method, **more), prior)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("net-do", {}),
+        ("net-db", {}),
+        ("net-dmb", {}),
+        ("net-dmb", {"text": True}),
+        ("net-do", {"frames": 2}),
+        ("net-do", {"frames": 2, "mixed": False}),
+        ("net-flow", {"rank": 2}),
+    ],
+    ids=str,
+)
+def test_training_on_pairs_brings_answers_nearer(flow_prior, tmp_path, method, more):
+    network = _fresh(flow_prior, method, **{"width": 24, **more})
+    train, test = _pairs(64), _pairs(16, 1)
+    network.standard.measure(train.features)
+    before = pair_quality(network.eval(), test)
+    settings = _settings(method, lr=0.01, **({} if method == "net-flow" else {"steps": 1}))
+    trained, figures = train_pairs(network, train, test, tmp_path, settings, steps=60)
+    assert figures["psnr"] == pytest.approx(pair_quality(trained, test)["psnr"])
+    assert figures["psnr"] > before["psnr"] + (1.5 if method == "net-do" else 0)
+    assert figures["finished"] and figures["images_seen"] == 60 * 16 and figures["queries"] == 64
+    assert not trained.training and all(p.device.type == "cpu" for p in trained.parameters())
+
+
+def test_the_loss_is_equation_12(flow_prior):
+    from adversary.blackbox._train_pairs import _equation_11
+
+    network = _fresh(flow_prior, "net-dmb", text=True).eval()
+    _, paper = setting_of("net-dmb", "paper")
+    assert {"lr": 0.1, "epochs": 96, "batch": 128, "tv": 1.0, "lambda_txt": 3.0}.items() <= paper.items()
+    pairs = _pairs(3)
+    x, z, text = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])], flow_prior.embed_text(["goldfish"])
+    value = network(z, text)
+    y = flow_prior.generate(value, text, 1)
+    wanted = (y - x).square().sum((1, 2, 3)) + TotalVariation()(value, y) + 3 * Negentropy()(value, y)
+    found = _equation_11(paper, None)(network, torch.arange(3), x, z, text)
+    torch.testing.assert_close(found, wanted.mean())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(flow_prior, tmp_path):
+    train, test, s = _pairs(40), _pairs(16, 1), _settings("net-db", schedule="constant")
+    whole, _ = train_pairs(_fresh(flow_prior, "net-db"), train, test, tmp_path / "a", s, steps=8)
+    train_pairs(_fresh(flow_prior, "net-db"), train, test, tmp_path / "b", s, steps=3)
+    torch.manual_seed(99)
+    again, figures = train_pairs(AttackNetwork(whole.made, flow_prior), train, test, tmp_path / "b", s, steps=8)
+    assert figures["images_seen"] == 8 * 16
+    for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_what_training_refuses(flow_prior, stable_prior, tmp_path):
+    train, test = _pairs(20), _pairs(16, 1)
+    both = Pairs(test.images, test.features, test.captions, [*test.hashes[:-1], train.hashes[0]])
+    network, s = _fresh(flow_prior, "net-db"), _settings("net-db")
+    with pytest.raises(UserError, match="share pictures"):
+        train_pairs(network, train, both, tmp_path, s)
+    bare = Pairs(train.images, train.features, [""] * 20, train.hashes)
+    with pytest.raises(UserError, match="needs captions"):
+        train_pairs(_fresh(flow_prior, "net-dmb", text=True), bare, test, tmp_path, _settings("net-dmb"))
+    wild = Pairs(train.images, [np.full_like(train.features[0], np.nan)], train.captions, train.hashes)
+    with pytest.raises(UserError, match="diverged at step 0"):
+        train_pairs(network, wild, test, tmp_path, s, steps=2)
+    with pytest.raises(UserError, match="--set value=0"):
+        train_pairs(_fresh(stable_prior, "net-dmb"), train, test, tmp_path, _settings("net-dmb"), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "changes", "words"),
+    [
+        ("net-dx", None, {}, "net-db, net-dmb, net-do, net-flow"),
+        ("net-do", "fast", {}, "paper, tuned"),
+        ("net-do", None, {"rank": 2}, "value of net-do's setting tuned 'rank'"),
+        ("net-do", None, {"lr": "high"}, "takes values like 0.002"),
+        ("net-do", None, {"batch": 0}, "batch of net-do must be more than 0"),
+        ("net-do", None, {"schedule": "steps"}, "constant, one_cycle"),
+        ("net-flow", None, {"perceptual": "vgg"}, "autoencoder, lpips, none"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_one_sentence(method, setting, changes, words):
+    with pytest.raises(UserError, match=words) as caught:
+        setting_of(method, setting, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_lpips_is_asked_for_only_where_it_is(monkeypatch):
+    from adversary.blackbox import _train_pairs
+
+    assert SETTINGS["net-flow"]["paper"]["perceptual"] == "lpips"
+    monkeypatch.setattr(_train_pairs, "lpips_missing", lambda: "LPIPS is left out: no weights")
+    with pytest.raises(UserError, match="no weights; or train with --set perceptual=autoencoder"):
+        setting_of("net-flow", "paper")
+    monkeypatch.setattr(_train_pairs, "lpips_missing", lambda: None)
+    setting_of("net-flow", "paper")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_is_found_again_and_answers_the_same(flow_prior, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path))
+    network, pairs = _fresh(flow_prior, method, rank=2).eval(), _pairs(4)
+    wanted = _made(flow_prior, method, features=(), rank=9, width=99)
+    with pytest.raises(UserError, match=f"no {method} network for net at L1: make one with"):
+        load_network(wanted, flow_prior)
+    save_network(cache_file(network.made), network, pairs.hashes, {"psnr": 12.5})
+    again = load_network(wanted, flow_prior)
+    assert (again.made.queries, again.made.figures, again.made.width) == (4, {"psnr": 12.5}, 8)
+    z = [torch.from_numpy(pairs.features[0])]
+    with torch.no_grad():
+        torch.testing.assert_close(again.images(again(z)), network.images(network(z)), atol=0.02, rtol=0.02)
+    again.check_unseen(["new"], _images(1, 5))
+    with pytest.raises(UserError, match="'b' is among the pictures that the network was trained on"):
+        again.check_unseen(["a", "b"], [_images(1, 5)[0], pairs.images[2]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"split": "L9"}, r"another split \(L1, not L9\)"),
+        ({"target_digest": "b" * 64}, r"another weights' digest \(aaaaaaaaaaaa…, not bbbbbbbbbbbb…\)"),
+        ({"prior_digest": "b" * 64}, "another prior's digest"),
+        ({"method": "net-do"}, r"another method \(net-db, not net-do\)"),
+        ({"frames": 2}, r"another number of frames \(1, not 2\)"),
+        ({"defense": "noise"}, r"another defence \(identity, not noise\)"),
+    ],
+    ids=str,
+)
+def test_a_network_for_something_else_is_refused(flow_prior, tmp_path, change, words):
+    network = _fresh(flow_prior, "net-db")
+    save_network(tmp_path / "n.safetensors", network, ["0" * 64], {})
+    with pytest.raises(UserError, match=words) as caught:
+        load_network(replace(network.made, **change), flow_prior, tmp_path / "n.safetensors")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is not a black-box network"):
+        other = flow_prior.vae.state_dict()
+        from splitsight.artifacts import save_weights
+
+        save_weights(tmp_path / "o.safetensors", other)
+        load_network(network.made, flow_prior, tmp_path / "o.safetensors")
+
+
+def test_features_that_do_not_fit_a_network(flow_prior):
+    network = _fresh(flow_prior, "net-do", frames=2)
+    with pytest.raises(UserError, match="shape 3×2×2 do not fit this network, which takes 3×4×4"):
+        network.check_features([torch.zeros(2, 3, 2, 2)])
+    with pytest.raises(UserError, match="3 frames are no whole windows of 2"):
+        network.check_features([torch.zeros(3, 3, 4, 4)])
+    with pytest.raises(UserError, match="net-flow takes single frames"):
+        _made(flow_prior, "net-flow", frames=4)
+    with pytest.raises(UserError, match="net-db does not sample"):
+        _made(flow_prior, "net-db", text=True)
+
+
+def test_attacks_answer_without_f1(flow_prior):
+    pairs = _pairs(4)
+    z = [torch.from_numpy(pairs.features[0])]
+    for name in ("net-do", "net-db", "net-dmb", "net-flow", "net-db-multi"):
+        attack = ATTACKS.get(name)()
+        network = _fresh(flow_prior, attack.method, frames=2 if attack.windowed else 1).eval()
+        problem = Problem(flow_prior, None, z, lambda: pytest.fail("no preview is needed"), network=lambda n=network: n)
+        answer = attack.solve(problem, **attack.setting(None)[1])
+        assert answer.images.shape == (4, 3, 16, 16) and math.isnan(answer.loss)
+        assert answer.images.min() >= 0 and answer.images.max() <= 1
+        assert answer.model_evaluations == {"net-dmb": 1, "net-flow": 1}.get(name, 0)
+    with pytest.raises(UserError, match="net-do needs its network"):
+        ATTACKS.get("net-do")().solve(Problem(flow_prior, None, z, lambda: None))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "give --oracle HOST:PORT"),
+        ({"oracle": "h:1", "queries": 15}, "--queries 15 is too few"),
+        ({"oracle": "h:1", "test_queries": 1}, "--test-queries 1 is too few"),
+        ({"oracle": "h:1", "queries": 30, "frames": 4}, "--queries 30 makes no whole windows of 4 frames"),
+        ({"oracle": "h:1", "mixing": False}, "control for windows"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_one_sentence(options, words):
+    with pytest.raises(UserError, match=words):
+        PairOptions("net-db", **options)
+
+
+@pytest.fixture
+def world(flow_prior, tmp_path, monkeypatch):
+    """A prior's folder, pictures to ask about, a cache of one's own."""
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    flow_prior.save(tmp_path / "tiny")
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(_images(60)):
+        write_png(tmp_path / "images" / f"{i:02d}.png", image)
+    common = {
+        "data": tmp_path / "images",
+        "prior": str(tmp_path / "tiny"),
+        "queries": 24,
+        "test_queries": 16,
+        "steps": 2,
+    }
+    return lambda method="net-do", **more: PairOptions(method, **{**common, **more})
+
+
+def test_from_an_oracle_to_a_network(world, tmp_path):
+    with FakeOracle(budget=30) as oracle:
+        with pytest.raises(
+            UserError, match="budget of 30 queries is spent; 14 pairs for training and 16 for testing"
+        ) as e:
+            train_pairs_command(world(oracle=oracle.address))
+        assert e.value.code == 1
+    with FakeOracle() as oracle:
+        file = train_pairs_command(world(oracle=oracle.address))
+        assert len(oracle.asked) == 10
+        # the pairs serve every other method too
+        other = train_pairs_command(world("net-db", oracle=oracle.address, out=tmp_path / "out"))
+        assert len(oracle.asked) == 10
+        with pytest.raises(UserError, match="answers for split L1, not L8"):
+            train_pairs_command(world(oracle=oracle.address, split="L8"))
+        with pytest.raises(UserError, match="holds a run with other settings"):
+            train_pairs_command(world("net-db", oracle=oracle.address, out=tmp_path / "out", seed=1))
+        with pytest.raises(UserError, match="--text needs captions"):
+            train_pairs_command(world("net-dmb", oracle=oracle.address, queries=32, text=True))
+    assert file.parent == tmp_path / "home" / "inversion" and other == tmp_path / "out" / "net-L1-net-db.safetensors"
+    assert "24 query pairs" in (other.parent / "README.md").read_text()
+    # what was asked once can be trained on without an oracle
+    (pairs,) = (tmp_path / "home" / "queries").iterdir()
+    train_pairs_command(world(pairs=pairs, out=tmp_path / "more", data=None))
+    with pytest.raises(UserError, match="24 pairs for training, fewer than 25"):
+        train_pairs_command(world(pairs=pairs, queries=25, data=None))
+
+
+def test_a_prior_of_another_size_costs_no_query(world):
+    with FakeOracle(size=32) as oracle, pytest.raises(UserError, match="images of 16 pixels and the oracle takes 32"):
+        train_pairs_command(world(oracle=oracle.address))
+    assert not oracle.asked
