@@ -69,6 +69,7 @@ class Cell(_Part):
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
         seconds: an image may take; ``None`` for no limit.
         curve: keep the loss at every step.
+        network: file of a black-box attack's network; the cache's by default.
         optional: leave the cell out, and say so, where this machine cannot run it (no such network).
         label: how tables call it; made from the rest by default.
     """
@@ -83,6 +84,7 @@ class Cell(_Part):
     batch: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     curve: bool = False
+    network: Path | None = None
     optional: bool = False
     label: str | None = None
 

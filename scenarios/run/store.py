@@ -64,7 +64,7 @@ ROW = pa.schema(
         ("target_digest", _STRING),
         ("prior_digest", _STRING),
         ("judge_digest", _STRING),
-        ("inversion_digest", _STRING),  # null where the attack asked for no inversion network
+        ("inversion_digest", _STRING),  # of the network that the attack asked for; null for none
         ("reconstruction", _STRING),  # PNG, relative to the run's folder
         ("original", _STRING),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.blackbox.networks import AttackNetwork
 from adversary.methods import ATTACKS, Attack, Problem, Reconstruction
+from adversary.methods.blackbox import NetAttack
 from adversary.priors.prior import Prior, load_prior
 from adversary.prompts import solve_with_prompts
 from adversary.whitebox.clock import Clock
@@ -74,6 +76,7 @@ class Bench:
         self.head = lru_cache(maxsize=None)(self._head)
         self._prior_digest = self.prior.digest
         self._inversions: dict[str, InversionNetwork] = {}
+        self._networks: dict[Hashable, AttackNetwork] = {}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -101,7 +104,35 @@ class Bench:
             if prompts.needs_label(template):
                 prompts.fill(template, self.inputs.images[0], int(self.inputs.labels.min()), self.target.labels, 0)
         self.head(cell.split)
+        if issubclass(attack, NetAttack):
+            index = [i for unit in self.units if self.scenario.cells[unit.cell] is cell for i in unit.indices]
+            self._taught(cell).check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
+        elif cell.network is not None:
+            raise UserError(f"'{cell.method}' has no use for a network: leave 'network' out of its cell")
         return attack, name, values
+
+    def _taught(self, cell: Cell) -> AttackNetwork:
+        """The network of a black-box attack.
+
+        Raises:
+            UserError: there is none for this target, split, prior and prompt.
+        """
+        attack = ATTACKS.get(cell.method)()
+        assert isinstance(attack, NetAttack)
+        text = any(cell.prompts)
+        key = (cell.method, cell.setting, cell.split, text, cell.network)
+        if key not in self._networks:
+            self._networks[key] = attack.load(
+                self.prior,
+                target=self.scenario.target,
+                split=cell.split,
+                digest=self.target.digest,
+                frames=self.scenario.data.frames,
+                text=text,
+                path=cell.network,
+                **attack.setting(cell.setting, cell.split, cell.options)[1],
+            )
+        return self._networks[key]
 
     def _head(self, split: str) -> nn.Module:
         if split in self.target.points():
@@ -154,19 +185,24 @@ class Bench:
         head = self.head(cell.split)
         with torch.no_grad():
             features = [self._noisy(z, cell.noise, index) for z in head(originals)]
-        asked: list[InversionNetwork] = []
+        asked: list[nn.Module] = []
 
         def ask() -> InversionNetwork:
-            asked.append(self.inversion(cell.split))
-            return asked[0]
+            asked.append(network := self.inversion(cell.split))
+            return network
 
+        # whoever only queries gets no F1 at all
+        blind = issubclass(attack, NetAttack)
+        if blind:
+            asked.append(self._taught(cell))
         clock = Clock()
         limit = cell.seconds or self.scenario.seconds
         problem = Problem(
             prior=self.prior,
-            head=head,
+            head=None if blind else head,
             features=features,
             inversion=ask,
+            network=(lambda: self._taught(cell)) if blind else None,
             seed=self.scenario.seed,
             first=index[0],
             deadline=None if limit is None else clock.now() + limit * len(index),

@@ -221,3 +221,33 @@ def test_rows_measure_what_was_written(scenario):
     broken[0, 0, 0, 0] = float("nan")
     measured = bench._measure(broken, originals, list(bench.units[0].indices))
     assert measured["psnr"][0] is None and measured["recognised"][0] is False and measured["match_rank"][0] == 10
+
+
+def test_black_box_attacks_get_their_network_and_no_f1(scenario, tmp_path, models, monkeypatch):
+    from adversary.blackbox.networks import AttackNetwork, Made, prior_key, save_network
+    from adversary.methods.blackbox import NetDO
+    from adversary.priors.prior import load_prior
+    from splitsight import targets
+
+    target, prior = targets.load("resnet18", models / "target.safetensors"), load_prior(str(models / "prior"))
+    shapes = tuple(spec.shape for spec in target.feature_specs("L16"))
+    key = prior_key(prior, "net-do")
+    made = Made("net-do", "resnet18", "L16", target.digest, "identity", shapes, 64, prior.name, key, width=8)
+    save_network(tmp_path / "net.safetensors", AttackNetwork(made, prior), [], {})
+    heads = []
+    solve = NetDO.solve
+    monkeypatch.setattr(NetDO, "solve", lambda self, problem, **s: heads.append(problem.head) or solve(self, problem))
+    cells = [{"split": "L16", "method": "net-do", "network": str(tmp_path / "net.safetensors")}]
+    out = run(scenario(cells=cells), tmp_path / "out")
+    assert heads == [None, None]
+    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    assert len(rows) == 4 and all(r["inversion_digest"] and r["loss"] is None for r in rows)
+    # measured on pictures that it was trained on, it would show nothing
+    save_network(tmp_path / "net.safetensors", AttackNetwork(made, prior), [rows[2]["image"]], {})
+    with pytest.raises(UserError, match="trained on"):
+        run(scenario(cells=cells), tmp_path / "other")
+    with pytest.raises(UserError, match="no net-do network for resnet18 at L8"):
+        run(scenario(cells=[{"split": "L8", "method": "net-do"}]), tmp_path / "other")
+    with pytest.raises(UserError, match="'fake' has no use for a network"):
+        run(scenario(cells=[{"method": "fake", "network": "x"}]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
