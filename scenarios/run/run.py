@@ -137,6 +137,7 @@ def run_scenario(options: RunOptions) -> Path:
             else:
                 work(store, bench, name, step=reporter.step, finished=lambda unit: reporter.refresh())
     with store.locked("report"):
+        store.tidy()
         write_report(store, bench, config)
     return out
 

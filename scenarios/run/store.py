@@ -243,6 +243,12 @@ class Store:
         names = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
         return {p.name: p.read_text(encoding="utf-8") for p in names}
 
+    def tidy(self) -> None:
+        """Remove what writers that were killed have left half-written; to be called once no unit is in hand."""
+        for folder in ("parts", "originals", "reconstructions", "skipped"):
+            for partial in (self.folder / folder).rglob(".*"):
+                partial.unlink(missing_ok=True)
+
     def write(self, name: str | Path, data: bytes, *, sync: bool = False) -> Path:
         """Write a file of the run; it appears complete or not at all.
 
