@@ -9,7 +9,7 @@ import torch
 import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from splitsight.errors import UserError
 from splitsight.split import cut_points, split, trace
@@ -308,7 +308,11 @@ def test_symbolic_trace_is_the_fallback(monkeypatch):
             z = f1(x)
             kept = [t.clone() for t in z]
             got, expected = f2(z), model(x)
-            assert torch.equal(got, expected) if isinstance(got, Tensor) else torch.equal(got["sum"], expected["sum"])
+            if isinstance(got, dict):
+                got, expected = got["sum"], expected["sum"]
+            # this tracer's F2 copies what it gets: of a view, which kernels may sum in another order, but the last bits
+            packed = all(t.is_contiguous() and t.storage_offset() == 0 for t in z)
+            assert torch.equal(got, expected) if packed else torch.allclose(got, expected)
             assert all(torch.equal(a, b) for a, b in zip(z, kept, strict=True))
 
 
