@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +27,7 @@ from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
+from splitsight.pictures import Panel, grid, spread
 from splitsight.recording import Recording
 from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
@@ -108,11 +108,15 @@ def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> I
         yield group
 
 
-def _grid(path: Path, originals: Tensor | None, images: Tensor, most: int = 12) -> None:
-    """Originals (where known) above reconstructions, enlarged four times."""
-    rows = [images[:most]] if originals is None else [originals[:most], images[:most]]
-    sheet = to_pixels(torch.cat([torch.cat(list(row), 2) for row in rows], 1))
-    write_png(path, cv2.resize(sheet, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC))
+def _grid(path: Path, rows: list[dict[str, Any]], originals: Tensor | None, images: Tensor, header: str) -> None:
+    """Each reconstruction under its original (where that is known), for up to twelve inputs, evenly spread."""
+    columns = []
+    for i in spread(len(rows), 12):
+        row = rows[i]
+        original = [] if originals is None else [Panel(to_pixels(originals[i]), "original", row["name"])]
+        figures = None if row["psnr"] is None else f"{row['psnr']:.1f} dB · SSIM {row['ssim']:.2f}"
+        columns.append([*original, Panel(to_pixels(images[i]), row["method"], figures)])
+    write_png(path, grid(columns, header))
 
 
 @subnormals_flushed()
@@ -334,7 +338,8 @@ def run_attack(
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
     _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
-    _grid(out / "grid.png", data.originals, ordered)
+    header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
+    _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(
         target=target,
         split=split,

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
-from scenarios.pictures import Panel, grid, panels, spread, write_video
 from splitsight.data import to_tensor, write_png
 from splitsight.metrics import image_quality, mean_interval, percentile
 from splitsight.metrics.gallery import Gallery
+from splitsight.pictures import Panel, grid, panels, spread, write_video
 from splitsight.summary import environment, write_summary
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scenarios.pictures import spread
 from scenarios.run.spec import Data
 from splitsight.data import draw_images
 from splitsight.errors import UserError
+from splitsight.pictures import spread
 from splitsight.video import open_source
 
 __all__ = ["Inputs", "load_inputs"]

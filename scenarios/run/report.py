@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from scenarios.pictures import Panel, panels, spread
 from scenarios.run.figures import by_cell, cell_summaries, comparisons, score_sets
 from scenarios.run.page import render
 from scenarios.run.plan import cell_id
@@ -25,6 +24,7 @@ from scenarios.run.store import Store
 from scenarios.run.work import Bench, slug
 from splitsight.data import encode_png, to_tensor
 from splitsight.metrics.perceptual import inception_missing, lpips_missing
+from splitsight.pictures import Panel, panels, spread
 from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
 __all__ = ["write_report"]

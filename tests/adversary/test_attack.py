@@ -14,6 +14,7 @@ from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.errors import UserError
+from splitsight.pictures import Panel, panels
 from splitsight.summary import read_summary
 
 
@@ -63,7 +64,11 @@ def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
 
     error = np.mean((fit(picture, 64).astype(float) - stored) ** 2)
     assert rows[0]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.05)
-    assert cv2.imread(str(out / "grid.png")).shape == (2 * 64 * 4, 2 * 64 * 4, 3)
+    # two columns, each original above its reconstruction
+    sheet = cv2.cvtColor(cv2.imread(str(out / "grid.png")), cv2.COLOR_BGR2RGB)
+    shown = panels([Panel(fit(picture, 64)[:, :, ::-1].copy(), "", "")], side=192)[8:200, 8:200]
+    assert sheet.shape[1] == 2 * 192 + 3 * 8
+    assert any(np.array_equal(sheet[top : top + 192, 8:200], shown) for top in range(60))
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from scenarios.pictures import write_video
 from scenarios.run.inputs import load_inputs
 from scenarios.run.plan import plan
 from scenarios.run.prompts import background, check_template, fill
 from scenarios.run.spec import Data, load_scenario
 from splitsight.errors import UserError
+from splitsight.pictures import write_video
 
 
 def test_stills_are_drawn_by_seed_and_told_from_all_others(parquet):

@@ -171,7 +171,7 @@ def test_quick_limit_and_json_on_the_command_line(scenario, tmp_path, capsys):
 
 
 def test_clips_are_solved_by_windows(scenario, tmp_path, models):
-    from scenarios.pictures import write_video
+    from splitsight.pictures import write_video
 
     (tmp_path / "clips").mkdir()
     for name in "ab":

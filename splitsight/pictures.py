@@ -1,4 +1,4 @@
-"""Pictures a scenario shows: original | preview | window, as a video and as a grid, captioned."""
+"""Captioned pictures side by side, as a grid and as a video."""
 
 from __future__ import annotations
 
