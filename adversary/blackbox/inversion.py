@@ -38,15 +38,44 @@ class _Block(nn.Module):
         return torch.relu(x + self.norm2(self.conv2(h)))
 
 
+def _entry(shape: tuple[int, ...], width: int, grid: int) -> nn.Module:
+    """One tapped tensor → ``(B, width, grid, grid)``, losing no position of a finer map on the way.
+
+    A finer map is folded into channels, a coarser one is unfolded in steps of two by learnt sub-positions
+    (interpolation alone could not tell where within a coarse cell something is); a map whose side is no
+    multiple is interpolated, anything without a grid goes through a dense layer to 4 × 4 cells.
+    """
+    if len(shape) != 3:
+        cells = 4
+        parts: list[nn.Module] = [
+            nn.Flatten(),
+            nn.Linear(int(torch.Size(shape).numel()), width * cells**2),
+            nn.Unflatten(1, (width, cells, cells)),
+        ]
+    else:
+        channels, cells = shape[0], shape[1]
+        parts = []
+        if cells > grid and cells % grid == 0:
+            parts.append(nn.PixelUnshuffle(cells // grid))
+            channels, cells = channels * (cells // grid) ** 2, grid
+        parts.append(nn.Conv2d(channels, width, 3 if cells > 1 else 1, padding="same"))
+    while cells < grid and grid % (2 * cells) == 0:
+        parts += [nn.ReLU(), nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2)]
+        cells *= 2
+    if cells != grid:
+        parts.append(nn.Upsample((grid, grid), mode="bilinear", align_corners=False))
+    return nn.Sequential(*parts)
+
+
 class InversionNetwork(nn.Module):
     """Features of one split point → scaled latents of one prior.
 
     Args:
-        features: shapes of the tensors that cross the split, without batch dimension; maps ``(C, H, W)``
-            are projected where they are and resized, anything else is projected to a coarse grid.
+        features: shapes of the tensors that cross the split, without batch dimension.
         latent: ``(C, h, w)`` of the prior.
-        width: channels.
-        depth: residual blocks.
+        width: channels at the latent's resolution; twice as many at half of it.
+        coarse: residual blocks at half the latent's resolution.
+        depth: residual blocks at the latent's resolution.
 
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
@@ -57,21 +86,24 @@ class InversionNetwork(nn.Module):
     pixels: GaussianErrors | None
 
     def __init__(
-        self, features: list[tuple[int, ...]], latent: tuple[int, int, int], width: int = 80, depth: int = 4
+        self,
+        features: list[tuple[int, ...]],
+        latent: tuple[int, int, int],
+        width: int = 80,
+        coarse: int = 2,
+        depth: int = 4,
     ) -> None:
         super().__init__()
-        self.config = {"features": [list(s) for s in features], "latent": list(latent), "width": width, "depth": depth}
-        self.grid = latent[1] // 2
-        self.entries = nn.ModuleList()
-        for shape in features:
-            if len(shape) == 3:
-                self.entries.append(nn.Conv2d(shape[0], 2 * width, 3 if shape[1] > 1 else 1, padding="same"))
-            else:
-                numbers = int(torch.Size(shape).numel())
-                self.entries.append(
-                    nn.Sequential(nn.Flatten(), nn.Linear(numbers, 2 * width * 16), nn.Unflatten(1, (2 * width, 4, 4)))
-                )
-        self.up = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.config = {
+            "features": [list(s) for s in features],
+            "latent": list(latent),
+            "width": width,
+            "coarse": coarse,
+            "depth": depth,
+        }
+        self.entries = nn.ModuleList(_entry(shape, 2 * width, latent[1] // 2) for shape in features)
+        self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(coarse)))
+        self.up = nn.Conv2d(2 * width, 4 * width, 1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
         self.exit = nn.Conv2d(width, latent[0], 3, padding=1)
         self.errors = None
@@ -92,15 +124,8 @@ class InversionNetwork(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
-        total = None
-        for entry, z in zip(self.entries, features, strict=True):
-            h = entry(z)
-            if h.shape[-1] != self.grid:
-                h = nn.functional.interpolate(
-                    h, (self.grid, self.grid), mode="bilinear", align_corners=False, antialias=h.shape[-1] > self.grid
-                )
-            total = h if total is None else total + h
-        h = nn.functional.pixel_shuffle(self.up(torch.relu(total)), 2)
+        total = torch.stack([entry(z) for entry, z in zip(self.entries, features, strict=True)]).sum(0)
+        h = nn.functional.pixel_shuffle(self.up(self.coarse(torch.relu(total))), 2)
         return self.exit(self.blocks(torch.relu(h)))
 
     def save(self, path: Path, *, target_digest: str, prior_digest: str, target: str, split: str, prior: str) -> None:
@@ -136,15 +161,13 @@ def load_inversion(
                     f"{about[what][:12]}…, not {want[:12]}…): "
                     "retrain it with `splitsight train inversion`"
                 )
-        network = InversionNetwork(
-            [tuple(s) for s in config["features"]], tuple(config["latent"]), config["width"], config["depth"]
-        )
+        network = InversionNetwork([tuple(s) for s in config.pop("features")], tuple(config.pop("latent")), **config)
         if any(key.startswith("errors.") for key in state):
             network.expect_errors()
         if "pixels.latent" in state:
             network.expect_pixels(len(state["pixels.latent"]))
         network.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{file} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`"
         ) from error
