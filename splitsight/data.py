@@ -201,19 +201,21 @@ def _set(items: Iterable[tuple[np.ndarray, str, int]]) -> ImageSet:
     return ImageSet(np.stack(images), list(names), np.asarray(labels, np.int64))
 
 
-def load_images(path: Path, size: int, limit: int | None = None) -> ImageSet:
+def load_images(path: Path, size: int, limit: int | None = None, *, tail: bool = False) -> ImageSet:
     """Read a folder of PNG/JPEG files, one such file, or a Parquet file.
 
     Args:
         path: folder, image file, or ``*.parquet``.
         size: pixels; every image is scaled and centre-cropped to ``size × size`` (see :func:`fit`).
         limit: read at most this many, in name or row order; ≥ 1.
+        tail: where there are more, the last ones instead of the first.
 
     Raises:
         UserError: nothing there, nothing readable, or not the expected format.
     """
     count, item = _source(path, size)
-    return _set(item(i) for i in range(count if limit is None else min(count, limit)))
+    take = count if limit is None else min(count, limit)
+    return _set(item(i) for i in (range(count - take, count) if tail else range(take)))
 
 
 def draw_images(path: Path, size: int, count: int, seed: int) -> ImageSet:

@@ -201,7 +201,12 @@ class Attack(ABC):
 
     @classmethod
     def setting(
-        cls, name: str | None, split: str | None = None, changes: Mapping[str, Any] | None = None
+        cls,
+        name: str | None,
+        split: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        tuned: bool = True,
     ) -> tuple[str, dict[str, Any]]:
         """Look a setting up.
 
@@ -209,6 +214,8 @@ class Attack(ABC):
             name: ``None`` is the default.
             split: what tuning found best there is laid over the setting; without one, what it found best over all.
             changes: values laid over both.
+            tuned: whether to lay anything that tuning found over the setting; not for tuning itself, which must not
+                depend on what an earlier one found.
 
         Returns:
             The setting's name and values.
@@ -221,7 +228,7 @@ class Attack(ABC):
         if base not in cls.settings:
             raise unknown_name(f"setting of {cls.name}", chosen, [*cls.settings, *cls.variants])
         values = dict(cls.settings[base])
-        found = _tuned().get(cls.name, {}).get(base, {})
+        found = _tuned().get(cls.name, {}).get(base, {}) if tuned else {}
         values |= found.get(split or "any", found.get("any", {}))
         values |= varied
         for key, value in (changes or {}).items():

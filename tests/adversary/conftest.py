@@ -1,12 +1,16 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from splitsight.data import encode_png
+from splitsight.targets import Normalize, Target
 
 
 def _text(tokenizer, width):
@@ -74,3 +78,41 @@ def stable_prior():
         steps_offset=1,
     )
     return Prior(vae, unet, scheduler, _text(tokenizer, 16), tokenizer, "tiny-sd")
+
+
+class TinyTarget(Target):
+    """Two convolutions and a linear layer on 16 pixels; split after each convolution."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 16, 3, 2, 1), nn.Flatten(1), nn.Linear(256, 3)
+        )
+        super().__init__("tiny", model, Normalize([0.5] * 3, [0.25] * 3), [["a"], ["b"], ["c"]], 16)
+
+    def points(self):
+        return ["S1", "S2"]
+
+    def bodies(self, point):
+        cut = {"S1": 2, "S2": 3}[point]
+        return self.model[:cut], self.model[cut:]
+
+
+@pytest.fixture
+def tiny_lab(monkeypatch, flow_prior):
+    """The tiny target and prior by any name in a lab, which has no inversion network for them."""
+    nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=0.3)
+    monkeypatch.setattr("adversary.lab.targets.load", lambda name, weights: TinyTarget())
+    monkeypatch.setattr("adversary.lab.load_prior", lambda name: flow_prior)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of twelve images of 16 pixels, 00.png to 11.png."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        coarse = rng.integers(0, 255, (4, 4, 3), np.uint8)
+        (folder / f"{i:02d}.png").write_bytes(encode_png(coarse.repeat(4, 0).repeat(4, 1)))
+    return folder
