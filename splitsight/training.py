@@ -20,6 +20,8 @@ from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any, Protocol
 
+import cv2
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Budget", "Run", "ema", "one_cycle", "pick_device", "random_crops"]
+__all__ = ["Budget", "Run", "ema", "flattened", "one_cycle", "pick_device", "random_crops"]
 
 
 class Stateful(Protocol):
@@ -236,3 +238,28 @@ def random_crops(images: Tensor, size: int, scale: tuple[float, float], generato
     theta[:, 1, 2] = (2 * draw[3] - 1) * room
     grid = nn.functional.affine_grid(theta, [b, 3, size, size], align_corners=False)
     return nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def flattened(images: np.ndarray, share: float, generator: torch.Generator) -> np.ndarray:
+    """Make some photographs look like video: flat surfaces with sharp edges, by bilateral filters of random strength.
+
+    Frames of a camera that are scaled down to the models' size are flatter than photographs that were stored as small
+    JPEG files (median difference of neighbours 0.008 instead of 0.039); a network that has only seen the latter adds
+    grain to the former.
+
+    Args:
+        images: ``(B, H, W, 3)`` uint8.
+        share: of the images that are filtered, in [0, 1].
+        generator: of the draws.
+
+    Returns:
+        A new array.
+    """
+    out = np.array(images)
+    chosen = torch.rand(len(out), generator=generator) < share
+    draws = torch.rand(len(out), 2, generator=generator)
+    for i in chosen.nonzero().flatten().tolist():
+        strength, again = draws[i].tolist()
+        for _ in range(1 if again < 0.5 else 2):
+            out[i] = cv2.bilateralFilter(out[i], 7, 30 + 60 * strength, 3)
+    return out

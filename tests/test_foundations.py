@@ -20,7 +20,7 @@ from splitsight.artifacts import digest, home, load_weights, save_weights
 from splitsight.data import cached_images, draw_images, encode_png, fit, load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
-from splitsight.training import Budget, Run, ema, one_cycle, pick_device, random_crops
+from splitsight.training import Budget, Run, ema, flattened, one_cycle, pick_device, random_crops
 
 # ---------------------------------------------------------------- errors, registry
 
@@ -386,6 +386,22 @@ def test_random_crops():
     flipped = [torch.allclose(w, o.flip(-1), atol=1e-4) for w, o in zip(whole, x, strict=True)]
     straight = [torch.allclose(w, o, atol=1e-4) for w, o in zip(whole, x, strict=True)]
     assert all(a or b for a, b in zip(flipped, straight, strict=True))
+
+
+def test_flattened_keeps_edges_and_loses_grain():
+    rng = np.random.default_rng(0)
+    picture = np.zeros((32, 32, 3), np.int64) + 60
+    picture[:, 16:] = 190
+    images = np.stack([(picture + rng.normal(0, 6, picture.shape)).clip(0, 255).astype(np.uint8)] * 12)
+    draw = lambda share: flattened(images, share, torch.Generator().manual_seed(0))  # noqa: E731
+    assert np.array_equal(draw(0.5), draw(0.5))
+    same = [np.array_equal(a, b) for a, b in zip(draw(0.5), images, strict=True)]
+    assert any(same) and not all(same)
+    assert np.array_equal(draw(0.0), images)
+    grain = lambda x: np.abs(np.diff(x[:, :14].astype(int), axis=1)).mean()  # noqa: E731
+    edge = lambda x: x[:, 16].mean() - x[:, 15].mean()  # noqa: E731
+    for flat, image in zip(draw(1.0), images, strict=True):
+        assert grain(flat) < 0.5 * grain(image) and edge(flat) > 0.95 * edge(image)
 
 
 def test_flushing_subnormals_ends_with_its_block():

@@ -14,7 +14,7 @@ from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
 from splitsight.data import cached_images, to_tensor
 from splitsight.errors import UserError
-from splitsight.training import Budget, Run, ema, one_cycle, random_crops
+from splitsight.training import Budget, Run, ema, flattened, one_cycle, random_crops
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
@@ -79,7 +79,8 @@ def train_inversion(
 
     The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
     share on the latent itself, which keeps the answer on the autoencoder's range (for a quarter of each batch,
-    because encoding costs as much as the network). At the end the network's errors are measured.
+    because encoding costs as much as the network). Half of the images are made to look like video
+    (:func:`splitsight.training.flattened`). At the end the network's errors are measured.
 
     Args:
         head: F1, from images in [0, 1] to a tuple of features.
@@ -124,7 +125,8 @@ def train_inversion(
             for group in optimizer.param_groups:
                 group["lr"] = one_cycle(fraction, lr)
             index = torch.randint(len(images), (batch,), generator=generator).sort().values.numpy()
-            x = random_crops(to_tensor(images[index]).to(device), size, (0.6, 1.0), generator)
+            x = to_tensor(flattened(images[index], 0.5, generator)).to(device)
+            x = random_crops(x, size, (0.6, 1.0), generator)
             with torch.no_grad():
                 z = head(x)
                 truth = prior.encode(x[: batch // 4])
@@ -155,7 +157,8 @@ def train_inversion(
                 total, count = 0.0, 0
     network = average.module.eval()
     figures = inversion_quality(network, head, prior, held[:2000])
-    measure_errors(network, head, prior, images[-2000:])
+    # as trained, so that they hold for photographs and for video
+    measure_errors(network, head, prior, flattened(images[-2000:], 0.5, generator.manual_seed(seed)))
     run.log(**{f"val_{k}": v for k, v in figures.items()})
     return network, {
         **figures,
