@@ -753,6 +753,7 @@ class NetMethod(StrEnum):
     net_db = "net-db"
     net_dmb = "net-dmb"
     net_flow = "net-flow"
+    net_best = "net-best"
 
 
 @train.command("inversion")
@@ -799,6 +800,14 @@ def train_inversion(
     test_queries: Annotated[
         int, typer.Option(min=1, help="Black-box: pictures to measure with, asked about too.")
     ] = 1024,
+    unasked: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Black-box, net-best: further pictures of --data, at most, to learn from without asking about them; "
+            "default: 8192.",
+        ),
+    ] = None,
     setting: Annotated[
         str | None, typer.Option(help="Black-box: tuned or paper, how it is trained; default: tuned.")
     ] = None,
@@ -858,6 +867,7 @@ def train_inversion(
         pairs=pairs,
         queries=queries,
         test_queries=test_queries,
+        unasked=unasked,
         out=out,
         prior=prior,
         setting=setting,

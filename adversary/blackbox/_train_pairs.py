@@ -5,7 +5,8 @@ Equation 11, over pairs (x, z) of pictures and features, with D the prior's part
     min_θ  E ‖D(F_u(z)) − x‖² + λ_s TV(D(F_u(z)))
 
 and equation 12, with e = E(t) of each picture's caption in D, ``+ λ_txt L_txt(F_u(z))``. FIA-Flow trains its two parts
-one after the other, with its own losses (its equations 5 to 10).
+one after the other, with its own losses (its equations 5 to 10); net-best, too, see
+:mod:`adversary.blackbox._train_best`.
 
 The setting ``paper`` is as published. ``tuned`` adds what training with few pairs on a CPU is better for: absolute
 differences and those of gradients, a learning rate that falls to zero, averaged weights, and for latents and noise a
@@ -18,9 +19,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
 from adversary.blackbox.networks import METHODS, AttackNetwork
 from adversary.blackbox.queries import Pairs
 from adversary.priors.prior import Prior, Text
@@ -72,7 +75,7 @@ _PAPER: Settings = {
     "steps": 20,
 }
 _FLOW: Settings = {
-    "iterations": 12000,
+    "iterations": 24000,
     "batch": 16,
     "lr": 2e-3,
     "flow_lr": 5e-4,
@@ -87,7 +90,7 @@ _FLOW: Settings = {
 }
 _FLOW_PAPER: Settings = {
     **_FLOW,
-    "iterations": 64000,
+    "iterations": 128000,
     "batch": 8,
     "lr": 1e-4,
     "flow_lr": 1e-4,
@@ -99,11 +102,32 @@ _FLOW_PAPER: Settings = {
     "rank": 4,
     "everywhere": False,
 }
+_BEST: Settings = {
+    "iterations": 12000,
+    "batch": 32,
+    "lr": 2e-3,
+    "student_lr": 2e-3,
+    "student_share": 0.3,
+    "schedule": "one_cycle",
+    "decay": 0.02,
+    "average": 0.998,
+    "clip": 1.0,
+    "squared": 4.0,
+    "absolute": 1.0,
+    "gradient": 0.25,
+    "value": 0.1,
+    "perceptual": "autoencoder",
+    "perceptual_weight": 0.05,
+    "pictures": 0.5,
+    "crop": 0.6,
+    "width": 48,
+}
 SETTINGS: dict[str, dict[str, Settings]] = {
     **{method: {"tuned": _TUNED, "paper": _PAPER} for method in ("net-do", "net-db", "net-dmb")},
     "net-flow": {"tuned": _FLOW, "paper": _FLOW_PAPER},
+    "net-best": {"tuned": _BEST},
 }
-"""Named settings of each method; the first one is the default. ``iterations`` of net-flow are those of each part."""
+"""Named settings of each method; the first one is the default. ``iterations`` are those of all parts together."""
 
 _SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda fraction, lr: lr,
@@ -130,9 +154,12 @@ def setting_of(method: str, name: str | None, changes: Mapping[str, Any] | None 
         if type(values[key]) is not type(value) and not (isinstance(values[key], float) and type(value) is int):
             raise UserError(f"{key} of {method} takes values like {values[key]!r}, not {value!r}")
         values[key] = value
-    for key in ("epochs", "iterations", "batch", "steps", "width", "rank", "lr", "flow_lr"):
+    for key in ("epochs", "iterations", "batch", "steps", "width", "rank", "lr", "flow_lr", "student_lr", "crop"):
         if key in values and not values[key] > 0:
             raise UserError(f"{key} of {method} must be more than 0, not {values[key]}")
+    for key, most in (("student_share", 0.9), ("pictures", 0.9), ("crop", 1.0)):
+        if key in values and not 0 <= values[key] <= most:
+            raise UserError(f"{key} of {method} must be from 0 to {most:g}, not {values[key]}")
     if values["schedule"] not in _SCHEDULES:
         raise unknown_name("schedule", values["schedule"], list(_SCHEDULES))
     if "perceptual" in values:
@@ -230,6 +257,8 @@ def _gradients(y: Tensor, x: Tensor) -> Tensor:
 
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
 """(network, which pairs, their images, their features, their captions) → one number."""
+_Stage = tuple[str, float, float]
+"""Name, learning rate, share of the budget."""
 
 
 def _equation_11(s: Settings, truths: Tensor | None) -> Loss:
@@ -295,6 +324,7 @@ def train_pairs(
     steps: int | None = None,
     seed: int = 0,
     device: torch.device | None = None,
+    unasked: np.ndarray | None = None,
 ) -> tuple[AttackNetwork, dict[str, float | int | bool]]:
     """Train on pairs, resuming from ``out``.
 
@@ -304,10 +334,12 @@ def train_pairs(
         test: pairs to measure with, none of their pictures among the others.
         out: folder of the run, or runs.
         settings: values as :func:`setting_of` gives them.
-        seconds: time budget over resumed runs; net-flow gives each part half of it.
+        seconds: time budget over resumed runs; net-flow gives each part half of it, net-best its ``student_share`` to
+            the student.
         steps: optimiser steps; likewise. Without either, the setting's epochs or iterations.
         seed: of shuffling and draws.
         device: where to train; CPU by default.
+        unasked: for net-best, further pictures of the attacker, ``(N, S, S, 3)`` uint8, none of them in ``test``.
 
     Returns:
         The network, in eval mode on the CPU, and its figures: quality on ``test``, pictures seen, minutes,
@@ -321,36 +353,47 @@ def train_pairs(
     made, device = network.made, device or torch.device("cpu")
     if made.text and not any(train.captions):
         raise UserError("a network with text needs captions: give --data with classes.tsv, or leave --text out")
-    batches = _Batches(train, made.frames, settings["batch"], seed, device)
-    network.standard.measure(train.features)
+    learnt, held = held_out(train) if made.student else (train, train)
+    batches = _Batches(learnt, made.frames, settings["batch"], seed, device)
+    network.standard.measure(learnt.features)
+    if network.student is not None:
+        network.student.measure(learnt.features)
     network.prior.to(device)
     network.to(device, memory_format=torch.channels_last)
     captions = _Captions(network.prior, train.captions) if made.text else None
     if steps is None and seconds is None:
-        steps = settings["iterations"] * 2 if "iterations" in settings else settings["epochs"] * batches.per_epoch
-    if METHODS[made.method] != "flow":
-        stages = [("", settings["lr"])]
-    else:
-        stages = [("align", settings["lr"]), ("flow", settings["flow_lr"])]
+        steps = settings["iterations"] if "iterations" in settings else settings["epochs"] * batches.per_epoch
+    stages = _stages(METHODS[made.method], settings)
     truths = None
     if METHODS[made.method] == "noise" and settings["value"] and not network.prior.flow:
         raise UserError("only a flow-matching prior can tell the noise of a picture: train with --set value=0")
     if METHODS[made.method] != "pixels" and settings.get("value", 1.0):
         truths = _truths(network, batches, captions)
     seen, minutes, finished = 0, 0.0, True
-    for name, lr in stages:
+    more: dict[str, float] = {}
+    for name, lr, share in stages:
         generator = torch.Generator().manual_seed(seed)
         trained: nn.Module = network
         if name == "":
             loss = _equation_11(settings, truths)
+        elif name == "student":
+            assert network.student is not None
+            trained, loss = network.student, follow
+        elif name == "invert":
+            assert truths is not None
+            own = learnt.images if unasked is None else np.concatenate([learnt.images, unasked])
+            pictures = Pictures(
+                network, own, held, share=settings["pictures"], crop=settings["crop"], generator=generator
+            )
+            more["student_r2"] = round(pictures.r2, 4)
+            trained, loss = network.core, invert(settings, truths, pictures, PERCEPTUAL[settings["perceptual"]])
         else:
             assert truths is not None and network.flow is not None
             network.refines = name == "flow"
             trained = network.core if name == "align" else network.flow.adaptations
             loss = _align(truths) if name == "align" else _refine(settings, truths, generator)
-        share = 1 / len(stages)
         budget = Budget(
-            None if seconds is None else seconds * share, None if steps is None else round(steps * share) or 1
+            None if seconds is None else seconds * share, None if steps is None else max(1, round(steps * share))
         )
         run = _run(
             network,
@@ -373,9 +416,20 @@ def train_pairs(
     network.eval()
     figures: dict[str, float | int | bool] = {**pair_quality(network, test)}
     figures |= {"queries": len(train), "test_queries": len(test), "images_seen": seen}
-    figures |= {"minutes": round(minutes, 2), "finished": finished}
     network.prior.cpu()
-    return network.cpu(), figures
+    network.cpu()
+    if network.student is not None:
+        figures |= {**more, **choose(network, held)}
+    return network, figures | {"minutes": round(minutes, 2), "finished": finished}
+
+
+def _stages(aim: str, s: Settings) -> list[_Stage]:
+    """The parts that are trained one after the other."""
+    if aim == "flow":
+        return [("align", s["lr"], 0.5), ("flow", s["flow_lr"], 0.5)]
+    if aim == "refined":
+        return [("student", s["student_lr"], s["student_share"]), ("invert", s["lr"], 1 - s["student_share"])]
+    return [("", s["lr"], 1.0)]
 
 
 def _run(
@@ -431,6 +485,6 @@ def _run(
     if average is not None and run.step:
         trained.load_state_dict(average.module.state_dict())
     network.eval()
-    if run.step > begun and not run.interrupted:
+    if run.step > begun and not run.interrupted and trained is not network.student:
         run.log(**{f"test_{k}": v for k, v in pair_quality(network, test).items()})
     return run

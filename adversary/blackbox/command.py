@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from adversary.blackbox._train_pairs import setting_of, train_pairs
@@ -25,11 +26,12 @@ from adversary.blackbox.networks import (
     prior_key,
     save_network,
 )
-from adversary.blackbox.pictures import draw_groups
-from adversary.blackbox.queries import OracleClient, Pairs, QueryStore, Role, Victim, collect
+from adversary.blackbox.pictures import draw_groups, draw_unasked
+from adversary.blackbox.queries import OracleClient, QueryStore, Role, Victim, collect
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight.artifacts import home
 from splitsight.cards import write_card
+from splitsight.data import image_hash
 from splitsight.errors import UserError, unknown_name
 from splitsight.training import pick_device
 
@@ -37,6 +39,9 @@ __all__ = ["LEAST", "PairOptions", "train_pairs_command"]
 
 LEAST = 16
 """Fewest pictures that anything can be learnt from, or measured on."""
+
+UNASKED = 8192
+"""Pictures that net-best learns from without asking, by default."""
 
 _RUN = "run.json"
 
@@ -56,6 +61,8 @@ class PairOptions:
         pairs: folder of the query pairs; by default one in the cache for what the oracle serves.
         queries: pictures to train on.
         test_queries: pictures to measure with, which count against the oracle's budget too.
+        unasked: for net-best, further pictures of ``data``, at most, that are learnt from without asking about them;
+            :data:`UNASKED` by default.
         out: folder of the run, and of the network; by default both are in the cache.
         prior: name or folder of the prior.
         setting: named setting of the training; the method's first one by default.
@@ -82,6 +89,7 @@ class PairOptions:
     pairs: Path | None = None
     queries: int = 4096
     test_queries: int = 1024
+    unasked: int | None = None
     out: Path | None = None
     prior: str = EMBEDDED
     setting: str | None = None
@@ -113,6 +121,10 @@ class PairOptions:
                 )
         if self.oracle is None and self.pairs is None:
             raise UserError("give --oracle HOST:PORT to ask, or --pairs with answers that were kept")
+        if self.unasked is not None and METHODS[self.method] != "refined":
+            raise UserError(f"{self.method} learns from answers only: leave --unasked out, or choose net-best")
+        if self.unasked and self.data is None:
+            raise UserError("--unasked takes pictures from --data: give both, or --unasked 0")
         if not self.mixing and self.frames == 1:
             raise UserError("--no-mixing is the control for windows: give --frames of at least 2 with it")
 
@@ -144,7 +156,8 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
     test = store.pairs("test", options.test_queries, frames=options.frames)
     torch.manual_seed(options.seed)
     network = AttackNetwork(made, prior)
-    folder = _run_folder(options, made, values, train)
+    images, unasked = _unasked(options, victim.size, store.hashes("train") | store.hashes("test"))
+    folder = _run_folder(options, made, values, [*train.hashes, *unasked])
     network, figures = train_pairs(
         network,
         train,
@@ -155,9 +168,10 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
         steps=options.steps,
         seed=options.seed,
         device=pick_device(options.device),
+        unasked=images,
     )
     file = cache_file(made) if options.out is None else options.out / f"{network_name(made)}.safetensors"
-    save_network(file, network, train.hashes, figures)
+    save_network(file, network, train.hashes, figures, unasked)
     write_card(
         folder,
         f"{made.method}, {made.target} at {made.split}",
@@ -168,7 +182,9 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
             + (", with prompts" if made.text else "")
             + "."
         ),
-        data=f"{len(train)} query pairs; figures on {len(test)} others (PSNR in dB), no picture in both (by SHA-256).",
+        data=f"{len(train)} query pairs"
+        + (f" and {len(unasked)} pictures that were not asked about" if unasked else "")
+        + f"; figures on {len(test)} others (PSNR in dB), no picture in both (by SHA-256).",
         command=(
             f"splitsight train inversion --oracle HOST:PORT --method {made.method} --queries {len(train)} --data DIR"
         ),
@@ -177,8 +193,17 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
     return file
 
 
-def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], train: Pairs) -> Path:
-    """Where the run goes on, or begins; only a run of the same pairs and settings is gone on with.
+def _unasked(options: PairOptions, size: int, known: set[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Pictures for net-best that the oracle is not asked about, none of them among the ``known``, and their SHA-256."""
+    count = UNASKED if options.unasked is None else options.unasked
+    if METHODS[options.method] != "refined" or options.data is None or count == 0:
+        return None, []
+    images = draw_unasked(options.data, size, count, known, seed=options.seed)
+    return (np.stack(images), [image_hash(image) for image in images]) if images else (None, [])
+
+
+def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], seen: Sequence[str]) -> Path:
+    """Where the run goes on, or begins; only a run of the same pictures and settings is gone on with.
 
     Raises:
         UserError: ``--out`` holds another one.
@@ -188,7 +213,7 @@ def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], tra
         # more of the same is a longer run, not another one
         "values": {k: v for k, v in values.items() if k not in ("epochs", "iterations")},
         "seed": options.seed,
-        "pairs": hashlib.sha256("".join(train.hashes).encode()).hexdigest(),
+        "pairs": hashlib.sha256("".join(seen).encode()).hexdigest(),
     }
     text = json.dumps(same, indent=2, default=list) + "\n"
     if options.out is None:
@@ -224,6 +249,7 @@ def _made(options: PairOptions, victim: Victim, prior: Prior, name: str, values:
         frames=options.frames,
         mixed=options.mixing,
         text=options.text,
+        student=METHODS[options.method] == "refined",
         setting=name,
         **{key: values[key] for key in ("steps", "width", "rank", "everywhere") if key in values},
     )

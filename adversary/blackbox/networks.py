@@ -2,7 +2,7 @@
 
 A network answers for one split of one target with one prior. Its file (float16 safetensors) says for which, and
 lists the pictures that it was trained on by the first 64 bits of their SHA-256, so that an attack can refuse to be
-measured on them.
+measured on them. Some of net-best come with the package; those are looked at before the cache.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from adversary.blackbox.flow import Aligned, Flow
 from adversary.blackbox.multiframe import FrameControl, FrameMixer
+from adversary.blackbox.surrogate import LatentNetwork, Student
 from adversary.blackbox.unet import FeatureUNet
 from adversary.priors.prior import Prior, Text
-from splitsight.artifacts import home, load_weights, save_weights
+from splitsight.artifacts import asset, home, load_weights, save_weights
 from splitsight.data import image_hash
 from splitsight.errors import UserError, unknown_name
 
@@ -31,14 +32,15 @@ __all__ = [
     "AttackNetwork",
     "Made",
     "cache_file",
+    "embedded_file",
     "load_network",
     "network_name",
     "prior_key",
     "save_network",
 ]
 
-METHODS = {"net-do": "pixels", "net-db": "latent", "net-dmb": "noise", "net-flow": "flow"}
-"""What each method's network is aimed at."""
+METHODS = {"net-do": "pixels", "net-db": "latent", "net-dmb": "noise", "net-flow": "flow", "net-best": "refined"}
+"""What each method's network is aimed at; ``refined`` is the latent, with a student of F1 beside it."""
 
 _QUERIES = "queries"
 
@@ -64,6 +66,9 @@ class Made:
         width: of the network.
         rank: of the adaptations, for ``net-flow``.
         everywhere: whether every linear layer is adapted, for ``net-flow``.
+        student: whether a student of F1 goes with it, for ``net-best``.
+        trust: how far a fit through the student is believed, as a factor of its feature loss; 0 where held-out pairs
+            did not show that it brings answers nearer.
         setting: named setting of the training.
         queries: pictures it was trained on.
         figures: mean quality on its test queries.
@@ -85,6 +90,8 @@ class Made:
     width: int = 48
     rank: int = 4
     everywhere: bool = False
+    student: bool = False
+    trust: float = 0.0
     setting: str = "tuned"
     queries: int = 0
     figures: dict[str, float | int | bool] = field(default_factory=dict)
@@ -94,8 +101,8 @@ class Made:
             raise unknown_name("black-box method", self.method, list(METHODS))
         if self.frames < 1:
             raise UserError(f"a window of {self.frames} frames cannot be: give --frames of at least 1")
-        if self.frames > 1 and self.method == "net-flow":
-            raise UserError("net-flow takes single frames: leave --frames out, or choose another --method")
+        if self.frames > 1 and METHODS[self.method] in ("flow", "refined"):
+            raise UserError(f"{self.method} takes single frames: leave --frames out, or choose another --method")
         if self.text and self.method != "net-dmb":
             raise UserError(f"{self.method} does not sample, so that a text changes nothing: leave --text out")
 
@@ -103,7 +110,7 @@ class Made:
 def prior_key(prior: Prior, method: str) -> str:
     """SHA-256 of what of a prior fixes a method's answers: nothing, the autoencoder, or all of it."""
     aim = METHODS[method]
-    return "none" if aim == "pixels" else prior.latent_digest if aim == "latent" else prior.digest
+    return "none" if aim == "pixels" else prior.latent_digest if aim in ("latent", "refined") else prior.digest
 
 
 class AttackNetwork(nn.Module):
@@ -116,6 +123,7 @@ class AttackNetwork(nn.Module):
     Attributes:
         refines: for ``net-flow``, whether the flow's step is taken; the first half of its training goes without.
         known: first 64 bits of the SHA-256 of each picture it was trained on, ``(N,)`` int64.
+        student: stands in for F1, for ``net-best`` where ``made`` says so.
     """
 
     def __init__(self, made: Made, prior: Prior) -> None:
@@ -128,9 +136,12 @@ class AttackNetwork(nn.Module):
         if made.frames > 1:
             self.mixer = (FrameMixer if made.mixed else FrameControl)(made.features, made.frames)
         self.flow: Flow | None = None
+        self.student: Student | None = Student(made.features, made.image) if made.student else None
         aim = METHODS[made.method]
-        if aim == "flow":
-            self.core: nn.Module = Aligned(made.features, prior.latent_shape, made.width)
+        if aim == "refined":
+            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width)
+        elif aim == "flow":
+            self.core = Aligned(made.features, prior.latent_shape, made.width)
             self.flow = Flow(prior, made.rank, everywhere=made.everywhere)
         else:
             shape = (3, made.image, made.image) if aim == "pixels" else prior.latent_shape
@@ -155,6 +166,12 @@ class AttackNetwork(nn.Module):
     def standard(self) -> nn.Module:
         """What standardises the features."""
         return self.core.standard  # type: ignore[return-value]
+
+    def decide(self, trust: float) -> None:
+        """Keep the student, believed so far, or at 0 go on without one."""
+        self.made = replace(self.made, trust=trust, student=trust > 0)
+        if trust == 0:
+            self.student = None
 
     def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Features, each ``(B, …)`` → pixels ``(B, 3, H, W)``, latents or noise ``(B, C, h, w)``.
@@ -234,25 +251,64 @@ def cache_file(made: Made) -> Path:
     return home() / "inversion" / f"{name}.safetensors"
 
 
-def save_network(path: Path, network: AttackNetwork, hashes: Sequence[str], figures: dict[str, Any]) -> None:
-    """Write a network with the SHA-256 of the pictures it was trained on; the file appears complete or not at all."""
+def embedded_file(made: Made) -> Path:
+    """Where a network of this kind would be in the package; it may not exist."""
+    return asset("inversion", f"{network_name(made)}-{made.prior}.safetensors")
+
+
+def _cached(wanted: Made) -> Path:
+    """The cache's file; for any weights of the target, the one that there is.
+
+    Raises:
+        UserError: there are several.
+    """
+    if wanted.target_digest:
+        return cache_file(wanted)
+    pattern = f"{network_name(wanted)}-{'[0-9a-f]' * 12}-{wanted.prior_digest[:12]}.safetensors"
+    found = sorted((home() / "inversion").glob(pattern))
+    if len(found) > 1:
+        raise UserError(
+            f"{found[0].parent} holds {len(found)} {wanted.method} networks for {wanted.target} at {wanted.split}: "
+            "say which one with --network"
+        )
+    return found[0] if found else cache_file(wanted)
+
+
+def save_network(
+    path: Path, network: AttackNetwork, hashes: Sequence[str], figures: dict[str, Any], unasked: Sequence[str] = ()
+) -> None:
+    """Write a network with what it was trained on; the file appears complete or not at all.
+
+    Args:
+        path: of the file.
+        network: trained.
+        hashes: SHA-256 of each picture that the oracle was asked about for training.
+        figures: of its quality.
+        unasked: SHA-256 of each further picture that it has seen.
+    """
     made = replace(network.made, queries=len(hashes), figures=figures)
-    state = {**network.state_dict(), _QUERIES: torch.from_numpy(_short(hashes))}
+    state = {**network.state_dict(), _QUERIES: torch.from_numpy(_short([*hashes, *unasked]))}
     save_weights(path, state, {"made": asdict(made)})
 
 
 def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> AttackNetwork:
-    """A network out of a file, or out of the cache.
+    """A network out of a file, out of the package, or out of the cache.
 
     Args:
-        wanted: what it is needed for; how it was made (width, steps, setting …) is taken from the file.
+        wanted: what it is needed for; how it was made (width, steps, setting …) is taken from the file. An empty
+            ``target_digest`` takes a network for any weights, for an attacker that has not met its victim yet.
         prior: the one in use.
-        path: the file; the cache's by default.
+        path: the file; by default the package's if that fits, else the cache's.
 
     Raises:
         UserError: there is none, or it was made for something else; one sentence that says for what.
     """
-    file = path or cache_file(wanted)
+    if path is None:
+        embedded, file = embedded_file(wanted), _cached(wanted)
+        if embedded.is_file() and (not file.is_file() or _difference(wanted, _about(embedded)) is None):
+            file = embedded
+    else:
+        file = path
     if not file.is_file():
         flags = f" --frames {wanted.frames}" * (wanted.frames > 1) + " --text" * wanted.text
         flags += " --no-mixing" * (wanted.frames > 1 and not wanted.mixed)
@@ -262,14 +318,38 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
             f"--method {wanted.method}{flags}`, or give one with --network"
         )
     state = load_weights(file)
+    made = _about(file)
+    if (what := _difference(wanted, made)) is not None:
+        raise UserError(
+            f"{file} was trained for another {what}: train one with `splitsight train inversion --oracle HOST:PORT`"
+        )
+    try:
+        known = state.pop(_QUERIES).numpy()
+        network = AttackNetwork(made, prior)
+        network.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{file} is not a whole black-box network: train it again") from error
+    network.known = known
+    return network.eval().requires_grad_(False)
+
+
+def _about(file: Path) -> Made:
+    """What a network's file says that it was made for.
+
+    Raises:
+        UserError: it is no such file.
+    """
     try:
         with safe_open(str(file), "pt") as opened:
             about = json.loads((opened.metadata() or {})["made"])
         about["features"] = tuple(tuple(shape) for shape in about["features"])
-        made = Made(**about)
-        known = state.pop(_QUERIES).numpy()
-    except (KeyError, TypeError, ValueError) as error:
+        return Made(**about)
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{file} is not a black-box network ({type(error).__name__}): train it again") from error
+
+
+def _difference(wanted: Made, made: Made) -> str | None:
+    """What a network was made for that is not what is wanted, in words; ``None`` where nothing is."""
     for name, what in (
         ("method", "method"),
         ("target", "target"),
@@ -282,21 +362,12 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
         ("text", "use of text"),
     ):
         ours, theirs = getattr(wanted, name), getattr(made, name)
-        if name == "mixed" and made.frames == 1:
+        if (name == "mixed" and made.frames == 1) or (name == "target_digest" and not ours):
             continue
         if ours != theirs:
             shown = [_words(name, value) for value in (theirs, ours)]
-            raise UserError(
-                f"{file} was trained for another {what} ({shown[0]}, not {shown[1]}): "
-                "train one with `splitsight train inversion --oracle HOST:PORT`"
-            )
-    network = AttackNetwork(made, prior)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{file} is not a whole black-box network: train it again") from error
-    network.known = known
-    return network.eval().requires_grad_(False)
+            return f"{what} ({shown[0]}, not {shown[1]})"
+    return None
 
 
 def _words(name: str, value: object) -> str:

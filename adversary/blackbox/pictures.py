@@ -15,11 +15,11 @@ import numpy as np
 
 from adversary.blackbox.queries import Picture, Role
 from adversary.priors.captions import read_class_names
-from splitsight.data import draw_images, shards_of
+from splitsight.data import draw_images, image_hash, shards_of
 from splitsight.errors import UserError
 from splitsight.video import open_source
 
-__all__ = ["draw_groups", "pan"]
+__all__ = ["draw_groups", "draw_unasked", "pan"]
 
 Group = tuple[Picture, ...]
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -65,6 +65,25 @@ def draw_groups(
             drifted = pan(image, frames, np.random.default_rng([seed, i]))
             groups.append(tuple(Picture(f, caption, _PANS + i, k) for k, f in enumerate(drifted)))
     return {role: groups for role in wanted}
+
+
+def draw_unasked(data: Path, size: int, count: int, known: set[str], *, seed: int = 0) -> list[np.ndarray]:
+    """Further still images of the attacker, none of which is among the ``known`` (SHA-256 of their pixels).
+
+    Args:
+        data: as for :func:`draw_groups`.
+        size: pixels a side.
+        count: at most so many.
+        known: what was asked about, for whatever role.
+        seed: of the draw.
+
+    Returns:
+        Each ``(S, S, 3)`` uint8; none where ``data`` holds videos.
+    """
+    if _videos(data):
+        return []
+    images, _ = _stills(data, size, count + len(known), seed)
+    return [image for image in images if image_hash(image) not in known][:count]
 
 
 def _videos(data: Path) -> list[Path]:

@@ -63,15 +63,20 @@ class Standardised(nn.Module):
             self.get_buffer(f"mean{i}").copy_(torch.from_numpy(mean))
             self.get_buffer(f"scale{i}").copy_(torch.from_numpy(1 / np.maximum(std, floor)))
 
+    def _moments(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and inverse standard deviation of one tensor, ready to broadcast."""
+        mean, scale = self.get_buffer(f"mean{index}"), self.get_buffer(f"scale{index}")
+        return (mean[:, None, None], scale[:, None, None]) if len(self.shapes[index]) == 3 else (mean, scale)
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Features, each ``(B, …)`` → the same shapes."""
-        out = []
-        for i, (z, shape) in enumerate(zip(features, self.shapes, strict=True)):
-            mean, scale = self.get_buffer(f"mean{i}"), self.get_buffer(f"scale{i}")
-            if len(shape) == 3:
-                mean, scale = mean[:, None, None], scale[:, None, None]
-            out.append((z - mean) * scale)
-        return out
+        moments = [self._moments(i) for i in range(len(self.shapes))]
+        return [(z - mean) * scale for z, (mean, scale) in zip(features, moments, strict=True)]
+
+    def restored(self, standard: Sequence[Tensor]) -> list[Tensor]:
+        """The inverse of :meth:`forward`."""
+        moments = [self._moments(i) for i in range(len(self.shapes))]
+        return [z / scale + mean for z, (mean, scale) in zip(standard, moments, strict=True)]
 
 
 class _Tokens(nn.Module):

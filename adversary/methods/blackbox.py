@@ -42,6 +42,7 @@ class NetAttack(Attack):
         text: bool = False,
         path: Path | None = None,
         mixed: bool = True,
+        **_: Any,
     ) -> AttackNetwork:
         """The network for what is attacked.
 
@@ -54,7 +55,7 @@ class NetAttack(Attack):
             frames: K, for methods that solve windows.
             text: whether there is a prompt.
             path: file of the network; the cache's by default.
-            mixed: as in the attack's setting.
+            mixed: as in the attack's setting; what else is there is for :meth:`solve`.
 
         Raises:
             UserError: there is none for that.

@@ -17,7 +17,7 @@ from adversary.whitebox.terms import Negentropy, TotalVariation
 from splitsight.data import image_hash, to_tensor, write_png
 from splitsight.errors import UserError
 
-METHODS = ["net-do", "net-db", "net-dmb", "net-flow"]
+METHODS = ["net-do", "net-db", "net-dmb", "net-flow", "net-best"]
 
 
 def _images(count, seed=0):
@@ -120,7 +120,7 @@ def test_what_training_refuses(flow_prior, stable_prior, tmp_path):
 @pytest.mark.parametrize(
     ("method", "setting", "changes", "words"),
     [
-        ("net-dx", None, {}, "net-db, net-dmb, net-do, net-flow"),
+        ("net-dx", None, {}, "net-best, net-db, net-dmb, net-do, net-flow"),
         ("net-do", "fast", {}, "paper, tuned"),
         ("net-do", None, {"rank": 2}, "value of net-do's setting tuned 'rank'"),
         ("net-do", None, {"lr": "high"}, "takes values like 0.002"),

@@ -1,0 +1,217 @@
+"""How net-best is trained within the query budget of the others: a student of F1, then the network, then a choice.
+
+1. **Student.** ``min_S E ‖(S(x) − z)/σ‖²`` over the query pairs, σ being each channel's spread.
+2. **Network.** Absolute and squared error of the decoded image, its gradients, and the distance in the prior's latent
+   both of the answer and of its image encoded again. Few pairs are soon learnt by heart, and pictures cannot be
+   mirrored or cropped to make more of them: F1 is not equivariant, so that nobody knows the features of a mirrored
+   picture without asking. The student does, nearly. Part of each batch are therefore crops and mirror images of the
+   attacker's own pictures, asked about or not, with features ``S(x') + r``: r is what the student got wrong on a pair
+   that it had not seen, drawn anew each time, so that the network relies on the student as far as it can be relied on.
+   That part shrinks with what the student explains of held-out features (R²).
+3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the student
+   in F1's place. Whether the fit through the student brings answers nearer, and at which weight, is tried on further
+   such pairs; where it does not by more than its standard error, the student is dropped. The file records all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adversary.blackbox.networks import AttackNetwork
+from adversary.blackbox.queries import Pairs
+from adversary.blackbox.surrogate import LatentNetwork, Student
+from adversary.priors.prior import Prior, Text
+from adversary.whitebox.posterior import GaussianPull, WhitenedLatent, WhitenedMatch
+from adversary.whitebox.solvers import lbfgs
+from splitsight.data import to_tensor
+from splitsight.metrics import image_quality
+from splitsight.training import random_crops
+
+__all__ = ["TRUSTS", "Pictures", "choose", "follow", "held_out", "invert"]
+
+Settings = Mapping[str, Any]
+Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
+
+TRUSTS = (0.03, 0.1, 0.3, 1.0)
+"""Weights of the student's feature loss that are tried; 1 takes its measured errors for independent."""
+_EVALUATIONS = 30
+_TRIED = 32
+"""Held-out pairs, at most, that the weights are tried on."""
+_AT_ONCE = 32
+
+
+def held_out(train: Pairs) -> tuple[Pairs, Pairs]:
+    """Pairs to learn from, and the last tenth of them (at least 4, at most 400) to measure on."""
+    count = min(400, max(4, len(train) // 10))
+    return _part(train, slice(None, -count)), _part(train, slice(-count, None))
+
+
+def _part(pairs: Pairs, rows: slice) -> Pairs:
+    return replace(
+        pairs,
+        images=pairs.images[rows],
+        features=[z[rows] for z in pairs.features],
+        captions=pairs.captions[rows],
+        hashes=pairs.hashes[rows],
+    )
+
+
+def _parts(network: AttackNetwork) -> tuple[LatentNetwork, Student]:
+    core, student = network.core, network.student
+    assert isinstance(core, LatentNetwork) and student is not None
+    return core, student
+
+
+def follow(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+    """Stage 1's loss; a mean over numbers in standard deviations."""
+    student = _parts(network)[1]
+    found, wanted = student.standard(student(x)), student.standard(z)
+    errors = [(a - b).square().mean() for a, b in zip(found, wanted, strict=True)]
+    return torch.stack(errors).mean()
+
+
+class Pictures:
+    """Pictures whose features the student tells: crops and mirror images of what the attacker has.
+
+    Args:
+        network: its student is trained.
+        images: ``(N, S, S, 3)`` uint8.
+        held: pairs that the student has not seen.
+        share: of a batch, where the student explains everything; it is multiplied by R².
+        crop: least side of a crop, as a part of the picture's.
+        generator: of all draws.
+
+    Attributes:
+        r2: the part of the held-out features' variance that the student explains, at most 1.
+    """
+
+    def __init__(
+        self,
+        network: AttackNetwork,
+        images: np.ndarray,
+        held: Pairs,
+        *,
+        share: float,
+        crop: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.student = _parts(network)[1].eval()
+        self.images, self.crop, self.generator = images, crop, generator
+        self.residuals, self.r2 = self._measure(held)
+        self.share = share * max(self.r2, 0.0)
+
+    @torch.no_grad()
+    def _measure(self, held: Pairs) -> tuple[list[Tensor], float]:
+        device = next(self.student.parameters()).device
+        x, z = to_tensor(held.images).to(device), [torch.from_numpy(f).to(device) for f in held.features]
+        found = _batched(lambda part: list(self.student(part)), x)
+        wanted, got = self.student.standard(z), self.student.standard(found)
+        unexplained = sum(float((a - b).square().sum()) for a, b in zip(wanted, got, strict=True))
+        total = sum(float((a - a.mean(0)).square().sum()) for a in wanted)
+        return [a - b for a, b in zip(z, found, strict=True)], 1 - unexplained / max(total, 1e-12)
+
+    @torch.no_grad()
+    def draw(self, count: int) -> tuple[Tensor, list[Tensor]]:
+        """Images ``(count, 3, S, S)`` in [0, 1] and their features."""
+        device = next(self.student.parameters()).device
+        rows = torch.randint(len(self.images), (count,), generator=self.generator)
+        x = to_tensor(self.images[rows.numpy()]).to(device)
+        x = random_crops(x, x.shape[-1], (self.crop, 1.0), self.generator)
+        wrong = torch.randint(len(self.residuals[0]), (count,), generator=self.generator).to(device)
+        return x, [z + r[wrong] for z, r in zip(self.student(x), self.residuals, strict=True)]
+
+
+def invert(
+    s: Settings, truths: Tensor, pictures: Pictures, perceptual: Callable[[Prior, Tensor, Tensor], Tensor]
+) -> Loss:
+    """Stage 2's loss.
+
+    Args:
+        s: the setting's values.
+        truths: latent of each training picture ``(N, C, h, w)``.
+        pictures: take the place of part of each batch.
+        perceptual: out of :data:`~adversary.blackbox._train_pairs.PERCEPTUAL`.
+    """
+
+    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+        drawn = round(pictures.share * len(x))
+        truth = truths[index[drawn:].to(truths.device)]
+        if drawn:
+            more, features = pictures.draw(drawn)
+            x = torch.cat([more, x[drawn:]])
+            z = [torch.cat([a, b[drawn:]]) for a, b in zip(features, z, strict=True)]
+            with torch.no_grad():
+                truth = torch.cat([network.prior.encode(more), truth])
+        u = network.core(z)
+        y = network.prior.decode(u)
+        slopes = (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
+        total = s["absolute"] * (y - x).abs().mean() + s["squared"] * (y - x).square().mean()
+        total = total + s["gradient"] * slopes + s["value"] * (u - truth).square().mean()
+        return total + s["perceptual_weight"] * perceptual(network.prior, y, x) if s["perceptual_weight"] else total
+
+    return loss
+
+
+@torch.no_grad()
+def _batched(answer: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
+    parts = [answer(part) for part in x.split(_AT_ONCE)]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def _measure_errors(network: AttackNetwork, pairs: Pairs) -> None:
+    """What answer and student do not know, from pairs that neither has seen."""
+    core, student = _parts(network)
+    x, z = to_tensor(pairs.images), [torch.from_numpy(f) for f in pairs.features]
+    truth = _batched(lambda part: [network.prior.encode(part)], x)[0]
+    answer = torch.cat([core(part) for part in zip(*(f.split(_AT_ONCE) for f in z), strict=True)])
+    found = _batched(lambda part: list(student(network.prior.decode(part))), truth)
+    assert core.errors is not None
+    core.errors.measure(truth - answer, [a - b for a, b in zip(found, z, strict=True)])
+
+
+def _psnr(images: Tensor, x: Tensor) -> Tensor:
+    return image_quality(images.clamp(0, 1), x)["psnr"]
+
+
+def choose(network: AttackNetwork, held: Pairs) -> dict[str, float]:
+    """Measure errors, find out whether the student helps, and keep or drop it.
+
+    Args:
+        network: trained, on the CPU, in eval mode.
+        held: pairs that it has not seen; one half measures, the other one tries.
+
+    Returns:
+        ``refine_trust``, ``refine_gain`` in dB and its standard error, ``refine_tried`` pairs.
+    """
+    core, student = _parts(network)
+    half = len(held) // 2
+    _measure_errors(network, _part(held, slice(None, half)))
+    tried = _part(held, slice(half, half + _TRIED))
+    x, z = to_tensor(tried.images), [torch.from_numpy(f) for f in tried.features]
+    with torch.no_grad():
+        centre = core(z)
+        before = _psnr(network.prior.decode(centre), x)
+    assert core.errors is not None
+    best = (0.0, 0.0, 0.0)
+    for trust in TRUSTS:
+        variable = WhitenedLatent(network.prior, core.errors, centre)
+        terms = [WhitenedMatch(student, z, core.errors, weight=trust), GaussianPull()]
+        gain = _psnr(lbfgs(variable, terms, evaluations=_EVALUATIONS, together=False).images, x) - before
+        mean, spread = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+        if mean > max(best[1], spread):
+            best = (trust, mean, spread)
+    _measure_errors(network, held)
+    network.decide(best[0])
+    return {
+        "refine_trust": best[0],
+        "refine_gain": round(best[1], 3),
+        "refine_gain_error": round(best[2], 3),
+        "refine_tried": len(x),
+    }

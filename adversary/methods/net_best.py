@@ -1,0 +1,111 @@
+"""net-best: our strongest black-box attack, within the query budget of the others.
+
+The network's answer (:mod:`adversary.blackbox.surrogate`), and where pairs that the attacker held out showed that it
+helps, the white-box attack with a student in F1's place: what :mod:`adversary.methods.best` does, whitened by how
+wrong the student was on those pairs. Both settings come with the trained network, which says in its file what was
+found (``trust``); an answer without the student is one pass.
+
+* ``faithful``: the network's answer, or the mean of posterior samples around it.
+* ``sharp``: noise of a moderate level and one step of the denoiser back, from that answer; with the student, a fit and
+  plug-and-play rounds.
+* ``one-pass``: the network's answer alone, in milliseconds, for live streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adversary.blackbox.networks import AttackNetwork
+from adversary.blackbox.surrogate import LatentNetwork
+from adversary.methods.base import ATTACKS, Problem, Reconstruction
+from adversary.methods.best import Best
+from adversary.methods.blackbox import NetAttack
+
+__all__ = ["NetBest"]
+
+_KEYS = (
+    "stages",
+    "combine",
+    "feature_noise",
+    "fit_evaluations",
+    "fit_samples",
+    "fit_scale",
+    "levels",
+    "round_evaluations",
+    "round_spread",
+    "samples",
+    "answer",
+)
+"""What of the white-box attack's settings can be asked of the student too."""
+
+
+def _setting(name: str, **changes: Any) -> dict[str, Any]:
+    own = {"student": True, "denoise": 0.0, **{key: Best.settings[name][key] for key in _KEYS}}
+    return {**own, **changes}
+
+
+@ATTACKS.register("net-best")
+class NetBest(NetAttack):
+    """Black-box, our strongest: a network to the latent, then the white-box attack on a student of F1."""
+
+    name = method = "net-best"
+    summary = "black-box, our strongest: a network to the prior's latent, then white-box fits of a student of F1"
+    text = False
+    settings: ClassVar = {
+        "faithful": _setting("faithful", stages=("fit",), combine="last"),
+        # a residual would fit what the student is wrong about
+        "sharp": _setting("sharp", stages=("fit", "rounds"), denoise=0.3),
+    }
+    variants: ClassVar = {"one-pass": ("faithful", {"student": False})}
+    choices: ClassVar = {**Best.choices, "stages": ("fit", "rounds")}
+    limits: ClassVar = {"fit_samples": (1, math.inf), "samples": (1, math.inf), "denoise": (0, 1)}
+
+    def solve(self, problem: Problem, *, student: bool = True, denoise: float = 0.0, **settings: Any) -> Reconstruction:
+        """Reconstruct a problem's frames, without a look at ``problem.head``.
+
+        Args:
+            problem: what is known.
+            student: fit through the student, where the network was found to be the better for it.
+            denoise: without a student, noise level from which the denoiser takes one step back; 0 leaves it out.
+            **settings: of :class:`~adversary.methods.best.Best`, for the fit through the student.
+        """
+        first = super().solve(problem)
+        assert problem.network is not None
+        network = problem.network()
+        trust = network.made.trust if student else 0.0
+        first.about |= {"student": f"trust {trust:g}" if trust else "not used"}
+        if trust:
+            return self._by_student(problem, network, first, {**settings, "feature_trust": trust})
+        if denoise:
+            begin, before = problem.clock.now(), problem.prior.evaluations
+            first.images = self._denoised(problem, network, denoise)
+            problem.clock.show(lambda: first.images)
+            first.seconds += (problem.clock.now() - begin) / problem.frames
+            first.model_evaluations += (problem.prior.evaluations - before) / problem.frames
+        return first
+
+    @torch.no_grad()
+    def _denoised(self, problem: Problem, network: AttackNetwork, level: float) -> Tensor:
+        prior = problem.prior
+        draws = [torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(s)) for s in problem.seeds]
+        noised = prior.noised(network(problem.features), torch.cat(draws), level)
+        return prior.decode(prior.denoise(noised, level, problem.text)).clamp(0, 1)
+
+    @staticmethod
+    def _by_student(
+        problem: Problem, network: AttackNetwork, first: Reconstruction, settings: dict[str, Any]
+    ) -> Reconstruction:
+        core = network.core
+        assert isinstance(core, LatentNetwork)
+        surrogate = replace(problem, head=network.student, inversion=lambda: core, network=None)
+        stages: Sequence[str] = settings.pop("stages")
+        answer = Best().solve(surrogate, stages=stages, **settings)
+        answer.about = {**first.about, "stages": answer.about["stages"]}
+        answer.seconds += first.seconds
+        return answer

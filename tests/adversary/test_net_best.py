@@ -1,0 +1,276 @@
+"""net-best: a student of F1 from pairs alone, a choice by held-out pairs, attacks through it, files."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adversary.blackbox import _train_best, networks
+from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
+from adversary.blackbox._train_pairs import PERCEPTUAL, setting_of, train_pairs
+from adversary.blackbox.networks import (
+    AttackNetwork,
+    Made,
+    cache_file,
+    embedded_file,
+    load_network,
+    prior_key,
+    save_network,
+)
+from adversary.blackbox.queries import Pairs
+from adversary.blackbox.surrogate import LatentNetwork, Student
+from adversary.methods import ATTACKS, Problem
+from splitsight.data import image_hash, to_tensor
+from splitsight.errors import UserError
+
+
+def _head():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, 2, 1), nn.ReLU()).eval()
+
+
+def _pairs(count, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    with torch.no_grad():
+        z = _head()(to_tensor(images)).numpy()
+    return Pairs(images, [z], [""] * count, [image_hash(image) for image in images])
+
+
+def _made(prior, **more):
+    about = {"target": "net", "split": "L1", "target_digest": "a" * 64, "defense": "identity", "image": 16, "width": 8}
+    about |= {"features": ((5, 4, 4),), "prior": prior.name, "prior_digest": prior_key(prior, "net-best")}
+    return Made(**{"method": "net-best", **about, "student": True, **more})
+
+
+def _fresh(prior, **more):
+    torch.manual_seed(0)
+    return AttackNetwork(_made(prior, **more), prior)
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 16, 16), (8, 4, 4), (8, 1, 1), (17, 6), (16, 6), (7, 6), (9,), (8, 5, 3)], ids=str
+)
+def test_a_student_has_the_shape_of_any_feature(shape):
+    student = Student([shape, (4, 8, 8)], 16)
+    rng = np.random.default_rng(0)
+    first = rng.normal(3, 2, (6, *shape)).astype(np.float32)
+    student.measure([first, rng.random((6, 4, 8, 8), np.float32)])
+    assert student.rectified.tolist() == [bool((first >= 0).all()), True]
+    z = student.eval()(torch.rand(2, 3, 16, 16))
+    assert [tuple(f.shape) for f in z] == [(2, *shape), (2, 4, 8, 8)] and (z[1] >= 0).all()
+    again = student.standard(student.standard.restored([f - 1 for f in z]))
+    torch.testing.assert_close(again[1], z[1] - 1)
+
+
+def test_a_student_learns_f1_from_pairs(flow_prior):
+    torch.manual_seed(0)
+    network, pairs, held = _fresh(flow_prior), _pairs(200), _pairs(50, 1)
+    network.student.measure(pairs.features)
+    x, z = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])]
+    generator = torch.Generator()
+    before = Pictures(network, pairs.images, held, share=0.5, crop=0.6, generator=generator).r2
+    optimizer = torch.optim.Adam(network.student.train().parameters(), 3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        follow(network, torch.arange(200), x, z, None).backward()
+        optimizer.step()
+    pictures = Pictures(network, pairs.images, held, share=0.5, crop=0.6, generator=generator)
+    assert pictures.r2 > 0.6 > before and pictures.share == pytest.approx(0.5 * pictures.r2)
+    # what it draws is nearer to F1 than another picture's features, and is what it says plus a known residual
+    images, features = pictures.draw(16)
+    with torch.no_grad():
+        truth, own = _head()(images), network.student(images)[0]
+    assert (features[0] - truth).square().mean() < 0.6 * (truth.roll(1, 0) - truth).square().mean()
+    rest = (features[0] - own)[:, None] - pictures.residuals[0][None]
+    assert rest.abs().amax((2, 3, 4)).amin(1).max() < 1e-5
+
+
+def test_a_student_that_explains_nothing_makes_no_pictures(flow_prior):
+    network, pairs = _fresh(flow_prior).eval(), _pairs(20)
+    for parameter in network.student.exits.parameters():
+        nn.init.constant_(parameter, 5.0)
+    pictures = Pictures(network, pairs.images, pairs, share=0.5, crop=0.6, generator=torch.Generator())
+    assert pictures.r2 < 0 and pictures.share == 0
+    # so that every picture of a batch is one that was asked about
+    _, s = setting_of("net-best", None, {"perceptual_weight": 0.0, "gradient": 0.0, "value": 0.0})
+    x, z = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])]
+    truths = torch.zeros(20, *flow_prior.latent_shape)
+    loss = invert(s, truths, pictures, PERCEPTUAL["none"])(network, torch.arange(20), x, z, None)
+    y = flow_prior.decode(network(z))
+    torch.testing.assert_close(loss, (y - x).abs().mean() + 4 * (y - x).square().mean())
+
+
+def test_the_last_tenth_is_held_out():
+    pairs = _pairs(100)
+    learnt, held = held_out(pairs)
+    assert (len(learnt), len(held)) == (90, 10) and held.hashes == pairs.hashes[90:]
+    assert not set(learnt.hashes) & set(held.hashes) and len(learnt.features[0]) == len(learnt.captions) == 90
+    assert len(held_out(_pairs(16))[1]) == 4
+
+
+def test_a_student_is_kept_only_where_it_helps(flow_prior, monkeypatch):
+    network, held = _fresh(flow_prior).eval(), _pairs(24)
+    gains = {0.03: 0.1, 0.1: 0.5, 0.3: 0.4, 1.0: -2.0}
+    seen = []
+
+    class Match(_train_best.WhitenedMatch):
+        def __init__(self, *args, weight, **more):
+            seen.append(weight)
+            super().__init__(*args, weight=weight, **more)
+
+    def psnr(images, x):
+        spread = torch.linspace(-1, 1, len(x)) * 0.2
+        return torch.zeros(len(x)) if not seen else spread + gains[seen[-1]] * scale
+
+    monkeypatch.setattr(_train_best, "WhitenedMatch", Match)
+    monkeypatch.setattr(_train_best, "_psnr", psnr)
+    scale = 1.0
+    found = choose(network, held)
+    assert (found["refine_trust"], found["refine_gain"], found["refine_tried"]) == (0.1, 0.5, 12)
+    assert network.made.trust == 0.1 and network.student is not None
+    # a gain within its standard error is none
+    scale = 0.05
+    seen.clear()
+    assert choose(network, held)["refine_trust"] == 0.0
+    assert network.student is None and not network.made.student and network.made.trust == 0.0
+
+
+@pytest.mark.parametrize("unasked", [None, 12])
+def test_training_brings_answers_nearer_and_says_what_it_found(flow_prior, tmp_path, unasked):
+    train, test = _pairs(64), _pairs(16, 1)
+    more = None if unasked is None else _pairs(unasked, 2).images
+    _, s = setting_of("net-best", None, {"batch": 8, "width": 8, "lr": 0.01})
+    _, first = train_pairs(_fresh(flow_prior), train, test, tmp_path / "a", s, steps=2)
+    trained, figures = train_pairs(_fresh(flow_prior), train, test, tmp_path / "b", s, steps=60, unasked=more)
+    assert figures["psnr"] > first["psnr"] and figures["finished"] and figures["images_seen"] == 60 * 8
+    assert {"student_r2", "refine_trust", "refine_gain", "refine_gain_error", "refine_tried"} <= set(figures)
+    assert trained.made.trust == figures["refine_trust"] and (trained.student is None) == (figures["refine_trust"] == 0)
+    assert not torch.equal(
+        trained.core.errors.latent, torch.eye(flow_prior.latent_shape[0]).expand_as(trained.core.errors.latent)
+    )
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["faithful", "sharp", "one-pass"])
+def test_it_attacks_without_f1(flow_prior, name, trust):
+    pairs, attack = _pairs(2), ATTACKS.get("net-best")()
+    network = _fresh(flow_prior).eval()
+    network.student.measure(pairs.features)
+    network.decide(trust)
+    z = [torch.from_numpy(pairs.features[0])]
+    problem = Problem(flow_prior, None, z, lambda: pytest.fail("not the preview's network"), network=lambda: network)
+    changes = (
+        {} if name == "one-pass" else {"fit_samples": 1, "fit_evaluations": 3, "samples": 1, "round_evaluations": 2}
+    )
+    answer = attack.solve(problem, **attack.setting(name, None, changes)[1])
+    assert answer.images.shape == (2, 3, 16, 16) and answer.images.min() >= 0 and answer.images.max() <= 1
+    by_student = trust > 0 and name != "one-pass"
+    assert answer.about["student"] == ("trust 0.3" if by_student else "not used")
+    assert math.isnan(answer.loss) != by_student and (answer.iterations > 0) == by_student
+    plain = flow_prior.decode(network(z)).clamp(0, 1).detach()
+    if not by_student:
+        assert torch.equal(answer.images, plain) == (name != "sharp")
+        assert answer.model_evaluations == (1 if name == "sharp" else 0)
+    again = attack.solve(problem, **attack.setting(name, None, changes)[1])
+    torch.testing.assert_close(again.images, answer.images)
+
+
+def test_a_fit_through_a_perfect_student_finds_more(flow_prior):
+    class Same(nn.Module):
+        def forward(self, images):
+            return (_head()(images),)
+
+    network = _fresh(flow_prior).eval()
+    with torch.no_grad():
+        u = torch.randn(2, *flow_prior.latent_shape)
+        x = flow_prior.decode(u).clamp(0, 1)
+        z = [_head()(x)]
+        network.core.errors.measure(torch.randn(200, *flow_prior.latent_shape), [0.01 * torch.randn(200, 5, 4, 4)])
+    network.decide(1.0)
+    network.student = Same()
+    problem = Problem(flow_prior, None, z, lambda: None, network=lambda: network)
+    attack = ATTACKS.get("net-best")()
+    answers = {name: attack.solve(problem, **attack.setting(name)[1]).images for name in ("faithful", "one-pass")}
+    with torch.no_grad():
+        left = {name: float((_head()(y) - z[0]).square().mean()) for name, y in answers.items()}
+    assert left["faithful"] < 0.3 * left["one-pass"]
+
+
+def test_a_file_keeps_the_choice_and_what_was_seen(flow_prior, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(networks, "asset", lambda *parts: tmp_path.joinpath("package", *parts))
+    pairs, more = _pairs(4), _pairs(2, 5)
+    wanted = _made(flow_prior, features=(), student=False)
+    for trust in (0.0, 0.3):
+        network = _fresh(flow_prior).eval()
+        network.decide(trust)
+        save_network(cache_file(network.made), network, pairs.hashes, {"psnr": 9.0}, more.hashes)
+        again = load_network(wanted, flow_prior)
+        assert again.made.trust == trust and (again.student is None) == (trust == 0) and again.made.queries == 4
+        with pytest.raises(UserError, match="'b' is among the pictures"):
+            again.check_unseen(["a", "b"], [_pairs(1, 9).images[0], more.images[1]])
+    # an attacker that has not met its victim takes what there is, unless there are several
+    any_weights = replace(wanted, target_digest="")
+    assert load_network(any_weights, flow_prior).made.target_digest == "a" * 64
+    other = _fresh(flow_prior, target_digest="b" * 64)
+    save_network(cache_file(other.made), other, pairs.hashes, {})
+    with pytest.raises(UserError, match="holds 2 net-best networks for net at L1: say which one with --network"):
+        load_network(any_weights, flow_prior)
+
+
+def test_the_package_comes_before_the_cache(flow_prior, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(networks, "asset", lambda *parts: tmp_path.joinpath("package", *parts))
+    network, wanted = _fresh(flow_prior).eval(), _made(flow_prior)
+    with pytest.raises(UserError, match="no net-best network for net at L1: make one with"):
+        load_network(wanted, flow_prior)
+    save_network(cache_file(wanted), network, ["0" * 64], {})
+    assert load_network(wanted, flow_prior).made.queries == 1
+    assert embedded_file(wanted) == tmp_path / "package" / "inversion" / "net-L1-net-best-tiny.safetensors"
+    save_network(embedded_file(wanted), network, ["0" * 64] * 2, {})
+    assert load_network(wanted, flow_prior).made.queries == 2
+    # the package's is for other weights: the cache's serves, and without one the reason is said
+    own = replace(network.made, target_digest="b" * 64)
+    network.made = own
+    save_network(cache_file(own), network, ["0" * 64] * 3, {})
+    assert load_network(own, flow_prior).made.queries == 3
+    cache_file(own).unlink()
+    with pytest.raises(UserError, match=r"another weights' digest \(aaaaaaaaaaaa…, not bbbbbbbbbbbb…\)"):
+        load_network(own, flow_prior)
+
+
+def test_a_network_answers_features_as_they_were_tapped(flow_prior):
+    core = LatentNetwork([(5, 4, 4)], flow_prior.latent_shape, 8).eval()
+    z = torch.rand(3, 5, 4, 4)
+    before = core([z])
+    core.standard.measure([(100 * torch.randn(50, 5, 4, 4) + 7).numpy()])
+    mean, scale = core.standard.mean0[:, None, None], core.standard.scale0[:, None, None]
+    torch.testing.assert_close(core([z / scale + mean]), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pictures": 0.95}, "pictures of net-best must be from 0 to 0.9"),
+        ({"crop": 0.0}, "crop of net-best must be more than 0"),
+        ({"crop": 1.5}, "crop of net-best must be from 0 to 1"),
+        ({"student_share": -1.0}, "student_share of net-best must be from 0 to 0.9"),
+        ({"student_lr": 0.0}, "student_lr of net-best must be more than 0"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_one_sentence(changes, words):
+    with pytest.raises(UserError, match=words) as caught:
+        setting_of("net-best", None, changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_windows_and_prompts_are_refused(flow_prior):
+    with pytest.raises(UserError, match="net-best takes single frames"):
+        _made(flow_prior, frames=4)
+    with pytest.raises(UserError, match="net-best does not sample"):
+        _made(flow_prior, text=True)
