@@ -73,7 +73,7 @@ def tune(
     *,
     images: Path,
     out: Path,
-    splits: Sequence[str],
+    splits: Sequence[str] | None = None,
     count: int = 16,
     limit: int = 8,
     tail: bool = True,
@@ -96,7 +96,7 @@ def tune(
         images: validation images, as for ``splitsight attack``; none of them may be reported on later. For a method
             that solves windows, a clip's frames in order.
         out: folder; created.
-        splits: where to try.
+        splits: where to try; all that the target names by default.
         count: trials.
         limit: images attacked; ``match`` finds them among up to :data:`GALLERY` of ``images``.
         tail: read the last images instead of the first.
@@ -127,9 +127,11 @@ def tune(
         raise UserError(
             f"{method} solves windows, and frames of one clip are too alike to be told apart: choose another objective"
         )
+    if attack.windowed and frames < 2:
+        raise UserError(f"{method} couples the frames of a window: give --frames of at least 2")
     if match_features not in SPACES:
         raise unknown_name("--match-features", match_features, list(SPACES))
-    if not splits or count < 1 or limit < 1:
+    if (splits is not None and not splits) or count < 1 or limit < 1:
         raise UserError("tuning needs at least one split, one trial and one image")
     if threads:
         torch.set_num_threads(threads)
@@ -143,6 +145,7 @@ def tune(
     attacked = list(range(len(lab)))[-limit:] if tail else list(range(len(lab)))[:limit]
     if attack.windowed and len(attacked) % frames:
         raise UserError(f"{method} solves windows of {frames}: give a --limit that is a multiple, and as many frames")
+    splits = list(lab.target.points() if splits is None else dict.fromkeys(splits))
     for split in splits:
         lab.head(split)
     drawn = trials(attack, count, seed)

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -930,18 +930,200 @@ def bench_tap(
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("subscriber", "requests", "p50, ms", "p99, ms", "p50 ratio to none", "p99 ratio to none"):
-        table.add_column(column)
+    rows = []
     for arm, figures in result["arms"].items():
         ratios = result["ratios"].get(arm, {})
         cells = [
             f"{r['ratio']:.4f} [{r['low']:.4f}, {r['high']:.4f}]" for r in (ratios.get(q) for q in ("p50", "p99")) if r
         ]
-        table.add_row(arm, str(figures["n"]), f"{figures['p50_ms']:.3f}", f"{figures['p99_ms']:.3f}", *cells)
+        rows.append([arm, str(figures["n"]), f"{figures['p50_ms']:.3f}", f"{figures['p99_ms']:.3f}", *cells])
+    _table(("subscriber", "requests", "p50, ms", "p99, ms", "p50 ratio to none", "p99 ratio to none"), rows)
+
+
+class Objective(StrEnum):
+    """What tuning maximises."""
+
+    fidelity = "fidelity"
+    psnr = "psnr"
+    ssim = "ssim"
+    match = "match"
+
+
+StillImages = Annotated[Path, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")]
+Inversions = Annotated[
+    Path | None,
+    typer.Option(help="Folder of inversion networks, TARGET-SPLIT-PRIOR.safetensors; default: the embedded ones."),
+]
+
+
+@bench.command("tune")
+@_guarded("adversary.tuning", "splitsight.targets")
+def bench_tune(
+    method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for trials.parquet and best.json; a tuning there is gone on with.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split point; repeatable; default: all that the target names.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Values tried, the setting as it ships among them.")] = 16,
+    limit: Annotated[int, typer.Option(min=1, help="Images attacked in each trial.")] = 8,
+    tail: Annotated[bool, typer.Option("--tail/--head", help="Take the last images of --images, or the first.")] = True,
+    objective: Annotated[
+        Objective,
+        typer.Option(help="What is maximised: fidelity is PSNR + 20·SSIM; match the reciprocal rank of the original."),
+    ] = Objective.fidelity,
+    match_features: Annotated[
+        str,
+        typer.Option(help="Where images are compared: target (the attacked network's penultimate layer) or pixels."),
+    ] = "target",
+    setting: Annotated[str | None, typer.Option(help="Setting to tune; default: the method's own choice.")] = None,
+    frames: Frames = 4,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Put the result into this file of tuned settings; 'package' is the one that attacks read, "
+            "adversary/methods/tuned.json. Default: nowhere.",
+        ),
+    ] = None,
+    target: Target = "resnet18",
+    prior: Prior = "small",
+    inversions: Inversions = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print best.json.")] = False,
+) -> None:
+    """Choose a method's tuned setting on validation images, with equal effort for each method.
+
+    Give every method the same --images, --limit, --split and --trials. Images that were tuned on must not be reported
+    on: take the tail of a training shard here, and the held-out shard for figures.
+    """
+    from adversary.methods.base import TUNED
+    from adversary.tuning import merge as put
+    from adversary.tuning import tune
+
+    with _progress(f"tune {method}") as progress:
+        result = tune(
+            method,
+            images=images,
+            out=out,
+            splits=split,
+            count=trials,
+            limit=limit,
+            tail=tail,
+            objective=objective.value,
+            match_features=match_features,
+            setting=setting,
+            frames=frames,
+            seed=seed,
+            target=target,
+            weights=weights,
+            prior=prior,
+            inversions=inversions,
+            threads=threads,
+            progress=progress,
+        )
+    if merge is not None:
+        put(result, TUNED if merge == "package" else Path(merge))
+    if as_json:
+        print((out / "best.json").read_text())
+        return
+    chosen = {"any": result["any"], **result["splits"]}
+    _table(
+        ("split", "trial", objective.value, "as shipped", "changes"),
+        [
+            [where, str(best["trial"]), f"{best['score']:.3f}", f"{best['first']:.3f}", json.dumps(best["changes"])]
+            for where, best in chosen.items()
+        ],
+    )
+
+
+@bench.command("attack")
+@_guarded("adversary.bench", "scenarios.speed", "splitsight.targets")
+def bench_attack(
+    images: StillImages,
+    out: Annotated[
+        Path, typer.Option(help="Folder for curves.parquet, summary.json, curves.html; a measurement there goes on.")
+    ],
+    split: Split = "L8",
+    limit: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
+    tail: Annotated[
+        bool, typer.Option("--tail/--head", help="Take the last images of --images, or the first.")
+    ] = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD:SETTING",
+            help="What is measured; repeatable; default: do, db and dmb in paper and tuned, and best:faithful.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="METHOD:SETTING", help="Whose final quality is to be reached.")
+    ] = "dmb:paper",
+    subject: Annotated[str, typer.Option(metavar="METHOD:SETTING", help="Who is to reach it.")] = "best:faithful",
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help="For a trial: at most so many optimiser steps; the result says what that cut."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images solved side by side; they share the time.")] = 1,
+    target: Target = "resnet18",
+    prior: Prior = "small",
+    inversions: Inversions = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Quality against time and against model evaluations, all methods on the same images in one run.
+
+    Says when the subject first has the reference's final mean PSNR and SSIM, as parts of the reference's time and
+    evaluations. Whole paper runs take minutes an image on a CPU.
+    """
+    from adversary.bench import CONTENDERS
+    from adversary.bench import bench_attack as measure
+    from scenarios.speed import HEAD, sentences, table, write_page
+
+    with _progress("bench attack") as progress:
+        summary, rows = measure(
+            images=images,
+            out=out,
+            split=split,
+            limit=limit,
+            tail=tail,
+            methods=method or CONTENDERS,
+            reference=reference.replace(":", " "),
+            subject=subject.replace(":", " "),
+            iterations=iterations,
+            batch=batch,
+            seed=seed,
+            target=target,
+            weights=weights,
+            prior=prior,
+            inversions=inversions,
+            threads=threads,
+            progress=progress,
+        )
+    write_page(out / "curves.html", summary, rows)
+    if as_json:
+        print((out / "summary.json").read_text())
+        return
+    _table(HEAD, table(summary))
+    for sentence in sentences(summary.speed) if summary.speed else []:
+        print(sentence)
+    print(out / "curves.html")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in head:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(Text, row))  # as it is: brackets are no markup
     Console().print(table)
 
 
@@ -959,18 +1141,11 @@ def list_names(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     if not rows:
         print(f"no {kind.value}", file=sys.stderr)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()))
-    Console().print(table)
+    shown = [[", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()] for row in rows]
+    _table(tuple(rows[0]), shown)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -30,8 +30,10 @@ __all__ = [
     "LiveSummary",
     "MatchSummary",
     "MethodSummary",
+    "Reached",
     "ScenarioSummary",
     "ServingSummary",
+    "SpeedSummary",
     "Summary",
     "TierSummary",
     "environment",
@@ -41,6 +43,7 @@ __all__ = [
 
 SCHEMA = "splitsight.summary/1"
 
+_SECTIONS = ("serving", "live", "scenario", "speed")
 _PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
 
 
@@ -218,6 +221,64 @@ class ScenarioSummary(_Part):
     notes: list[str] = Field(default_factory=list)
 
 
+class Reached(_Part):
+    """When one method's mean quality first was another's final one; null where it never was.
+
+    Attributes:
+        seconds: of its own time, an image.
+        model_evaluations: an image.
+        part_of_seconds: of the other's whole run.
+        part_of_evaluations: of the other's whole run.
+        reference_first_seconds: when the other one itself first had that quality, which may be before its end.
+        reference_first_evaluations: likewise.
+    """
+
+    seconds: float | None = None
+    model_evaluations: float | None = None
+    part_of_seconds: float | None = None
+    part_of_evaluations: float | None = None
+    reference_first_seconds: float | None = None
+    reference_first_evaluations: float | None = None
+
+
+class SpeedSummary(_Part):
+    """How fast one method (the subject) has the final quality of another (the reference); see :mod:`adversary.bench`.
+
+    Attributes:
+        reference: name among ``methods``.
+        subject: likewise.
+        psnr: the reference's at its end, dB, mean over images.
+        ssim: likewise.
+        seconds: the reference's whole run, an image.
+        model_evaluations: likewise.
+        reached_psnr: when the subject first had that PSNR.
+        reached_ssim: when it first had that SSIM.
+        reached: when it first had both at once.
+        goal: part of the reference's time and evaluations that ``reached`` is to stay within.
+        met: whether it does; null where a run was cut short, which proves nothing.
+        cut: methods that did fewer iterations than their setting has: done, of.
+        batch: images solved side by side.
+        threads: of the computation.
+        sittings: processes that the measurement took; more than one where it was stopped and gone on with.
+    """
+
+    reference: str
+    subject: str
+    psnr: float | None
+    ssim: float | None
+    seconds: float
+    model_evaluations: float
+    reached_psnr: Reached
+    reached_ssim: Reached
+    reached: Reached
+    goal: float
+    met: bool | None = None
+    cut: dict[str, list[int]] = Field(default_factory=dict)
+    batch: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    sittings: int = Field(default=1, ge=1)
+
+
 class Environment(_Part):
     """Where the figures come from; a run may add its own settings.
 
@@ -244,6 +305,7 @@ class Summary(_Part):
     serving: ServingSummary | None = None
     live: LiveSummary | None = None
     scenario: ScenarioSummary | None = None
+    speed: SpeedSummary | None = None
     environment: Environment = Field(default_factory=Environment)
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,7 +314,7 @@ class Summary(_Part):
         for part in (*data["methods"].values(), *((data["live"] or {}).get("tiers") or {}).values()):
             if part["match"] is None:
                 del part["match"]
-        return {k: v for k, v in data.items() if not (k in ("serving", "live", "scenario") and v is None)}
+        return {k: v for k, v in data.items() if not (k in _SECTIONS and v is None)}
 
 
 def _finite(value: Any) -> Any:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scenarios.run.figures import interval_of
 from splitsight.summary import CellSummary, Interval
 
-__all__ = ["TITLES", "curves", "plane", "sweeps", "time"]
+if TYPE_CHECKING:
+    from adversary.bench import Curve
+
+__all__ = ["TITLES", "curves", "plane", "quality", "sweeps", "time"]
 
 TITLES = {
     "psnr": "PSNR, dB",
@@ -242,3 +245,41 @@ def _mean_curve(found: Sequence[Sequence[float]]) -> list[float | None]:
     counts = np.isfinite(table).sum(0)
     sums = np.where(np.isfinite(table), table, 0).sum(0)
     return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
+
+
+def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, float | None]) -> str:
+    """PSNR and SSIM while attacks run, against time and against evaluations.
+
+    Args:
+        found: curves by method, then by axis (``seconds``, ``model_evaluations``).
+        reference: measures that are to be reached, each a dotted line; may be empty.
+    """
+    import plotly.graph_objects as go
+
+    axes = {"seconds": "seconds an image", "model_evaluations": "model evaluations an image"}
+    measures = ("psnr", "ssim")
+    figure = _figure(len(axes), len(measures), horizontal_spacing=0.09, vertical_spacing=0.1)
+    colours = _colours(found)
+    for column, (axis, title) in enumerate(axes.items(), 1):
+        for row, measure in enumerate(measures, 1):
+            for name, by_axis in found.items():
+                own = by_axis[axis]
+                figure.add_trace(
+                    go.Scatter(
+                        # an answer that needed no evaluation has no place on a logarithmic axis but its left end
+                        x=np.maximum(own.x, 1.0) if axis == "model_evaluations" else own.x,
+                        y=getattr(own, measure),
+                        mode="lines",
+                        line={"color": colours[name], "width": 1.8, "shape": "hv"},
+                        name=name,
+                        legendgroup=name,
+                        showlegend=row == column == 1,
+                    ),
+                    row=row,
+                    col=column,
+                )
+            if reference.get(measure) is not None:
+                figure.add_hline(y=reference[measure], line={"dash": "dot", "color": "#5b6472"}, row=row, col=column)
+            figure.update_xaxes(type="log", title_text=title, row=row, col=column)
+            figure.update_yaxes(title_text=TITLES[measure], row=row, col=column)
+    return _html(figure)

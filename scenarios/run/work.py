@@ -97,6 +97,8 @@ class Bench:
         name, values = attack.setting(cell.setting, cell.split, cell.options)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
+        if attack.windowed and self.scenario.data.frames < 2:
+            raise UserError(f"'{cell.method}' couples the frames of a window: give the data 'frames' of at least 2")
         for template in cell.prompts:
             prompts.check_template(template)
             if template and not attack.text:

@@ -162,6 +162,7 @@ def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkey
         ("do", {"setting": "paper"}, "no setting 'paper' that may be tuned: choose one of tuned"),
         ("dmb-multi", {"setting": "tuned-single"}, "no setting 'tuned-single' that may be tuned"),
         ("dmb-multi", {"limit": 6}, "windows of 4"),
+        ("dmb-multi", {"frames": 1}, "--frames of at least 2"),
         ("dmb-multi", {"objective": "match"}, "choose another objective"),
         ("do", {"splits": ["S9"]}, "unknown split of tiny 'S9'"),
         ("do", {"count": 0}, "at least one split"),

@@ -22,7 +22,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(caught.value.code or 0), out, err
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "bench tap", "list"])
+@pytest.mark.parametrize("command", [*COMMANDS, "bench tap", "bench tune", "bench attack", "list"])
 def test_every_option_has_help(command: str) -> None:
     from typer.main import get_command
 
@@ -65,6 +65,10 @@ def test_help_is_fast_and_light() -> None:
         (["run", "table-0", "--out", "{out}"], "table-1"),
         (["run", "table-1", "--judge", "none", "--out", "{out}"], "--data"),
         (["run", "table-1", "--judge", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["bench", "tune", "preview", "--images", "/nowhere", "--out", "{out}"], "has nothing to tune"),
+        (["bench", "tune", "do", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["bench", "attack", "--method", "dmb-multi", "--images", "/nowhere", "--out", "{out}"], "single images"),
+        (["bench", "attack", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["list", "splits", "--target", "vgg"], "resnet18"),
     ],
 )

@@ -1,0 +1,117 @@
+"""What ``splitsight bench attack`` shows of its measurement: a table, a sentence, and ``curves.html``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from adversary.bench import curve
+from scenarios.page import STYLE
+from scenarios.run.plots import quality
+from splitsight.summary import Interval, Reached, SpeedSummary, Summary
+
+__all__ = ["HEAD", "sentences", "table", "write_page"]
+
+HEAD = ("method", "images", "PSNR, dB", "SSIM", "s an image", "iterations", "evaluations")
+
+
+def _measured(interval: Interval | None, digits: int) -> str:
+    if interval is None or interval.mean is None:
+        return "–"
+    if interval.low is None or interval.high is None:
+        return f"{interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def table(summary: Summary) -> list[list[str]]:
+    """One row a method, under :data:`HEAD`: where each ended."""
+    cut = summary.speed.cut if summary.speed else {}
+    return [
+        [
+            name,
+            str(found.n),
+            _measured(found.psnr, 2),
+            _measured(found.ssim, 3),
+            f"{found.seconds_per_image:.1f}",
+            f"{found.iterations:.0f}" + (f" of {cut[name][1]} (cut)" if name in cut else ""),
+            f"{found.model_evaluations:.0f}",
+        ]
+        for name, found in summary.methods.items()
+    ]
+
+
+def _part(part: float | None) -> str:
+    if part is None:
+        return "–"
+    return f"1/{1 / part:.1f}" if part > 0 else "0"
+
+
+def _when(speed: SpeedSummary, found: Reached, what: str) -> str:
+    if found.seconds is None:
+        return f"{speed.subject} never had {speed.reference}'s final {what}."
+    words = (
+        f"{speed.subject} first had {speed.reference}'s final {what} after {found.seconds:.2f} s and "
+        f"{found.model_evaluations:.0f} evaluations an image: {_part(found.part_of_seconds)} of its whole time, "
+        f"{_part(found.part_of_evaluations)} of its evaluations"
+    )
+    if found.reference_first_seconds:
+        words += f" ({_part(found.seconds / found.reference_first_seconds)} of the time until it had that itself)"
+    return words + "."
+
+
+def sentences(speed: SpeedSummary) -> list[str]:
+    """What was found, one statement each."""
+    said = [
+        _when(speed, speed.reached_psnr, f"PSNR of {speed.psnr:.2f} dB"),
+        _when(speed, speed.reached_ssim, f"SSIM of {speed.ssim:.3f}"),
+        _when(speed, speed.reached, "PSNR and SSIM at once"),
+    ]
+    goal = f"within {_part(speed.goal)} of its time and evaluations"
+    if speed.met is None:
+        short = ", ".join(f"{name} ({done} of {of})" for name, (done, of) in speed.cut.items())
+        said.append(f"Iterations were cut: {short}. Whether it is {goal} takes whole runs; nothing is extrapolated.")
+    else:
+        said.append(f"It is {'' if speed.met else 'not '}{goal}.")
+    if speed.sittings > 1:
+        said.append(f"Measured in {speed.sittings} sittings: it was stopped and gone on with.")
+    return said
+
+
+def write_page(file: Path, summary: Summary, rows: Sequence[Mapping[str, Any]]) -> None:
+    """``curves.html``: the plot and the figures on one page, readable offline.
+
+    Args:
+        file: where.
+        summary: of the measurement.
+        rows: of its ``curves.parquet``.
+    """
+    from plotly.offline import get_plotlyjs
+
+    speed = summary.speed
+    found = {
+        name: {axis: curve(rows, name, axis) for axis in ("seconds", "model_evaluations")} for name in summary.methods
+    }
+    goals = {} if speed is None else {"psnr": speed.psnr, "ssim": speed.ssim}
+    head = "".join(f"<th>{escape(title)}</th>" for title in HEAD)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table(summary))
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (sentences(speed) if speed else []))
+    dotted = f" Dotted: where {escape(speed.reference)} ended." if speed else ""
+    text = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>splitsight: quality against effort</title><style>{STYLE}main{{max-width:1280px}}</style>
+<script>{get_plotlyjs()}</script></head><body><main>
+<h1>Quality against effort, {escape(summary.target)} at {escape(summary.split)}</h1>
+<p class="lead">Mean over images of the best answer so far. Times are the attacks' own, an image; an evaluation is one
+pass of an image through F1 or of a latent through the denoiser, with its gradient where there is one.{dotted}</p>
+{said}
+<div class="card">{quality(found, goals)}</div>
+<h2>Where each ended</h2>
+<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<p class="lead">Means with 95 % intervals over images.</p>
+</main></body></html>
+"""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
