@@ -18,9 +18,11 @@ from splitsight import targets
 from splitsight.cards import write_card
 from splitsight.data import cached_images, shards_of
 from splitsight.errors import UserError
-from splitsight.training import Budget, pick_device
+from splitsight.training import Budget, pick_device, progress_of
 
 __all__ = ["train_inversion_command", "train_prior_command"]
+
+_SAMPLES = 2000
 
 
 def _flags(minutes: float | None, steps: int | None) -> str:
@@ -113,12 +115,13 @@ def train_prior_command(
     held, labels = cached_images(shards[-1:], prior.image_size)
     rng = np.random.default_rng(seed)
     names = read_class_names(classes)
-    prompts = [caption(names[y], measure(x), rng) for x, y in zip(held[:2000], labels[:2000], strict=True)]
+    prompts = [caption(names[y], measure(x), rng) for x, y in zip(held[:_SAMPLES], labels[:_SAMPLES], strict=True)]
     figures = dict(trained.figures)
     for steps_ in (4, 8):
-        figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(
-            prior, targets.load(target), held, prompts=prompts, steps=steps_
-        )
+        with progress_of(f"samples of the prior, {steps_} steps each", _SAMPLES) as done:
+            figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(
+                prior, targets.load(target), held, prompts=prompts, steps=steps_, count=_SAMPLES, done=done
+            )
     write_card(
         folder,
         "small text-conditional prior",
@@ -134,7 +137,7 @@ def train_prior_command(
         command=f"splitsight train prior --data DIR{_flags(minutes, steps)}" + (" --start PRIOR" if start else ""),
         figures=figures,
         notes=(
-            f"The Fréchet distance is taken in features of {network} (2,000 samples, held-out "
+            f"The Fréchet distance is taken in features of {network} ({_SAMPLES:,} samples, held-out "
             "captions); it is not an Inception FID. The autoencoder's own card is in vae/README.md."
         ),
     )

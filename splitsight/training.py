@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from types import TracebackType
@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Budget", "Run", "ema", "flattened", "one_cycle", "pick_device", "random_crops"]
+__all__ = ["Budget", "Run", "ema", "flattened", "one_cycle", "pick_device", "progress_of", "random_crops"]
 
 
 class Stateful(Protocol):
@@ -65,6 +65,36 @@ class Budget:
         if self.steps is not None:
             parts.append(steps / self.steps)
         return min(1.0, max(parts))
+
+
+def _bar(console: Console) -> Progress:
+    """A bar with an estimate on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def progress_of(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of what follows a training, on standard error: a line when it begins, and on a terminal a bar.
+
+    Args:
+        title: what is going on.
+        total: pieces of work.
+
+    Yields:
+        Takes how many more pieces are done.
+    """
+    console = Console(stderr=True)
+    console.print(f"{title}: {total:,} to go", highlight=False)
+    with _bar(console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda more: bar.advance(task, more)
 
 
 class Run(AbstractContextManager["Run"]):
@@ -153,15 +183,8 @@ class Run(AbstractContextManager["Run"]):
 
     def steps(self) -> Iterator[float]:
         """Yield the spent fraction before each step until the budget is used up or a signal came."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         last_save = time.monotonic()
-        with Progress(*columns, console=self._console, disable=not sys.stderr.isatty()) as bar:
+        with _bar(self._console) as bar:
             task = bar.add_task(self.title, total=1.0, completed=self.fraction())
             while (fraction := self.fraction()) < 1.0 and not self.interrupted:
                 start = time.monotonic()

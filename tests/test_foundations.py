@@ -20,7 +20,7 @@ from splitsight.artifacts import digest, home, load_weights, save_weights
 from splitsight.data import cached_images, draw_images, encode_png, fit, load_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
-from splitsight.training import Budget, Run, ema, flattened, one_cycle, pick_device, random_crops
+from splitsight.training import Budget, Run, ema, flattened, one_cycle, pick_device, progress_of, random_crops
 
 # ---------------------------------------------------------------- errors, registry
 
@@ -325,6 +325,12 @@ def test_a_larger_budget_goes_on_and_a_spent_one_does_nothing(tmp_path):
         with Run(tmp_path, Budget(steps=steps), parts(), title="t") as run:
             assert len(list(train(run))) == ran
         assert run.step == max(3, steps)
+
+
+def test_what_follows_a_training_says_what_it_does(capsys):
+    with progress_of("samples", 2000) as done:
+        done(50)
+    assert capsys.readouterr().err == "samples: 2,000 to go\n"
 
 
 def test_time_budget_counts_only_training(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,7 @@ def frechet_distance(
     steps: int = 8,
     count: int = 2000,
     seed: int = 0,
+    done: Callable[[int], None] | None = None,
 ) -> tuple[float, str]:
     """Fréchet distance between samples and real images in a *named* network's features; not an Inception FID.
 
@@ -49,6 +52,7 @@ def frechet_distance(
         steps: sampling steps.
         count: samples, and real images at most.
         seed: of the noise.
+        done: called with the number of samples that were made, as they are.
 
     Returns:
         The distance (lower is better), and the name of the feature network.
@@ -63,4 +67,6 @@ def frechet_distance(
         text = prior.embed_text([prompts[(i + k) % len(prompts)] for k in range(50)]) if prompts else None
         x = prior.generate(torch.randn(50, *prior.latent_shape, generator=generator), text, steps)
         metric.update((x.clamp(0, 1) * 255).round().byte(), real=False)
+        if done is not None:
+            done(len(x))
     return float(metric.compute()), network.name

@@ -65,6 +65,7 @@ def train_judge_command(
         shards,
         out / "run",
         budget,
+        title="train judge",
         size=_SIZE,
         weight_decay=_WEIGHT_DECAY,
         seed=seed,

@@ -50,6 +50,7 @@ def train_classifier(
     out: Path,
     budget: Budget,
     *,
+    title: str = "train target",
     size: int = 64,
     batch: int = 128,
     lr: float = 0.1,
@@ -65,6 +66,7 @@ def train_classifier(
         shards: Parquet files in Hugging Face image format; the last one is held out for validation.
         out: folder of the run.
         budget: when to stop.
+        title: words for the progress line.
         size: pixels.
         batch: images a step.
         lr: peak learning rate.
@@ -93,7 +95,7 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     lossf = nn.CrossEntropyLoss(label_smoothing=0.1)
     running, correct, seen = 0.0, 0.0, 0
-    with Run(out, budget, {"model": model, "average": average, "optimizer": optimizer}, title="train target") as run:
+    with Run(out, budget, {"model": model, "average": average, "optimizer": optimizer}, title=title) as run:
         generator.manual_seed(seed + run.step)
         order, at = torch.randperm(len(images), generator=generator), 0
         for fraction in run.steps():

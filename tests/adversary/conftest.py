@@ -99,10 +99,16 @@ class TinyTarget(Target):
 
 
 @pytest.fixture
-def tiny_lab(monkeypatch, flow_prior):
+def tiny_target():
+    """A random target of 16 pixels with split points S1 and S2."""
+    return TinyTarget()
+
+
+@pytest.fixture
+def tiny_lab(monkeypatch, flow_prior, tiny_target):
     """The tiny target and prior by any name in a lab, which has no inversion network for them."""
     nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=0.3)
-    monkeypatch.setattr("adversary.lab.targets.load", lambda name, weights: TinyTarget())
+    monkeypatch.setattr("adversary.lab.targets.load", lambda name, weights: tiny_target)
     monkeypatch.setattr("adversary.lab.load_prior", lambda name: flow_prior)
 
 

@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from adversary.priors.evaluate import frechet_distance
 from adversary.priors.prior import Prior, load_prior
 from splitsight.errors import UserError
 
@@ -98,3 +100,10 @@ def test_bad_folders_get_one_sentence(flow_prior, tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 5}))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_prior(str(tmp_path / "p"))
+
+
+def test_the_frechet_distance_tells_how_far_it_is(flow_prior, tiny_target):
+    seen = []
+    images = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3), np.uint8)
+    distance, name = frechet_distance(flow_prior, tiny_target, images, steps=1, count=100, done=seen.append)
+    assert seen == [50, 50] and distance > 0 and name.startswith("tiny S2, pooled")

@@ -37,7 +37,7 @@ def data(tmp_path, monkeypatch):
     return folder
 
 
-def test_trains_resumes_and_loads(data, tmp_path):
+def test_trains_resumes_and_loads(data, tmp_path, capsys):
     out = tmp_path / "out"
     folder = train_judge_command(data=data, out=out, minutes=None, steps=2, threads=1)
     before = judges.load(folder)
@@ -45,6 +45,8 @@ def test_trains_resumes_and_loads(data, tmp_path):
     folder = train_judge_command(data=data, out=out, minutes=None, steps=3, threads=1)
     after = judges.load(folder)
     assert after.digest != before.digest
+    said = capsys.readouterr().err
+    assert "train judge: resumed at step 2" in said and "train target" not in said
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "mbconv" and config["num_classes"] == 6
     assert "splitsight train judge --data DIR --steps 3" in (folder / "README.md").read_text()
