@@ -56,7 +56,7 @@ class WindowSettings:
     samples: int = 1
     lr: float | None = None
     pull: float = 5e-5
-    smoothing: float = 0.1
+    smoothing: float = 3.0
     noise: float = 0.0
     tv: float = 1.0
     iterations: int = 1500
