@@ -60,6 +60,20 @@ class Solver(StrEnum):
     dmb = "dmb"
 
 
+class Live(StrEnum):
+    """What a live adversary knows."""
+
+    white_box = "white-box"
+    net_best = "net-best"
+
+
+class Threat(StrEnum):
+    """Threat models of the demonstration."""
+
+    white_box = "white-box"
+    black_box = "black-box"
+
+
 class Kind(StrEnum):
     """What `list` lists."""
 
@@ -183,6 +197,14 @@ def demo(
     split: Split = "L8",
     prior: Prior = "small",
     inversion: Inversion = None,
+    threat: Annotated[
+        Threat,
+        typer.Option(help="White-box: the adversary has F1. Black-box: only a network that learnt from an oracle."),
+    ] = Threat.white_box,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="Black-box: the net-best network, a file; default: the package's, else the cache's."),
+    ] = None,
     solver: Annotated[
         Solver,
         typer.Option(help="Of a window: map (most probable latent), pnp (with the denoiser) or dmb (as published)."),
@@ -217,6 +239,8 @@ def demo(
         split=split,
         prior=prior,
         inversion=inversion,
+        threat=threat.value,
+        network=network,
         solver=solver.value,
         frames=frames,
         stride=stride,
@@ -430,10 +454,18 @@ def oracle(
 
 
 @app.command()
-@_guarded("adversary.live.run", "splitsight.targets")
+@_guarded("adversary.live.run")
 def adversary(
     tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
+    attack: Annotated[
+        Live,
+        typer.Option(help="white-box: F1 is known. net-best: nothing of F1 but what an oracle answered (black-box)."),
+    ] = Live.white_box,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="net-best: its network, a file; default: the package's, else the cache's."),
+    ] = None,
     target: Target = "resnet18",
     split: Split = "L8",
     prior: Prior = "small",
@@ -464,6 +496,10 @@ def adversary(
     from adversary.live.engine import WindowSettings
     from adversary.live.run import LiveOptions, run_live
 
+    # each threat model's modules are loaded alone, so that a black-box process has none that could build F1
+    white = attack is Live.white_box
+    _load(("adversary.live.whitebox", "splitsight.targets") if white else ("adversary.live.blackbox",))
+    know = sys.modules[f"adversary.live.{'whitebox' if white else 'blackbox'}"].know
     return run_live(
         LiveOptions(
             tap=tap,
@@ -483,8 +519,10 @@ def adversary(
             session=session,
             inversion=inversion,
             weights=weights,
+            network=network,
             patience=patience,
-        )
+        ),
+        know,
     )
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["DemoOptions", "prepare_folder", "run_demo"]
 
 SOLVERS = ("map", "pnp", "dmb")
+THREATS = {"white-box": "white-box", "black-box": "net-best"}
+"""What the adversary runs under each threat model."""
 _READY_S = 180.0
 _STALL_S = 90.0
 _DRAIN_S = 120.0
@@ -70,6 +72,8 @@ class DemoOptions:
         split: name of the split point.
         prior: name or folder of the generative prior.
         inversion: file of an inversion network; the embedded one by default.
+        threat: ``white-box``, the adversary has F1, or ``black-box``, it has a network that learnt from an oracle.
+        network: for ``black-box``, file of that network; the package's or the cache's by default.
         solver: ``map``, ``pnp`` or ``dmb``, of the window tier.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
@@ -92,6 +96,8 @@ class DemoOptions:
     split: str = "L8"
     prior: str = "small"
     inversion: Path | None = None
+    threat: str = "white-box"
+    network: Path | None = None
     solver: str = "map"
     frames: int = 4
     stride: float = 0.5
@@ -148,6 +154,12 @@ def _check(options: DemoOptions) -> Gallery | None:
         raise UserError("--frames and --threads must be at least 1")
     if options.solver not in SOLVERS:
         raise unknown_name("solver", options.solver, list(SOLVERS))
+    if options.threat not in THREATS:
+        raise unknown_name("threat", options.threat, list(THREATS))
+    if options.threat == "black-box" and options.inversion is not None:
+        raise UserError("--inversion is a network that had F1 at hand: give --network for --threat black-box")
+    if options.threat == "white-box" and options.network is not None:
+        raise UserError("--network is a black-box network: give --threat black-box with it, or leave it out")
     import scenarios.report  # noqa: F401  for the end of the run, loaded while Ctrl-C still ends the process at once
     from splitsight.video import open_source
 
@@ -164,8 +176,9 @@ def _check(options: DemoOptions) -> Gallery | None:
     if not ((priors / options.prior).is_dir() or Path(options.prior).is_dir()):
         known = [p.name for p in priors.iterdir() if p.is_dir()] if priors.is_dir() else []
         raise unknown_name("prior", options.prior, known)
-    if options.inversion is not None and not options.inversion.is_file():
-        raise UserError(f"no such file: {options.inversion}")
+    for file in (options.inversion, options.network):
+        if file is not None and not file.is_file():
+            raise UserError(f"no such file: {file}")
     if options.gallery is None:
         return None
     from splitsight.metrics.gallery import Gallery
@@ -223,8 +236,9 @@ class _Demo:
             _cli(
                 *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
                 *("--prior", o.prior, "--solver", o.solver, "--frames", o.frames, "--stride", o.stride),
-                *("--threads", self.threads, "--seed", o.seed),
+                *("--threads", self.threads, "--seed", o.seed, "--attack", THREATS[o.threat]),
                 *(("--inversion", o.inversion) if o.inversion is not None else ()),
+                *(("--network", o.network) if o.network is not None else ()),
             ),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
@@ -326,7 +340,8 @@ class _Demo:
             table.add_row(
                 "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
             )
-        title = f"splitsight demo · {self.options.target} at {self.options.split} · {self.options.solver}"
+        o = self.options
+        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.solver}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
 
 
@@ -413,6 +428,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         target=o.target,
         split=o.split,
         video=o.video or "default clip",
+        threat=o.threat,
         solver=o.solver,
         fps=o.fps,
         frames=o.frames,

@@ -17,6 +17,12 @@ __all__ = ["STYLE", "render_page"]
 _INLINE_LIMIT = 24 * 2**20
 _COLOURS = {"preview": "#8a94a6", "window": "#c2410c", "rtt": "#0f766e"}
 
+_KNOWN = {
+    "white-box": " and the model’s weights",
+    "black-box": " and a network that had learnt from an oracle’s answers, neither the model nor its weights",
+}
+"""What an adversary had besides the features, by threat model."""
+
 STYLE = """
 :root{--ink:#16191f;--soft:#5b6472;--line:#e3e6eb;--paper:#fff;--tint:#f6f7f9;--mark:#c2410c}
 *{box-sizing:border-box}body{margin:0;background:var(--tint);color:var(--ink);
@@ -222,8 +228,8 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         "<h1>What the cloud saw</h1>",
         f"<p class='lead'>An edge device ran {escape(summary['target'])} up to {escape(summary['split'])} and sent "
         "only the features to a cloud server, which ran the rest and answered with a prediction. A reader at the "
-        "server’s tap had those features and the model’s weights, never the frames, and reconstructed them while "
-        "the stream ran.</p>",
+        f"server’s tap had those features{_KNOWN.get(run.get('threat', ''), '')}, never the frames, and reconstructed "
+        "them while the stream ran.</p>",
     ]
     if not run.get("complete", True):
         parts.append("<p class='warn'>This run was cut short; the page shows what was recorded until then.</p>")

@@ -40,6 +40,7 @@ class RunInfo:
         split: name of the split point.
         video: what was played.
         solver: of the window tier.
+        threat: ``white-box`` or ``black-box``.
         fps: frames a second that were asked for.
         frames: K, frames of a window.
         stride: seconds between the frames of a window.
@@ -57,6 +58,7 @@ class RunInfo:
     video: str
     solver: str
     fps: float
+    threat: str = "white-box"
     frames: int = 4
     stride: float = 0.5
     seed: int = 0
@@ -191,6 +193,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
             "run": {
                 "complete": info.complete,
                 "video": info.video,
+                "threat": info.threat,
                 "solver": info.solver,
                 "prior": info.prior,
                 "frames": info.frames,

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
 from splitsight.errors import UserError
-from splitsight.targets import FeatureSpec
+from splitsight.features import FeatureSpec
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2, tensor_pb2
 
 if TYPE_CHECKING:

@@ -36,7 +36,6 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 __all__ = ["CutPoint", "FeatureSpec", "First", "Second", "Traced", "cut_points", "split", "trace"]
 
@@ -52,29 +52,6 @@ __all__ = ["CutPoint", "FeatureSpec", "First", "Second", "Traced", "cut_points",
 _BATCHES = (2, 3)
 _TOLERANCES = {torch.float16: (1e-3, 1e-5), torch.bfloat16: (1.6e-2, 1e-5), torch.float64: (1e-7, 1e-7)}
 _SIZE_METHODS = {"size", "dim", "numel", "ndimension", "stride"}
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One tensor that crosses a split point.
-
-    Attributes:
-        name: stable within a split point.
-        shape: without batch dimension.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Numbers a frame."""
-        return prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes a frame in float32."""
-        return 4 * self.numel
 
 
 @dataclass(frozen=True)

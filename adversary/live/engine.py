@@ -44,6 +44,7 @@ class WindowSettings:
         smoothing: λ_c. For dmb as in equation 10; for map and pnp on the latents, weighted by feature agreement,
             against their feature losses (map: half the squared error in standard deviations; pnp: relative).
         noise: for map, known standard deviation of noise on the tapped features.
+        trust: for map, weight of the feature loss; below 1 where a student stands in for F1.
         tv: λ_s.
         iterations: dmb's iterations at most.
         steps: dmb's sampling steps.
@@ -58,6 +59,7 @@ class WindowSettings:
     pull: float = 5e-5
     smoothing: float = 3.0
     noise: float = 0.0
+    trust: float = 1.0
     tv: float = 1.0
     iterations: int = 1500
     steps: int = 4
@@ -99,7 +101,8 @@ class Engine:
 
     Args:
         prior: decoder and denoiser.
-        head: F1 (white-box), images in [0, 1] → tuple of features.
+        head: F1 (white-box) or a student of it, images in [0, 1] → tuple of features; ``None`` leaves the solver map
+            with the previews and what a window's frames, where their features agree, tell about each other.
         inversion: features → latents, for previews and starts; ``None`` starts from the prior's own guess.
         settings: of the window tier.
         text: prompt; the empty one by default.
@@ -108,7 +111,7 @@ class Engine:
     def __init__(
         self,
         prior: Prior,
-        head: nn.Module,
+        head: nn.Module | None,
         inversion: InversionNetwork | None,
         settings: WindowSettings | None = None,
         text: Text | None = None,
@@ -121,6 +124,11 @@ class Engine:
             raise UserError(
                 "this inversion network knows nothing about its own errors, which the window solver 'map' needs: "
                 "retrain it with `splitsight train inversion`, or choose the solver pnp"
+            )
+        if head is None and self.settings.solver != "map":
+            raise UserError(
+                f"the window solver {self.settings.solver} fits the features, and this attacker has neither F1 nor a "
+                "student of it: choose the solver map"
             )
         self._last: tuple[Observation, Tensor] | None = None
         self._noise: Tensor | None = None
@@ -161,10 +169,11 @@ class Engine:
         features = [torch.cat(parts) for parts in zip(*(f.features for f in window.frames), strict=True)]
         before = self.prior.evaluations
         begin = time.monotonic()
-        match: FeatureMatch | WhitenedMatch
+        match: FeatureMatch | WhitenedMatch | None
         if s.solver == "map":
             match, outcome = self._posterior(window, features, deadline)
         else:
+            assert self.head is not None
             match = FeatureMatch(self.head, features, relative=s.solver == "pnp")
             solve = self._plug_and_play if s.solver == "pnp" else self._algorithm_2
             outcome = solve(window, features, match, deadline)
@@ -177,7 +186,7 @@ class Engine:
             outcome.images,
             outcome.losses[-1] if outcome.losses else float("nan"),
             outcome.iterations,
-            match.evaluations + self.prior.evaluations - before,
+            (0 if match is None else match.evaluations) + self.prior.evaluations - before,
             outcome.seconds,
         )
 
@@ -188,7 +197,7 @@ class Engine:
 
     def _posterior(
         self, window: Window, features: list[Tensor], deadline: float | None
-    ) -> tuple[WhitenedMatch, Outcome]:
+    ) -> tuple[WhitenedMatch | None, Outcome]:
         s = self.settings
         if self.inversion is None or self.inversion.errors is None:
             raise UserError("the window solver 'map' needs an inversion network: choose the solver pnp")
@@ -198,8 +207,11 @@ class Engine:
                 self.preview(frame)
         centre = torch.cat([f.latent for f in window.frames if f.latent is not None])
         variable = WhitenedLatent(self.prior, errors, centre, self._start(window, features))
-        match = WhitenedMatch(self.head, features, errors, noise=s.noise)
-        terms: list[Term] = [match, GaussianPull()]
+        match = None
+        terms: list[Term] = [GaussianPull()]
+        if self.head is not None:
+            match = WhitenedMatch(self.head, features, errors, noise=s.noise, weight=s.trust)
+            terms.insert(0, match)
         if (smoothing := self._smoothing(features)) is not None:
             terms.append(OnLatents(variable, smoothing))
         outcome = lbfgs(

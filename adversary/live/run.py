@@ -1,6 +1,8 @@
 """The live adversary as a process: tap → recording, previews, windows.
 
-It sees features only. What it writes under ``out``:
+What it knows beforehand (:class:`Known`) is made by :mod:`adversary.live.whitebox`, with F1, or by
+:mod:`adversary.live.blackbox`, without; nothing here can build a target. It sees features only. What it writes under
+``out``:
 
 * ``recording/``: the tapped frames (see :mod:`splitsight.recording`),
 * ``preview/000000.png``, ``window/000000.png``: its two tiers, by sequence number,
@@ -18,30 +20,52 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import cv2
 import grpc
 import numpy as np
 import torch
 
-from adversary.blackbox.inversion import load_inversion
 from adversary.live.engine import Engine, WindowSettings
 from adversary.live.windows import Observation, Window, Windower
-from adversary.priors.prior import Prior, load_prior
 from adversary.tap import TapReader
-from splitsight import targets
 from splitsight.data import to_pixels, write_png
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
-from splitsight.targets import Target
 from splitsight.wire import tensors
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
-__all__ = ["LiveOptions", "build_engine", "run_live"]
+__all__ = ["Known", "LiveOptions", "run_live"]
+
+
+class Known(NamedTuple):
+    """What an adversary has before the stream begins.
+
+    Attributes:
+        target: name of the attacked network.
+        split: its split point.
+        digest: SHA-256 of the weights that it was made for.
+        specs: what crosses the split.
+        engine: makes images of it.
+        weights: digests of its own models, by role.
+        remedy: what helps where a session runs other weights.
+        defense: what it expects the edge to do to the features; ``None`` for whatever that is.
+    """
+
+    target: str
+    split: str
+    digest: str
+    specs: Sequence[FeatureSpec]
+    engine: Engine
+    weights: Mapping[str, str]
+    remedy: str
+    defense: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class LiveOptions:
     Attributes:
         tap: ``HOST:PORT``.
         out: folder for everything that is written.
-        target: name of the attacked network (white-box: its weights are known).
+        target: name of the attacked network.
         split: split point; must be the session's.
         prior: name or folder of the generative prior.
         frames: K, frames of a window.
@@ -64,8 +88,9 @@ class LiveOptions:
         token: bearer token of the tap.
         ca: certificate authority of the tap, PEM.
         session: only this session; empty for the first one that shows up.
-        inversion: file of an inversion network; the embedded one by default.
-        weights: the target's weights; the embedded ones by default.
+        inversion: white-box: file of an inversion network; the embedded one by default.
+        weights: white-box: the target's weights; the embedded ones by default.
+        network: black-box: file of the trained network; the package's or the cache's by default.
         patience: seconds to wait for a tap that is away.
     """
 
@@ -86,33 +111,8 @@ class LiveOptions:
     session: str = ""
     inversion: Path | None = None
     weights: Path | None = None
+    network: Path | None = None
     patience: float = 10.0
-
-
-def build_engine(
-    target: Target,
-    split: str,
-    prior: Prior,
-    settings: WindowSettings,
-    *,
-    prompt: str = "",
-    inversion: Path | None = None,
-) -> Engine:
-    """An engine with the inversion network that fits target, split and prior.
-
-    Raises:
-        UserError: no such split point, or no fitting inversion network.
-    """
-    if prior.image_size != target.input_size:
-        raise UserError(
-            f"prior '{prior.name}' makes images of {prior.image_size} pixels, {target.name} takes "
-            f"{target.input_size}: choose another prior"
-        )
-    head = target.head(split)
-    network = load_inversion(
-        target.name, split, prior.name, target_digest=target.digest, prior_digest=prior.latent_digest, path=inversion
-    )
-    return Engine(prior, head, network, settings, prior.embed_text([prompt]) if prompt else None)
 
 
 def _lower_priority(by: int) -> None:
@@ -144,11 +144,10 @@ class _Log:
 class _Adversary:
     """Two threads: the reader records and previews, the main thread refines windows."""
 
-    def __init__(self, options: LiveOptions, engine: Engine, target: Target, reader: TapReader) -> None:
-        self.options, self.engine, self.target, self.reader = options, engine, target, reader
+    def __init__(self, options: LiveOptions, known: Known, reader: TapReader) -> None:
+        self.options, self.engine, self.known, self.reader = options, known.engine, known, reader
         self.windows: queue.Queue[Window | None] = queue.Queue()
         self.windower = Windower(options.frames, options.stride)
-        self.specs = target.feature_specs(options.split)
         for folder in ("preview", "window"):
             (options.out / folder).mkdir(parents=True, exist_ok=True)
         self.log = _Log(options.out / "live.jsonl")
@@ -169,17 +168,24 @@ class _Adversary:
             return
         if self.session is not None:
             return
-        if (message.target, message.split) != (self.target.name, self.options.split):
+        known, defense = self.known, message.defense or "identity"
+        if (message.target, message.split) != (known.target, known.split):
             raise UserError(
                 f"the session runs {message.target} at {message.split}, this adversary was set up for "
-                f"{self.target.name} at {self.options.split}: start it with --target {message.target} "
+                f"{known.target} at {known.split}: start it with --target {message.target} "
                 f"--split {message.split}",
                 code=1,
             )
-        if message.weights_digest != self.target.digest:
+        if message.weights_digest != known.digest:
             raise UserError(
-                f"the session's weights have digest {message.weights_digest[:12]}…, ours {self.target.digest[:12]}…: "
-                "a white-box attack needs the same weights, give them with --weights",
+                f"the session's weights have digest {message.weights_digest[:12]}…, ours {known.digest[:12]}…: "
+                f"{known.remedy}",
+                code=1,
+            )
+        if known.defense not in (None, defense):
+            raise UserError(
+                f"the session's defence is {defense}, this adversary learnt without a look at it "
+                f"(from {known.defense}): {known.remedy}",
                 code=1,
             )
         self.session = message.session_id
@@ -197,7 +203,7 @@ class _Adversary:
         try:
             arrays = [
                 tensors.decode(tensor, spec, max_bytes=256 * 2**20)
-                for tensor, spec in zip(frame.features, self.specs, strict=True)
+                for tensor, spec in zip(frame.features, self.known.specs, strict=True)
             ]
         except (tensors.WireError, ValueError) as error:
             # what the server refuses too; the stream goes on
@@ -283,8 +289,12 @@ class _Adversary:
 
 
 @subnormals_flushed()
-def run_live(options: LiveOptions) -> int:
+def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     """Attack a running server's tap until its stream ends, SIGTERM or SIGINT.
+
+    Args:
+        options: how to run.
+        know: of the threat model: ``know`` of :mod:`adversary.live.whitebox` or :mod:`adversary.live.blackbox`.
 
     Prints ``{"event": "ready", "weights": digests}`` on standard output once models are loaded and the tap was
     reached.
@@ -298,18 +308,14 @@ def run_live(options: LiveOptions) -> int:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     _lower_priority(options.nice)
-    target = targets.load(options.target, options.weights)
-    prior = load_prior(options.prior)
-    engine = build_engine(
-        target, options.split, prior, options.settings, prompt=options.prompt, inversion=options.inversion
-    )
-    _warm_up(engine, target, options)
+    known = know(options)
+    _warm_up(known, options)
     options.out.mkdir(parents=True, exist_ok=True)
     reader = TapReader(
         options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience
     )
     reader.connect()
-    adversary = _Adversary(options, engine, target, reader)
+    adversary = _Adversary(options, known, reader)
     interrupted = threading.Event()
 
     def on_signal(number: int, _: object) -> None:
@@ -321,7 +327,7 @@ def run_live(options: LiveOptions) -> int:
         signal.signal(number, on_signal)
     thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
     thread.start()
-    print(json.dumps({"event": "ready", "weights": {"target": target.digest, "prior": prior.digest}}), flush=True)
+    print(json.dumps({"event": "ready", "weights": dict(known.weights)}), flush=True)
     try:
         adversary.solve()
     finally:
@@ -340,9 +346,9 @@ def run_live(options: LiveOptions) -> int:
     return 130 if interrupted.is_set() else 0
 
 
-def _warm_up(engine: Engine, target: Target, options: LiveOptions) -> None:
+def _warm_up(known: Known, options: LiveOptions) -> None:
     """One throw-away window, so that the first real one meets warm caches and a measured step time."""
-    zeros = tuple(torch.zeros(1, *spec.shape) + 0.1 for spec in target.feature_specs(options.split))
+    engine, zeros = known.engine, tuple(torch.zeros(1, *spec.shape) + 0.1 for spec in known.specs)
     frames = [Observation(-1, 0, time.monotonic(), zeros) for _ in range(options.frames)]
     for frame in frames:
         engine.preview(frame)

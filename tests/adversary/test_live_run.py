@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from adversary.live.engine import WindowResult
-from adversary.live.run import LiveOptions, _Adversary
-from splitsight.split import FeatureSpec
+from adversary.live.run import Known, LiveOptions, _Adversary
+from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 from splitsight.wire import tensors
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
@@ -33,9 +34,10 @@ class Notes:
         return WindowResult(window, torch.zeros(len(window.frames), 3, 8, 8), 0.0, 1, 1, 0.0)
 
 
-def stream(frames, pause):
+def stream(frames, pause, **opened):
     """What a tap sends: frames 0.1 s of capture time apart, then nothing for a while, then the end."""
-    opening = split_inference_pb2.SessionOpen(session_id="s", target="t", split="L1", weights_digest="d")
+    about = {"session_id": "s", "target": "t", "split": "L1", "weights_digest": "d", **opened}
+    opening = split_inference_pb2.SessionOpen(**about)
     opening.features.add(name=SPEC.name, shape=SPEC.shape)
     yield tap_pb2.TapEvent(session=opening)
     for i in range(frames):
@@ -47,13 +49,48 @@ def stream(frames, pause):
     yield tap_pb2.TapEvent(end=tap_pb2.SessionEnd(session_id="s"))
 
 
+def known(engine, **more):
+    about = {"target": "t", "split": "L1", "digest": "d", "specs": [SPEC], "weights": {}, "remedy": "learn it"}
+    return Known(engine=engine, **{**about, **more})
+
+
+@pytest.mark.parametrize(
+    ("opened", "more", "words"),
+    [
+        (
+            {"split": "L2"},
+            {},
+            "runs t at L2, this adversary was set up for t at L1: start it with --target t --split L2",
+        ),
+        ({"weights_digest": "e"}, {}, "weights have digest e…, ours d…: learn it"),
+        ({"defense": "noise"}, {"defense": "identity"}, r"defence is noise, .*\(from identity\): learn it"),
+    ],
+    ids=str,
+)
+def test_another_session_than_it_was_made_for(tmp_path, opened, more, words):
+    reader = SimpleNamespace(events=lambda: stream(1, 0, **opened), close=lambda: None)
+    adversary = _Adversary(LiveOptions(tap="", out=tmp_path, split="L1"), known(Notes(), **more), reader)
+    adversary.read()
+    adversary.solve()
+    with pytest.raises(UserError, match=words):
+        raise adversary.error
+    assert not list((tmp_path / "preview").iterdir())
+
+
+def test_who_knows_f1_takes_any_defence(tmp_path):
+    reader = SimpleNamespace(events=lambda: stream(1, 0, defense="noise"), close=lambda: None)
+    adversary = _Adversary(LiveOptions(tap="", out=tmp_path, split="L1"), known(Notes()), reader)
+    adversary.read()
+    adversary.solve()
+    assert adversary.error is None and len(list((tmp_path / "preview").iterdir())) == 1
+
+
 @pytest.mark.parametrize("frames", [4, 6])
 def test_the_last_window_has_as_much_time_as_any(tmp_path, frames):
     engine = Notes()
-    target = SimpleNamespace(name="t", digest="d", feature_specs=lambda split: [SPEC])
     reader = SimpleNamespace(events=lambda: stream(frames, 0.5), close=lambda: None)
     options = LiveOptions(tap="", out=tmp_path, split="L1", frames=4, stride=0.1, margin=MARGIN)
-    adversary = _Adversary(options, engine, target, reader)
+    adversary = _Adversary(options, known(engine), reader)
     thread = threading.Thread(target=adversary.read)
     thread.start()
     adversary.solve()

@@ -31,8 +31,9 @@ from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"splitsight", "adversary", "edge_client", "cloud_server", "scenarios"}
-F1 = {"splitsight.targets", "splitsight.split", "splitsight.recording", "edge_client", "cloud_server", "scenarios"}
-PATH = ["adversary.blackbox.command", "adversary.methods.blackbox"]
+F1 = {"splitsight.targets", "splitsight.split", "edge_client", "cloud_server", "scenarios"}
+PATH = ["adversary.blackbox.command", "adversary.methods.blackbox", "adversary.methods.net_best"]
+PATH += ["adversary.live.run", "adversary.live.blackbox"]
 # as `splitsight` starts, with whatever could build a target out of reach
 BLIND = """
 import sys
@@ -149,6 +150,15 @@ def test_an_attacker_that_knows_nothing_of_f1_but_its_answers(world):
     assert done.returncode == 0, done.stderr
     cached = Path(done.stdout.strip())
     assert cached.parent == folder / "home" / "inversion"
+    done = _train(folder, address, "--method", "net-best", "--queries", 31, "--pairs", pairs, "--set", "width=8")
+    assert done.returncode == 0, done.stderr
+    # which runs live as far as a tap that is not there, with nothing that could build a target
+    live = ["adversary", "--attack", "net-best", "--tap", "127.0.0.1:9", "--out", folder / "live", "--patience", 0.1]
+    live += ["--target", "foreign", "--split", "A", "--prior", folder / "tiny"]
+    done = _run(folder, *live)
+    assert done.returncode == 1 and "tap" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = _run(folder, *live, "--weights", folder / "none")
+    assert done.returncode == 2 and "has no use for --weights" in done.stderr
 
     # features that a tap recorded: of pictures that were asked about for testing
     store = QueryStore.open(pairs)
