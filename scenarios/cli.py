@@ -660,6 +660,13 @@ def run_scenario(
         Path | None,
         typer.Option(help="For clips: images to tell a frame from, a folder or Parquet; default: other clips' frames."),
     ] = None,
+    train_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where black-box networks are missing: pictures to ask the oracle about, as `splitsight train "
+            "inversion --data` takes them; default: the scenario's own, if any."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
@@ -673,6 +680,7 @@ def run_scenario(
             out=out,
             data=data,
             rivals=rivals,
+            train_data=train_data,
             judge=judge,
             quick=quick,
             limit=limit,

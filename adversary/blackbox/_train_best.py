@@ -88,7 +88,7 @@ class Pictures:
         generator: of all draws.
 
     Attributes:
-        r2: the part of the held-out features' variance that the student explains, at most 1.
+        r2: the part of the held-out features' variance that the student explains, at most 1; a mean over tensors.
     """
 
     def __init__(
@@ -111,10 +111,11 @@ class Pictures:
         device = next(self.student.parameters()).device
         x, z = to_tensor(held.images).to(device), [torch.from_numpy(f).to(device) for f in held.features]
         found = _batched(lambda part: list(self.student(part)), x)
-        wanted, got = self.student.standard(z), self.student.standard(found)
-        unexplained = sum(float((a - b).square().sum()) for a, b in zip(wanted, got, strict=True))
-        total = sum(float((a - a.mean(0)).square().sum()) for a in wanted)
-        return [a - b for a, b in zip(z, found, strict=True)], 1 - unexplained / max(total, 1e-12)
+        residuals = [a - b for a, b in zip(z, found, strict=True)]
+        # in the features' own units, where a channel that hardly ever moves counts for little
+        totals = [(a - a.mean(0)).square().sum().clamp_min(1e-12) for a in z]
+        left = [float(r.square().sum() / total) for r, total in zip(residuals, totals, strict=True)]
+        return residuals, 1 - sum(left) / len(left)
 
     @torch.no_grad()
     def draw(self, count: int) -> tuple[Tensor, list[Tensor]]:

@@ -15,7 +15,9 @@ share of the loss on the value itself, whose truth the prior's encoder (and its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +415,7 @@ def train_pairs(
         if not finished:
             break
     network.refines = True
+    network.made = replace(made, curve=_curve(run.folder / "log.jsonl"))
     network.eval()
     figures: dict[str, float | int | bool] = {**pair_quality(network, test)}
     figures |= {"queries": len(train), "test_queries": len(test), "images_seen": seen}
@@ -421,6 +424,17 @@ def train_pairs(
     if network.student is not None:
         figures |= {**more, **choose(network, held)}
     return network, figures | {"minutes": round(minutes, 2), "finished": finished}
+
+
+def _curve(log: Path) -> tuple[float, ...]:
+    """Loss at each hundredth of a training, between the points that were logged; empty where none was."""
+    found = {}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        row = json.loads(line)
+        if "loss" in row:
+            found[float(row["fraction"])] = float(row["loss"])
+    at = sorted(found)
+    return tuple(np.interp(np.arange(1, 101) / 100, at, [found[x] for x in at]).tolist()) if at else ()
 
 
 def _stages(aim: str, s: Settings) -> list[_Stage]:
@@ -482,6 +496,8 @@ def _run(
             if count >= every:
                 run.log(loss=total / count, fraction=fraction)
                 total, count = 0.0, 0
+        if count:
+            run.log(loss=total / count, fraction=run.fraction())
     if average is not None and run.step:
         trained.load_state_dict(average.module.state_dict())
     network.eval()

@@ -35,7 +35,7 @@ from splitsight.data import image_hash
 from splitsight.errors import UserError, unknown_name
 from splitsight.training import pick_device
 
-__all__ = ["LEAST", "PairOptions", "train_pairs_command"]
+__all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
 
 LEAST = 16
 """Fewest pictures that anything can be learnt from, or measured on."""
@@ -267,7 +267,10 @@ def _store(options: PairOptions, prior: Prior, progress: Progress | None) -> Que
     with OracleClient(options.oracle, token=options.token, ca=options.ca, patience=options.patience) as client:
         victim = client.connect()
         _check(options, victim, prior)
-        store = QueryStore.open(options.pairs or _default_pairs(victim, options.frames), victim)
+        folder = options.pairs or default_pairs(
+            victim.target, victim.split, victim.digest, frames=options.frames, defense=victim.defense
+        )
+        store = QueryStore.open(folder, victim)
         if all(store.count(r, options.frames) >= n for r, n in wanted.items()):
             return store
         if options.data is None:
@@ -290,9 +293,19 @@ def _store(options: PairOptions, prior: Prior, progress: Progress | None) -> Que
     return store
 
 
-def _default_pairs(victim: Victim, frames: int) -> Path:
-    name = f"{victim.target}-{victim.split}" + (f"-{victim.defense}" if victim.defense != "identity" else "")
-    return home() / "queries" / (f"{name}-{victim.digest[:12]}" + (f"-{frames}frames" if frames > 1 else ""))
+def collect_pairs(options: PairOptions) -> QueryStore:
+    """Ask for what is missing, and nothing more.
+
+    Raises:
+        UserError: as :func:`train_pairs_command`, but for training.
+    """
+    return _store(options, load_prior(options.prior), None)
+
+
+def default_pairs(target: str, split: str, digest: str, *, frames: int = 1, defense: str = "identity") -> Path:
+    """Where pairs of a network are kept in the cache; there may be none."""
+    name = f"{target}-{split}" + (f"-{defense}" if defense != "identity" else "")
+    return home() / "queries" / (f"{name}-{digest[:12]}" + (f"-{frames}frames" if frames > 1 else ""))
 
 
 def _check(options: PairOptions, victim: Victim, prior: Prior) -> None:

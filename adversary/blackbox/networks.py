@@ -36,6 +36,7 @@ __all__ = [
     "load_network",
     "network_name",
     "prior_key",
+    "read_made",
     "save_network",
 ]
 
@@ -72,6 +73,7 @@ class Made:
         setting: named setting of the training.
         queries: pictures it was trained on.
         figures: mean quality on its test queries.
+        curve: mean training loss (of the last part, for methods of several) at each hundredth of the training.
     """
 
     method: str
@@ -95,6 +97,7 @@ class Made:
     setting: str = "tuned"
     queries: int = 0
     figures: dict[str, float | int | bool] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -305,7 +308,7 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
     """
     if path is None:
         embedded, file = embedded_file(wanted), _cached(wanted)
-        if embedded.is_file() and (not file.is_file() or _difference(wanted, _about(embedded)) is None):
+        if embedded.is_file() and (not file.is_file() or _difference(wanted, read_made(embedded)) is None):
             file = embedded
     else:
         file = path
@@ -318,7 +321,7 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
             f"--method {wanted.method}{flags}`, or give one with --network"
         )
     state = load_weights(file)
-    made = _about(file)
+    made = read_made(file)
     if (what := _difference(wanted, made)) is not None:
         raise UserError(
             f"{file} was trained for another {what}: train one with `splitsight train inversion --oracle HOST:PORT`"
@@ -333,8 +336,8 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
     return network.eval().requires_grad_(False)
 
 
-def _about(file: Path) -> Made:
-    """What a network's file says that it was made for.
+def read_made(file: Path) -> Made:
+    """What a network's file says that it was made for, and how.
 
     Raises:
         UserError: it is no such file.

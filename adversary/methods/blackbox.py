@@ -78,7 +78,7 @@ class NetAttack(Attack):
 
     @torch.no_grad()
     def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
-        """One pass; there is no loss to report, since an attacker without F1 has none."""
+        """One pass; an attacker without F1 has no loss of its answer, and the curve is that of the training."""
         if problem.network is None:
             raise UserError(f"{self.name} needs its network: make one with `splitsight train inversion --oracle`")
         network = problem.network()
@@ -90,7 +90,8 @@ class NetAttack(Attack):
         seconds = (clock.now() - begin) / problem.frames
         about = {"queries": str(network.made.queries), "training": network.made.setting}
         evaluations = problem.evaluations + (_steps(network) - before) / problem.frames
-        return Reconstruction(images, math.nan, 0, evaluations, seconds, about=about)
+        curve = list(network.made.curve)
+        return Reconstruction(images, math.nan, 0, evaluations, seconds, curve=curve, about=about)
 
 
 def _steps(network: AttackNetwork) -> int:

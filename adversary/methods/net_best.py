@@ -108,4 +108,6 @@ class NetBest(NetAttack):
         answer = Best().solve(surrogate, stages=stages, **settings)
         answer.about = {**first.about, "stages": answer.about["stages"]}
         answer.seconds += first.seconds
+        # what other networks report too: the training's, not the fit's
+        answer.curve = first.curve
         return answer

@@ -200,7 +200,10 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
 
 
 def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss over the steps, mean over images, one panel a split; ``None`` where no curve was kept."""
+    """Loss over the steps, mean over images, one panel a split; ``None`` where no curve was kept.
+
+    Networks have the loss of their training, at each hundredth of it.
+    """
     import plotly.graph_objects as go
 
     kept: dict[str, list[list[float]]] = defaultdict(list)
@@ -232,7 +235,8 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
         named.add(cell.label)
     figure.update_yaxes(type="log")
     figure.update_yaxes(title_text="loss", row=1, col=1)
-    figure.update_xaxes(title_text="step")
+    trained = all(cell.method.startswith("net-") for cell in shown)
+    figure.update_xaxes(title_text="part of the training, %" if trained else "step")
     return _html(figure)
 
 

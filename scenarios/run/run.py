@@ -18,7 +18,9 @@ from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
 from scenarios.run.spec import Scenario, load_scenario, read_scenario
 from scenarios.run.store import Store
+from scenarios.run.train import teach
 from scenarios.run.work import Bench, work
+from splitsight.artifacts import home
 from splitsight.errors import UserError
 
 __all__ = ["RunOptions", "run_scenario", "run_worker"]
@@ -35,6 +37,7 @@ class RunOptions:
         out: folder of the run; by default ``runs/NAME`` or ``runs/NAME-quick``. A run that is there is gone on with.
         data: what is attacked; the scenario's own where not given.
         rivals: for clips, the other images of a gallery.
+        train_data: pictures that black-box attackers ask their oracle about, where networks must be trained.
         judge: independent classifier; ``"none"`` goes without. The scenario's own where not given.
         quick: the scenario's quick form.
         limit: at most this many images, or windows of a clip.
@@ -48,6 +51,7 @@ class RunOptions:
     out: Path | None = None
     data: Path | None = None
     rivals: Path | None = None
+    train_data: Path | None = None
     judge: str | None = None
     quick: bool = False
     limit: int | None = None
@@ -66,6 +70,10 @@ def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
     if options.limit is not None:
         data["count"] = min(options.limit, scenario.data.count)
     changes: dict[str, Any] = {"data": data} if data else {}
+    if options.train_data is not None:
+        if scenario.train is None:
+            raise UserError("this scenario trains nothing: leave --train-data out")
+        changes["train"] = {"data": str(options.train_data.resolve())}
     if options.seed is not None:
         changes["seed"] = options.seed
     if options.judge is not None:
@@ -117,6 +125,11 @@ def run_scenario(options: RunOptions) -> Path:
     out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
     _set_threads(options.threads, options.workers)
     bench = Bench(scenario)
+    if scenario.train is not None:
+        with terminate_as_interrupt():
+            threads = torch.get_num_threads()
+            logs = home() / "inversion" / "logs" / str(os.getpid())
+            teach(bench.lessons(), scenario.train.data, logs, workers=options.workers, threads=threads)
     settings, skipped = _settle(bench)
     run = {
         "name": name,

@@ -17,7 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from splitsight.errors import UserError
 
-__all__ = ["Cell", "Comparison", "Data", "PaperRow", "Scenario", "load_scenario", "read_scenario", "scenario_names"]
+__all__ = [
+    "Cell",
+    "Comparison",
+    "Data",
+    "PaperRow",
+    "Scenario",
+    "Training",
+    "load_scenario",
+    "read_scenario",
+    "scenario_names",
+]
 
 _SUFFIX = ".yaml"
 MEASURES = ("psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5")
@@ -53,6 +63,28 @@ class Data(_Part):
     stride: float = Field(default=0.5, gt=0)
 
 
+class Training(_Part):
+    """How the networks of black-box attacks are trained, all with the same budget.
+
+    Attributes:
+        data: pictures to ask the oracle about; usually left to ``--train-data``.
+        queries: pictures to train on.
+        test_queries: pictures to measure the training with.
+        unasked: further pictures that net-best learns from without asking; ``None`` for its own default.
+        minutes: of each network.
+        steps: of each network, where that is less.
+        seed: of weights and draws.
+    """
+
+    data: Path | None = None
+    queries: int = Field(default=4096, ge=16)
+    test_queries: int = Field(default=1024, ge=16)
+    unasked: int | None = Field(default=None, ge=0)
+    minutes: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+
 class Cell(_Part):
     """One attack in one setting on one kind of features.
 
@@ -69,7 +101,11 @@ class Cell(_Part):
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
         seconds: an image may take; ``None`` for no limit.
         curve: keep the loss at every step.
-        network: file of a black-box attack's network; the cache's by default.
+        network: file of a black-box attack's network; by default the scenario's ``train`` makes it, and without that
+            section it is the package's, or the cache's.
+        trained: take the scenario's own network; ``false`` for the package's or the cache's.
+        queries: pictures that the network learnt from; ``None`` for as many as ``train`` says.
+        training: named setting of its training; ``None`` for the default.
         optional: leave the cell out, and say so, where this machine cannot run it (no such network).
         label: how tables call it; made from the rest by default.
     """
@@ -85,6 +121,9 @@ class Cell(_Part):
     seconds: float | None = Field(default=None, gt=0)
     curve: bool = False
     network: Path | None = None
+    trained: bool = True
+    queries: int | None = Field(default=None, ge=16)
+    training: str | None = None
     optional: bool = False
     label: str | None = None
 
@@ -100,6 +139,12 @@ class Cell(_Part):
             return self.label
         parts = [self.method, self.setting or ""]
         parts += [f"{key} {_short(value)}" for key, value in self.options.items()]
+        if self.training:
+            parts.append(f"trained {self.training}")
+        if self.queries:
+            parts.append(f"{self.queries} queries")
+        if not self.trained:
+            parts.append("as it ships")
         if any(self.prompts):
             parts.append(" | ".join(f"“{p}”" for p in self.prompts))
         if self.noise:
@@ -190,6 +235,7 @@ class Scenario(_Part):
         batch: images solved side by side.
         seconds: an image may take, where its cell does not say.
         data: what is attacked.
+        train: how black-box networks that are missing are trained; ``None`` trains none.
         cells: expanded, one a combination.
         compare: paired differences to report.
         paper: the paper's own figures.
@@ -206,6 +252,7 @@ class Scenario(_Part):
     batch: int = Field(default=8, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     data: Data = Field(default_factory=Data)
+    train: Training | None = None
     cells: list[Cell] = Field(min_length=1)
     compare: list[Comparison] = Field(default_factory=list)
     paper: list[PaperRow] = Field(default_factory=list)

@@ -24,7 +24,7 @@ import yaml
 
 from splitsight.errors import UserError
 
-__all__ = ["ROW", "Store"]
+__all__ = ["ROW", "Store", "held"]
 
 _STRING, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
 ROW = pa.schema(
@@ -73,6 +73,9 @@ ROW = pa.schema(
 
 _PRESENTATION = ("title", "about", "source", "compare", "paper")
 """Keys that only the report reads: changing them makes no row wrong."""
+
+_PLACES = ("data.path", "train.data")
+"""Keys that say where something lies, not what it is; the data are known by their digest."""
 
 OURS = (
     "config.yaml",
@@ -139,7 +142,7 @@ class Store:
     def _refuse_changes(self, config: Mapping[str, Any]) -> None:
         before = self.read_config()
         old, new = (
-            {k: v for k, v in _flat(c) if k.split(".")[0] not in _PRESENTATION and k != "data.path"}
+            {k: v for k, v in _flat(c) if k.split(".")[0] not in _PRESENTATION and k not in _PLACES}
             for c in (before, config)
         )
         for key in [*new, *old]:
@@ -179,25 +182,8 @@ class Store:
         Raises:
             UserError: the file system knows no locks.
         """
-        path = self.folder / "claims" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                held = True
-                # for a person who wonders who is at it
-                os.truncate(handle, 0)
-                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-            except BlockingIOError:
-                held = False
-            except OSError as error:
-                if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise UserError(f"the file system of {self.folder} has no locks: give another --out") from error
-                raise
-            yield held
-        finally:
-            os.close(handle)
+        with held(self.folder / "claims" / name, wait=wait) as mine:
+            yield mine
 
     def done(self, unit: str) -> bool:
         """Whether a unit's rows are there, or its cell is left out."""
@@ -272,6 +258,40 @@ class Store:
                 partial.unlink(missing_ok=True)
             raise
         return path
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file within the block; the kernel releases it however its owner ends.
+
+    Args:
+        path: of the file, which is made.
+        wait: until it is free.
+
+    Yields:
+        Whether it is held; always where ``wait``.
+
+    Raises:
+        UserError: the file system knows no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+            # for a person who wonders who is at it
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError:
+            mine = False
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise UserError(f"the file system of {path.parent} has no locks: give another folder") from error
+            raise
+        yield mine
+    finally:
+        os.close(handle)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
+from scenarios.run.train import Lesson, lesson_of, lessons
 from splitsight import judges, targets
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
@@ -122,7 +124,9 @@ class Bench:
         attack = ATTACKS.get(cell.method)()
         assert isinstance(attack, NetAttack)
         text = any(cell.prompts)
-        key = (cell.method, cell.setting, cell.split, text, cell.network)
+        lesson = lesson_of(self.scenario, cell, **self._named())
+        path = cell.network if lesson is None else Path(lesson.file)
+        key = (cell.method, cell.setting, cell.split, text, path)
         if key not in self._networks:
             self._networks[key] = attack.load(
                 self.prior,
@@ -131,10 +135,23 @@ class Bench:
                 digest=self.target.digest,
                 frames=self.scenario.data.frames,
                 text=text,
-                path=cell.network,
+                path=path,
                 **attack.setting(cell.setting, cell.split, cell.options)[1],
             )
         return self._networks[key]
+
+    def _named(self) -> dict[str, str]:
+        """What identifies the models that black-box networks are trained for."""
+        digests = {"target_digest": self.target.digest, "prior_digest": self._prior_digest}
+        return {**digests, "prior_name": self.prior.name}
+
+    def lessons(self) -> list[Lesson]:
+        """Networks that the scenario trains for its attacks.
+
+        Raises:
+            UserError: no such attack or setting.
+        """
+        return lessons(self.scenario, **self._named())
 
     def _head(self, split: str) -> nn.Module:
         if split in self.target.points():

@@ -1,5 +1,6 @@
 """Black-box networks: trained on pairs alone, measured on others, found again, refused where they do not fit."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 from fake_oracle import FakeOracle, features
+from safetensors.torch import load_file
 
 from adversary.blackbox._train_pairs import SETTINGS, pair_quality, setting_of, train_pairs
 from adversary.blackbox.command import PairOptions, train_pairs_command
-from adversary.blackbox.networks import AttackNetwork, Made, cache_file, load_network, prior_key, save_network
+from adversary.blackbox.networks import (
+    AttackNetwork,
+    Made,
+    cache_file,
+    load_network,
+    prior_key,
+    read_made,
+    save_network,
+)
 from adversary.blackbox.queries import Pairs
 from adversary.methods import ATTACKS, Problem
 from adversary.whitebox.terms import Negentropy, TotalVariation
@@ -284,3 +294,75 @@ def test_a_prior_of_another_size_costs_no_query(world):
     with FakeOracle(size=32) as oracle, pytest.raises(UserError, match="images of 16 pixels and the oracle takes 32"):
         train_pairs_command(world(oracle=oracle.address))
     assert not oracle.asked
+
+
+@pytest.mark.parametrize(
+    ("trouble", "options", "words"),
+    [
+        ({"token": "secret"}, {"token": "guess"}, "refuses: the oracle asks for a token$"),
+        ({"max_side": 8}, {}, "refuses: a picture is too large; 0 pairs for training and 0 for testing are kept"),
+        ({"die_after": 24}, {}, "was lost and did not come back within 0.1 s; 8 pairs for training and 16 for testing"),
+        ({"change_after": 24}, {}, "no longer answers as it announced: .*; 8 pairs for training and 16 for testing"),
+    ],
+    ids=str,
+)
+def test_an_oracle_in_trouble_loses_nothing_that_it_answered(world, tmp_path, trouble, options, words):
+    with FakeOracle(**trouble) as oracle, pytest.raises(UserError, match=words) as caught:
+        train_pairs_command(world(oracle=oracle.address, patience=0.1, **options))
+    assert "\n" not in str(caught.value) and caught.value.code == 1
+    assert not list((tmp_path / "home").glob("inversion/*.safetensors"))
+    with FakeOracle() as oracle:
+        assert train_pairs_command(world(oracle=oracle.address)).is_file()
+        assert len(oracle.asked) == (16 if "8 pairs for training" in words else 40)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("net-db", {"unasked": 5}, "net-db learns from answers only: leave --unasked out"),
+        ("net-best", {"unasked": 5, "data": None}, "--unasked takes pictures from --data"),
+        ("net-best", {"frames": 4}, "net-best takes single frames"),
+        ("net-best", {"text": True}, "net-best does not sample"),
+        ("net-best", {"setting": "paper"}, "unknown setting of net-best 'paper'"),
+        ("net-best", {"changes": {"pictures": 2.0}}, "pictures of net-best must be from 0 to 0.9"),
+    ],
+    ids=str,
+)
+def test_what_net_best_refuses_costs_no_query(world, method, options, words):
+    with FakeOracle() as oracle, pytest.raises(UserError, match=words) as caught:
+        train_pairs_command(world(method, oracle=oracle.address, **options))
+    assert not oracle.asked and "\n" not in str(caught.value)
+
+
+def test_net_best_learns_from_pictures_that_it_did_not_ask_about(world, tmp_path):
+    with FakeOracle() as oracle:
+        file = train_pairs_command(world("net-best", oracle=oracle.address, unasked=10, changes={"width": 8}))
+        assert len(oracle.asked) == 40
+        without = train_pairs_command(
+            world("net-best", oracle=oracle.address, unasked=0, changes={"width": 8}, out=tmp_path / "out")
+        )
+        assert len(oracle.asked) == 40
+    assert (
+        file.name.startswith("net-L1-net-best-")
+        and "and 10 pictures that were not asked about"
+        in (next((tmp_path / "home" / "inversion" / "runs").iterdir()) / "README.md").read_text()
+    )
+    for path, seen in ((file, 34), (without, 24)):
+        state = load_file(path)
+        assert len(state["queries"]) == seen
+        made = read_made(path)
+        assert made.queries == 24 and made.figures["finished"] and len(made.curve) in (0, 100)
+        assert made.student == (made.trust > 0) == any(name.startswith("student.") for name in state)
+        assert {"student_r2", "refine_trust", "refine_gain"} <= set(made.figures)
+
+
+def test_the_curve_is_that_of_the_whole_training(flow_prior, tmp_path):
+    train, test = _pairs(64), _pairs(16, 1)
+    trained, _ = train_pairs(_fresh(flow_prior, "net-db"), train, test, tmp_path / "a", _settings("net-db"), steps=40)
+    rows = [json.loads(line) for line in (tmp_path / "a" / "run" / "log.jsonl").read_text().splitlines()]
+    logged = {row["fraction"]: row["loss"] for row in rows if "loss" in row}
+    assert len(trained.made.curve) == 100 and trained.made.curve[-1] == pytest.approx(logged[max(logged)], rel=1e-6)
+    assert trained.made.curve[0] == pytest.approx(logged[min(logged)], rel=1e-6)
+    assert min(logged.values()) <= min(trained.made.curve) <= max(trained.made.curve) <= max(logged.values())
+    problem = Problem(flow_prior, None, [torch.from_numpy(test.features[0])], lambda: None, network=lambda: trained)
+    assert ATTACKS.get("net-db")().solve(problem).curve == list(trained.made.curve)
