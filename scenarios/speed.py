@@ -20,7 +20,7 @@ HEAD = ("method", "images", "PSNR, dB", "SSIM", "s an image", "iterations", "eva
 def _measured(interval: Interval | None, digits: int) -> str:
     if interval is None or interval.mean is None:
         return "–"
-    if interval.low is None or interval.high is None:
+    if interval.low is None or interval.high is None or interval.low == interval.high:  # one image has no spread
         return f"{interval.mean:.{digits}f}"
     return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
@@ -45,7 +45,7 @@ def table(summary: Summary) -> list[list[str]]:
 def _part(part: float | None) -> str:
     if part is None:
         return "–"
-    return f"1/{1 / part:.1f}" if part > 0 else "0"
+    return "1/" + f"{1 / part:,.1f}".removesuffix(".0") if part > 0 else "0"
 
 
 def _when(speed: SpeedSummary, found: Reached, what: str) -> str:
@@ -56,6 +56,8 @@ def _when(speed: SpeedSummary, found: Reached, what: str) -> str:
         f"{found.model_evaluations:.0f} evaluations an image: {_part(found.part_of_seconds)} of its whole time, "
         f"{_part(found.part_of_evaluations)} of its evaluations"
     )
+    if found.model_evaluations == 0:
+        words += ", with what it starts from"
     if found.reference_first_seconds:
         words += f" ({_part(found.seconds / found.reference_first_seconds)} of the time until it had that itself)"
     return words + "."

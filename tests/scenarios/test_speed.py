@@ -46,10 +46,10 @@ def _summary(speed):
 
 def test_sentences_state_what_was_reached_and_when():
     psnr, ssim, both, verdict = sentences(SPEED)
-    assert "after 0.10 s and 0 evaluations an image: 1/2000.0 of its whole time, 0 of its evaluations" in psnr
+    assert "after 0.10 s and 0 evaluations an image: 1/2,000 of its whole time, 0 of its evaluations, with" in psnr
     assert ssim == "best faithful never had dmb paper's final SSIM of 0.300."
-    assert "1/50.0 of its whole time, 1/40.0 of its evaluations (1/25.0 of the time until it had that itself)" in both
-    assert verdict == "It is within 1/20.0 of its time and evaluations."
+    assert "1/50 of its whole time, 1/40 of its evaluations (1/25 of the time until it had that itself)" in both
+    assert verdict == "It is within 1/20 of its time and evaluations."
 
 
 def test_a_cut_run_says_so_and_claims_nothing():
