@@ -105,8 +105,8 @@ _FLOW_PAPER: Settings = {
     "everywhere": False,
 }
 _BEST: Settings = {
-    "iterations": 12000,
-    "batch": 32,
+    "iterations": 20000,
+    "batch": 16,
     "lr": 2e-3,
     "student_lr": 2e-3,
     "student_share": 0.3,

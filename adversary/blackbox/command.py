@@ -43,6 +43,9 @@ LEAST = 16
 UNASKED = 8192
 """Pictures that net-best learns from without asking, by default."""
 
+_AIMS = {"pixels": "pixels", "latent": "latent", "noise": "noise", "flow": "latent, refined by a flow's step"}
+_AIMS["refined"] = "latent, tried with a student of F1"
+
 _RUN = "run.json"
 
 Progress = Callable[[int, int, str], None]
@@ -176,8 +179,9 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
         folder,
         f"{made.method}, {made.target} at {made.split}",
         what=(
-            f"Black-box inversion network, features to {METHODS[made.method]} (prior '{made.prior}'), learnt from an "
-            f"oracle's answers alone; setting '{name}', {sum(p.numel() for p in network.parameters()):,} parameters"
+            f"Black-box inversion network, features to {_AIMS[METHODS[made.method]]} (prior '{made.prior}'), "
+            f"learnt from an oracle's answers alone; setting '{name}', "
+            f"{sum(p.numel() for p in network.parameters()):,} parameters"
             + (f", windows of {made.frames} frames" if made.frames > 1 else "")
             + (", with prompts" if made.text else "")
             + "."
@@ -187,6 +191,7 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
         + f"; figures on {len(test)} others (PSNR in dB), no picture in both (by SHA-256).",
         command=(
             f"splitsight train inversion --oracle HOST:PORT --method {made.method} --queries {len(train)} --data DIR"
+            + (f" --unasked {len(unasked)}" if METHODS[made.method] == "refined" else "")
         ),
         figures=figures,
     )

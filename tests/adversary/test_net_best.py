@@ -132,7 +132,7 @@ def test_a_student_is_kept_only_where_it_helps(flow_prior, monkeypatch):
     found = choose(network, held)
     assert (found["refine_trust"], found["refine_gain"], found["refine_tried"]) == (0.1, 0.5, 12)
     assert network.made.trust == 0.1 and network.student is not None
-    # a gain within its standard error is none
+    # a gain within twice its standard error is none
     scale = 0.05
     seen.clear()
     assert choose(network, held)["refine_trust"] == 0.0
