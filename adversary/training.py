@@ -160,6 +160,7 @@ def train_inversion_command(
     split: str = "L8",
     prior: str = EMBEDDED,
     start: Path | None = None,
+    width: int | None = None,
 ) -> Path:
     """Train the preview network of one split point in ``out/run``; write it to ``out/TARGET-SPLIT-PRIOR.safetensors``.
 
@@ -175,6 +176,7 @@ def train_inversion_command(
         split: its split point.
         prior: name or folder of the prior whose decoder is used.
         start: file of an earlier network for the same features to go on from (made for any weights of the target).
+        width: channels of the network; its default where not given.
 
     Raises:
         UserError: no such data, target, split or prior; ``start`` has another shape.
@@ -194,6 +196,7 @@ def train_inversion_command(
         seed=seed,
         device=pick_device(device),
         start=start,
+        **({"width": width} if width else {}),
     )
     file = out / f"{target}-{split}-{generator.name}.safetensors"
     network.cpu().save(
@@ -212,6 +215,7 @@ def train_inversion_command(
             f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB)."
         ),
         command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}"
+        + (f" --width {width}" if width else "")
         + (" --start FILE" if start else ""),
         figures=figures,
     )

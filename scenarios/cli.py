@@ -833,6 +833,9 @@ def train_inversion(
     seed: Seed = 0,
     threads: Threads = None,
     start: Annotated[Path | None, typer.Option(help="Earlier network to go on from, a file; default: none.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=8, help="With F1 at hand: channels of the network; default: 80.")
+    ] = None,
     oracle: Annotated[
         str | None,
         typer.Option(help="Black-box: learn from what this oracle answers, HOST:PORT, and from nothing else of F1."),
@@ -897,14 +900,16 @@ def train_inversion(
                 split=split or "L8",
                 prior=prior,
                 start=start,
+                width=width,
             )
         )
         return
     from adversary.blackbox.command import PairOptions, train_pairs_command
 
-    if start is not None:
+    if start is not None or width is not None:
+        given = "--start" if start is not None else "--width"
         raise UserError(
-            "--start goes with training that has F1 at hand: leave it out, a black-box run resumes in --out"
+            f"{given} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"
         )
     options = PairOptions(
         method=method.value,

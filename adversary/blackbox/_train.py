@@ -74,6 +74,7 @@ def train_inversion(
     seed: int = 0,
     device: torch.device | None = None,
     start: Path | None = None,
+    width: int = 80,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
     """Train, resuming from ``out``; the last shard is held out.
 
@@ -94,6 +95,7 @@ def train_inversion(
         seed: of weights and crops.
         device: where to train; CPU by default.
         start: weights of an earlier network to go on from.
+        width: channels at the latent's resolution.
 
     Raises:
         UserError: ``start`` does not fit.
@@ -103,7 +105,7 @@ def train_inversion(
     images, _ = cached_images(shards[:-1], size)
     held, _ = cached_images(shards[-1:], size)
     torch.manual_seed(seed)
-    network = InversionNetwork(features, prior.latent_shape)
+    network = InversionNetwork(features, prior.latent_shape, width)
     if start is not None:
         state = {k: v for k, v in load_weights(start).items() if not k.startswith(("errors.", "pixels."))}
         try:
