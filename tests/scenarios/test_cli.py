@@ -9,6 +9,7 @@ import time
 import pytest
 
 from scenarios import cli
+from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 
 COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
@@ -79,7 +80,7 @@ def test_bad_input_is_one_sentence(
     code, printed, err = run(capsys, *(a.format(out=out) for a in arguments))
     assert code == 2
     assert printed == ""
-    assert err.startswith(cli.PREFIX) and err.count("\n") == 1, err
+    assert err.startswith(PREFIX) and err.count("\n") == 1, err
     assert words in err
     assert not out.exists() or not any(out.iterdir())
 

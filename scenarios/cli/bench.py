@@ -1,0 +1,238 @@
+"""``splitsight bench``: what parts of the testbed cost, and what an attack is worth."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.cli.guard import guarded
+from scenarios.cli.options import Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
+from scenarios.cli.output import progress, table
+
+__all__ = ["bench"]
+
+bench = typer.Typer(help="Measure what parts of the testbed cost.", no_args_is_help=True)
+
+
+@bench.command("tap")
+@guarded("cloud_server.bench", "splitsight.targets")
+def bench_tap(
+    out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures every condition once.")] = 40,
+    requests: Annotated[int, typer.Option(min=2, help="Requests a condition and round.")] = 25,
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 40.0,
+    threads: OneThread = 1,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What the tap costs: latency with no subscriber, one that reads, one that hangs, in interleaved rounds."""
+    from cloud_server.bench import bench_tap as measure
+
+    with progress("bench tap") as report:
+        result = measure(
+            target=target,
+            split=split,
+            weights=weights,
+            rounds=rounds,
+            requests=requests,
+            rate=rate,
+            threads=threads,
+            seed=seed,
+            progress=lambda done, total: report(done, total, "rounds"),
+        )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n")
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = []
+    for arm, figures in result["arms"].items():
+        ratios = result["ratios"].get(arm, {})
+        cells = [
+            f"{r['ratio']:.4f} [{r['low']:.4f}, {r['high']:.4f}]" for r in (ratios.get(q) for q in ("p50", "p99")) if r
+        ]
+        rows.append([arm, str(figures["n"]), f"{figures['p50_ms']:.3f}", f"{figures['p99_ms']:.3f}", *cells])
+    table(("subscriber", "requests", "p50, ms", "p99, ms", "p50 ratio to none", "p99 ratio to none"), rows)
+
+
+class Objective(StrEnum):
+    """What tuning maximises."""
+
+    fidelity = "fidelity"
+    psnr = "psnr"
+    ssim = "ssim"
+    match = "match"
+
+
+StillImages = Annotated[Path, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")]
+Inversions = Annotated[
+    Path | None,
+    typer.Option(help="Folder of inversion networks, TARGET-SPLIT-PRIOR.safetensors; default: the embedded ones."),
+]
+
+
+@bench.command("tune")
+@guarded("adversary.tuning", "splitsight.targets")
+def bench_tune(
+    method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for trials.parquet and best.json; a tuning there is gone on with.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split point; repeatable; default: all that the target names.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Values tried, the setting as it ships among them.")] = 16,
+    limit: Annotated[int, typer.Option(min=1, help="Images attacked in each trial.")] = 8,
+    tail: Annotated[bool, typer.Option("--tail/--head", help="Take the last images of --images, or the first.")] = True,
+    objective: Annotated[
+        Objective,
+        typer.Option(help="What is maximised: fidelity is PSNR + 20·SSIM; match the reciprocal rank of the original."),
+    ] = Objective.fidelity,
+    match_features: Annotated[
+        str,
+        typer.Option(help="Where images are compared: target (the attacked network's penultimate layer) or pixels."),
+    ] = "target",
+    setting: Annotated[str | None, typer.Option(help="Setting to tune; default: the method's own choice.")] = None,
+    frames: Frames = 4,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Put the result into this file of tuned settings; 'package' is the one that attacks read, "
+            "adversary/methods/tuned.json. Default: nowhere.",
+        ),
+    ] = None,
+    target: Target = "resnet18",
+    prior: Prior = "small",
+    inversions: Inversions = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print best.json.")] = False,
+) -> None:
+    """Choose a method's tuned setting on validation images, with equal effort for each method.
+
+    Give every method the same --images, --limit, --split and --trials. Images that were tuned on must not be reported
+    on: take the tail of a training shard here, and the held-out shard for figures.
+    """
+    from adversary.methods.base import TUNED
+    from adversary.tuning import merge as put
+    from adversary.tuning import tune
+
+    with progress(f"tune {method}") as report:
+        result = tune(
+            method,
+            images=images,
+            out=out,
+            splits=split,
+            count=trials,
+            limit=limit,
+            tail=tail,
+            objective=objective.value,
+            match_features=match_features,
+            setting=setting,
+            frames=frames,
+            seed=seed,
+            target=target,
+            weights=weights,
+            prior=prior,
+            inversions=inversions,
+            threads=threads,
+            progress=report,
+        )
+    if merge is not None:
+        put(result, TUNED if merge == "package" else Path(merge))
+    if as_json:
+        print((out / "best.json").read_text())
+        return
+    chosen = {"any": result["any"], **result["splits"]}
+    table(
+        ("split", "trial", objective.value, "as shipped", "changes"),
+        [
+            [where, str(best["trial"]), f"{best['score']:.3f}", f"{best['first']:.3f}", json.dumps(best["changes"])]
+            for where, best in chosen.items()
+        ],
+    )
+
+
+@bench.command("attack")
+@guarded("adversary.bench", "scenarios.speed", "splitsight.targets")
+def bench_attack(
+    images: StillImages,
+    out: Annotated[
+        Path, typer.Option(help="Folder for curves.parquet, summary.json, curves.html; a measurement there goes on.")
+    ],
+    split: Split = "L8",
+    limit: Annotated[int, typer.Option(min=1, help="Images.")] = 8,
+    tail: Annotated[
+        bool, typer.Option("--tail/--head", help="Take the last images of --images, or the first.")
+    ] = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD:SETTING",
+            help="What is measured; repeatable; default: do, db and dmb in paper and tuned, and best:faithful.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="METHOD:SETTING", help="Whose final quality is to be reached.")
+    ] = "dmb:paper",
+    subject: Annotated[str, typer.Option(metavar="METHOD:SETTING", help="Who is to reach it.")] = "best:faithful",
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=1, help="For a trial: at most so many optimiser steps; the result says what that cut."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images solved side by side; they share the time.")] = 1,
+    target: Target = "resnet18",
+    prior: Prior = "small",
+    inversions: Inversions = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Quality against time and against model evaluations, all methods on the same images in one run.
+
+    Says when the subject first has the reference's final mean PSNR and SSIM, as parts of the reference's time and
+    evaluations. Whole paper runs take minutes an image on a CPU.
+    """
+    from adversary.bench import CONTENDERS
+    from adversary.bench import bench_attack as measure
+    from scenarios.speed import HEAD, sentences, write_page
+    from scenarios.speed import table as figures
+
+    with progress("bench attack") as report:
+        summary, rows = measure(
+            images=images,
+            out=out,
+            split=split,
+            limit=limit,
+            tail=tail,
+            methods=method or CONTENDERS,
+            reference=reference.replace(":", " "),
+            subject=subject.replace(":", " "),
+            iterations=iterations,
+            batch=batch,
+            seed=seed,
+            target=target,
+            weights=weights,
+            prior=prior,
+            inversions=inversions,
+            threads=threads,
+            progress=report,
+        )
+    write_page(out / "curves.html", summary, rows)
+    if as_json:
+        print((out / "summary.json").read_text())
+        return
+    table(HEAD, figures(summary))
+    for sentence in sentences(summary.speed) if summary.speed else []:
+        print(sentence)
+    print(out / "curves.html")

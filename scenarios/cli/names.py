@@ -1,0 +1,49 @@
+"""``splitsight list``: what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from scenarios.cli.guard import guarded
+from scenarios.cli.output import table
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    targets = "targets"
+    splits = "splits"
+    attacks = "attacks"
+    defenses = "defenses"
+    priors = "priors"
+    scenarios = "scenarios"
+
+
+@commands.command("list")
+@guarded()
+def list_names(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    target: Annotated[str, typer.Option(help="Whose splits.")] = "resnet18",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List targets, splits, attacks, defenses, priors or scenarios."""
+    from scenarios.listing import entries
+
+    rows = entries(kind.value, target)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        print(f"no {kind.value}", file=sys.stderr)
+        return
+    shown = [[", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in row.values()] for row in rows]
+    table(tuple(rows[0]), shown)

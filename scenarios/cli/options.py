@@ -1,0 +1,105 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splitsight.errors import UserError
+
+__all__ = [
+    "Codec",
+    "CodecOption",
+    "Compression",
+    "CompressionOption",
+    "Fps",
+    "Frames",
+    "GalleryFeatures",
+    "GalleryOption",
+    "GallerySize",
+    "Inversion",
+    "OneThread",
+    "Prior",
+    "Seed",
+    "Solver",
+    "Split",
+    "Stride",
+    "Target",
+    "Threads",
+    "Video",
+    "Weights",
+    "changed",
+]
+
+
+class Codec(StrEnum):
+    """Numbers on the wire."""
+
+    float32 = "float32"
+    float16 = "float16"
+    int8 = "int8"
+
+
+class Compression(StrEnum):
+    """Compression on the wire."""
+
+    none = "none"
+    zstd = "zstd"
+
+
+class Solver(StrEnum):
+    """How a window is refined."""
+
+    map = "map"
+    pnp = "pnp"
+    dmb = "dmb"
+
+
+Target = Annotated[str, typer.Option(help="Network that is split; see `splitsight list targets`.")]
+Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
+Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
+Inversion = Annotated[Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights of the target, a file; default: the embedded ones.")]
+Video = Annotated[
+    str | None,
+    typer.Option(help="Video file, image folder, camera index or URL; default: a clip from an installed package."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
+Frames = Annotated[int, typer.Option(min=1, help="Frames of a window (K).")]
+Stride = Annotated[float, typer.Option(help="Seconds between the frames of a window.")]
+Fps = Annotated[float, typer.Option(help="Frames a second.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one a core.")]
+OneThread = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+GalleryOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: none."
+    ),
+]
+GallerySize = Annotated[
+    int, typer.Option(min=2, help="With --gallery: images that an original is found among, itself included.")
+]
+GalleryFeatures = Annotated[
+    str,
+    typer.Option(help="With --gallery: what is compared, pixels or target (the attacked network's penultimate layer)."),
+]
+CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
+CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
+
+
+def changed(given: list[str], **named: float | None) -> dict[str, Any]:
+    """Values out of NAME=VALUE pairs and of options that stand for one name each."""
+    changes: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise UserError(f"--set takes NAME=VALUE, not '{pair}'")
+        try:
+            changes[name] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name] = value
+    return changes | {name: value for name, value in named.items() if value is not None}

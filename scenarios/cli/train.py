@@ -1,0 +1,268 @@
+"""``splitsight train``: make the embedded models again."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.cli.guard import guarded
+from scenarios.cli.options import Prior, Seed, Stride, Threads, changed
+from scenarios.cli.output import progress
+from splitsight.errors import UserError
+
+__all__ = ["train"]
+
+train = typer.Typer(
+    help="Train the embedded models again; resumes in --out, keeps to its budget.", no_args_is_help=True
+)
+
+
+class Part(StrEnum):
+    """What of a prior to train."""
+
+    autoencoder = "autoencoder"
+    denoiser = "denoiser"
+    all = "all"
+
+
+class NetMethod(StrEnum):
+    """Black-box networks."""
+
+    net_do = "net-do"
+    net_db = "net-db"
+    net_dmb = "net-dmb"
+    net_flow = "net-flow"
+    net_best = "net-best"
+
+
+Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
+TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
+Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@train.command("target")
+@guarded("splitsight.targets.training", "splitsight.targets")
+def train_target(
+    data: Data,
+    out: TrainOut,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Earlier weights to go on from, a file; default: random ones.")
+    ] = None,
+) -> None:
+    """Train the target network."""
+    from splitsight.targets.training import train_target_command
+
+    _budget(minutes, steps)
+    print(
+        train_target_command(
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads, start=start
+        )
+    )
+
+
+@train.command("judge")
+@guarded("splitsight.judges.training", "splitsight.targets")
+def train_judge(
+    data: Data,
+    out: TrainOut,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train the judge: the independent classifier that measures what reconstructions give away."""
+    from splitsight.judges.training import train_judge_command
+
+    _budget(minutes, steps)
+    print(
+        train_judge_command(data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads)
+    )
+
+
+@train.command("prior")
+@guarded("adversary.training", "splitsight.targets")
+def train_prior(
+    data: Data,
+    out: TrainOut,
+    part: Annotated[Part, typer.Option(help="What of it.")] = Part.all,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    start: Annotated[
+        str | None, typer.Option(help="Earlier prior whose denoiser is gone on from, a name or folder; default: none.")
+    ] = None,
+) -> None:
+    """Train the generative prior: autoencoder, then denoiser and text encoder."""
+    from adversary.training import train_prior_command
+
+    _budget(minutes, steps)
+    print(
+        train_prior_command(
+            data=data,
+            out=out,
+            minutes=minutes,
+            steps=steps,
+            device=device,
+            seed=seed,
+            threads=threads,
+            part=part.value,
+            start=start,
+        )
+    )
+
+
+@train.command("inversion")
+@guarded("adversary.blackbox.command")
+def train_inversion(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Training data: Parquet shards in Hugging Face image format and classes.tsv; with --oracle also a "
+            "Parquet file, a folder of PNG/JPEG, or with --frames one of videos."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; a run that is there is resumed. With --oracle the default is the cache, where "
+            "`splitsight attack` finds the network."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Network that is split; default: resnet18, or with --oracle whatever answers."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split point; default: L8, or with --oracle whatever answers.")
+    ] = None,
+    prior: Prior = "small",
+    minutes: Minutes = None,
+    steps: Steps = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    start: Annotated[Path | None, typer.Option(help="Earlier network to go on from, a file; default: none.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=8, help="With F1 at hand: channels of the network; default: 80.")
+    ] = None,
+    oracle: Annotated[
+        str | None,
+        typer.Option(help="Black-box: learn from what this oracle answers, HOST:PORT, and from nothing else of F1."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Black-box: folder of the query pairs, kept and reused; default: one in the cache."),
+    ] = None,
+    method: Annotated[NetMethod, typer.Option(help="Black-box: which network.")] = NetMethod.net_db,
+    queries: Annotated[int, typer.Option(min=1, help="Black-box: pictures to train on.")] = 4096,
+    test_queries: Annotated[
+        int, typer.Option(min=1, help="Black-box: pictures to measure with, asked about too.")
+    ] = 1024,
+    unasked: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Black-box, net-best: further pictures of --data, at most, to learn from without asking about them; "
+            "default: 8192.",
+        ),
+    ] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="Black-box: tuned or paper, how it is trained; default: tuned.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Black-box: another value for one of the setting's; repeatable."
+        ),
+    ] = None,
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Black-box: train net-dmb with captions (equation 12).")
+    ] = False,
+    frames: Annotated[int, typer.Option(min=1, help="Black-box: frames of a window (K); 1 for single images.")] = 1,
+    mixing: Annotated[
+        bool, typer.Option("--mixing/--no-mixing", help="Black-box: mix the frames (equation 13), or the control.")
+    ] = True,
+    stride: Stride = 0.5,
+    token: Annotated[
+        str | None, typer.Option(envvar="SPLITSIGHT_ORACLE_TOKEN", help="Bearer token of the oracle; default: none.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the oracle, PEM; default: no TLS.")] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for an oracle that is away.")] = 10.0,
+) -> None:
+    """Train an inversion network: the preview's, with F1 at hand, or with --oracle a black-box attacker's."""
+    if oracle is None and pairs is None:
+        from adversary.training import train_inversion_command
+
+        if data is None or out is None:
+            raise UserError("training with F1 at hand needs --data and --out; without F1, give --oracle HOST:PORT")
+        _budget(minutes, steps)
+        print(
+            train_inversion_command(
+                data=data,
+                out=out,
+                minutes=minutes,
+                steps=steps,
+                device=device,
+                seed=seed,
+                threads=threads,
+                target=target or "resnet18",
+                split=split or "L8",
+                prior=prior,
+                start=start,
+                width=width,
+            )
+        )
+        return
+    from adversary.blackbox.command import PairOptions, train_pairs_command
+
+    if start is not None or width is not None:
+        given = "--start" if start is not None else "--width"
+        raise UserError(
+            f"{given} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"
+        )
+    options = PairOptions(
+        method=method.value,
+        oracle=oracle,
+        data=data,
+        pairs=pairs,
+        queries=queries,
+        test_queries=test_queries,
+        unasked=unasked,
+        out=out,
+        prior=prior,
+        setting=setting,
+        changes=changed(change or []),
+        frames=frames,
+        mixing=mixing,
+        stride=stride,
+        text=text,
+        target=target,
+        split=split,
+        token=token,
+        ca=ca,
+        patience=patience,
+        minutes=minutes,
+        steps=steps,
+        device=device,
+        seed=seed,
+        threads=threads,
+    )
+    print(train_pairs_command(options, lambda: progress(f"queries for {method.value}")))
+
+
+def _budget(minutes: float | None, steps: int | None) -> None:
+    if minutes is None and steps is None:
+        raise UserError("a training run needs a budget: give --minutes or --steps")
