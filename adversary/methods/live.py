@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,18 @@ def _observations(problem: Problem) -> list[Observation]:
     return [Observation(i, 0, now, tuple(z[i : i + 1] for z in problem.features)) for i in range(problem.frames)]
 
 
+_KNOBS = {
+    "map": ("inner", "smoothing", "noise", "trust"),
+    "pnp": ("inner", "smoothing", "levels", "samples", "pull"),
+}
+
+
+def _values(solver: str) -> dict[str, Any]:
+    """What of the live engine's defaults a setting may change."""
+    defaults = WindowSettings.of(solver)
+    return {"solver": solver, **{name: getattr(defaults, name) for name in _KNOBS[solver]}}
+
+
 @ATTACKS.register("window")
 class WindowAttack(Attack):
     """White-box, the live window tier without a stream: a fit of the latent, started from the preview."""
@@ -29,10 +42,12 @@ class WindowAttack(Attack):
     windowed = True
     text = True
     settings: ClassVar = {
-        "live": {},
-        "single": {"smoothing": 0.0},
-        "denoised": {"solver": "pnp", "samples": 2},
+        "live": _values("map"),
+        "single": {**_values("map"), "smoothing": 0.0},
+        "denoised": {**_values("pnp"), "samples": 2},
     }
+    choices: ClassVar = {"solver": tuple(_KNOBS)}
+    limits: ClassVar = {"samples": (1, math.inf), "inner": (1, math.inf)}
 
     def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
         """Reconstruct a window as the live engine does; settings are those of :class:`WindowSettings`."""
@@ -40,7 +55,7 @@ class WindowAttack(Attack):
             problem.prior,
             problem.head,
             problem.inversion(),
-            WindowSettings.of(settings.pop("solver", "map"), seed=problem.seed + problem.first, **settings),
+            WindowSettings.of(settings.pop("solver"), seed=problem.seed + problem.first, **settings),
             problem.text,
         )
         frames = _observations(problem)

@@ -247,3 +247,13 @@ def test_bad_changes_get_one_sentence(changes, sentence):
 
 def test_a_whole_number_is_a_number():
     assert ATTACKS.get("dmb").setting("tuned", changes={"tv": 2})[1]["tv"] == 2.0
+
+
+def test_the_live_window_may_be_changed_value_by_value():
+    window = ATTACKS.get("window")
+    _, values = window.setting("live", changes={"smoothing": 10, "inner": 12})
+    assert (values["solver"], values["smoothing"], values["inner"]) == ("map", 10.0, 12)
+    # what differs from the live settings is the coupling, nothing else
+    assert window.setting("single")[1] == {**window.setting("live")[1], "smoothing": 0.0}
+    with pytest.raises(UserError, match="inner takes numbers from 1"):
+        window.setting("live", changes={"inner": 0})
