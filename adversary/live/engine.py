@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.live.windows import Observation, Window
 from adversary.priors.prior import Prior, Text
+from adversary.whitebox.noise import deviations, shrunk
 from adversary.whitebox.posterior import GaussianPull, OnLatents, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, Term, TotalVariation, agreement
@@ -43,7 +44,8 @@ class WindowSettings:
         pull: weight of the denoiser's answer, relative feature loss being 1.
         smoothing: λ_c. For dmb as in equation 10; for map and pnp on the latents, weighted by feature agreement,
             against their feature losses (map: half the squared error in standard deviations; pnp: relative).
-        noise: for map, known standard deviation of noise on the tapped features.
+        noise: for map, known standard deviation of noise on the tapped features; 0 for not known, and then it is
+            estimated where the features show it (:mod:`adversary.whitebox.noise`).
         trust: for map, weight of the feature loss; below 1 where a student stands in for F1.
         tv: λ_s.
         iterations: dmb's iterations at most.
@@ -206,11 +208,22 @@ class Engine:
             if frame.latent is None:
                 self.preview(frame)
         centre = torch.cat([f.latent for f in window.frames if f.latent is not None])
-        variable = WhitenedLatent(self.prior, errors, centre, self._start(window, features))
+        start = self._start(window, features)
+        noise = [s.noise] * len(features)
+        if s.noise == 0:
+            noise = deviations(features, self.head, self.prior.decode(centre[:1]).detach().clamp(0, 1))
+        if any(noise) and s.smoothing > 0 and len(centre) > 1:
+            # several frames tell more than their previews knew, each alone
+            features, noise = shrunk(features, noise)
+            with torch.no_grad():
+                correction = start - centre
+                centre = self.inversion(tuple(features))
+                start = centre + correction
+        variable = WhitenedLatent(self.prior, errors, centre, start)
         match = None
         terms: list[Term] = [GaussianPull()]
         if self.head is not None:
-            match = WhitenedMatch(self.head, features, errors, noise=s.noise, weight=s.trust)
+            match = WhitenedMatch(self.head, features, errors, noise=noise, weight=s.trust)
             terms.insert(0, match)
         if (smoothing := self._smoothing(features)) is not None:
             terms.append(OnLatents(variable, smoothing))

@@ -6,7 +6,8 @@
     variables; where not, the relative feature loss with ``fit_pull ‖u − u₀‖²``.
 ``pixels``
     The same on the pixels, around the network's image x₀ with the measured covariance of its error:
-    ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread. No
+    ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread (and noise on
+    them, where there is some). No
     autoencoder stands between the image and its features, and a step costs a third.
 ``noise``
     The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
@@ -39,6 +40,7 @@ from torch import Tensor
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from adversary.methods.base import Problem
 from adversary.methods.descent import cosine
+from adversary.whitebox.noise import deviations, shrunk
 from adversary.whitebox.posterior import OnImages, OnLatents, WhitenedLatent, WhitenedMatch, WhitenedPixels
 from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, agreement
@@ -58,6 +60,8 @@ class State:
         problem: what is known.
         network: the inversion network; ``None`` where there is none.
         latent: ``(K, C, h, w)``, the latest.
+        features: the tapped ones, each ``(K, …)``; what coupled frames have in common stands out of their noise.
+        noise: standard deviation of the noise that is left on each.
         smoothing: λ_c on latents (or pixels), weighted by how well the tapped features agree; 0 couples nothing.
         answers: images ``(K, 3, H, W)`` of each stage that had time for a step, by name.
         final: loss of each frame after the last of them, ``(K,)``.
@@ -68,6 +72,8 @@ class State:
     problem: Problem
     network: InversionNetwork | None
     latent: Tensor
+    features: list[Tensor]
+    noise: list[float]
     smoothing: float = 0.0
     answers: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
@@ -76,14 +82,27 @@ class State:
 
     @classmethod
     @torch.no_grad()
-    def start(cls, problem: Problem, smoothing: float) -> State:
-        """At the inversion network's answer, or where there is none, at the denoiser's answer to pure noise."""
+    def start(cls, problem: Problem, smoothing: float, noise: float = 0.0) -> State:
+        """At the inversion network's answer, or where there is none, at the denoiser's answer to pure noise.
+
+        Args:
+            problem: what is known.
+            smoothing: λ_c.
+            noise: known standard deviation of noise on the features; 0 estimates it where they show it.
+        """
+        prior, features = problem.prior, list(problem.features)
         try:
             network = problem.inversion()
+            latent = network(tuple(features))
         except NoInversionNetwork:
-            draws = [Noise.draw(problem.prior, 1, seed, shared=True) for seed in problem.seeds]
-            return cls(problem, None, problem.prior.denoise(torch.cat(draws), 1.0, problem.text), smoothing)
-        return cls(problem, network, network(tuple(problem.features)), smoothing)
+            network = None
+            draws = [Noise.draw(prior, 1, seed, shared=True) for seed in problem.seeds]
+            latent = prior.denoise(torch.cat(draws), 1.0, problem.text)
+        each = [noise] * len(features) if noise else deviations(features, problem.head, prior.decode(latent[:1]))
+        if any(each) and smoothing > 0 and problem.frames > 1:
+            features, each = shrunk(features, each)
+            latent = latent if network is None else network(tuple(features))
+        return cls(problem, network, latent, features, each, smoothing)
 
     @property
     def together(self) -> bool:
@@ -94,9 +113,7 @@ class State:
         """The temporal term for maps of ``size``, for ``copies`` of the window side by side; none if not coupled."""
         if not self.together:
             return []
-        return [
-            TemporalSmoothing(self.smoothing, agreement(self.problem.features, size).repeat(copies, 1, 1, 1), copies)
-        ]
+        return [TemporalSmoothing(self.smoothing, agreement(self.features, size).repeat(copies, 1, 1, 1), copies)]
 
     @property
     def images(self) -> Tensor:
@@ -123,15 +140,13 @@ class State:
 
     def copied(self, copies: int) -> list[Tensor]:
         """The tapped features so many times over."""
-        return [z.repeat(copies, *[1] * (z.ndim - 1)) for z in self.problem.features]
+        return [z.repeat(copies, *[1] * (z.ndim - 1)) for z in self.features]
 
     def match(self, s: Settings, copies: int = 1) -> FeatureMatch | WhitenedMatch:
         """The feature loss on latents: in standard deviations where they are known, else relative to ‖z_mid‖²."""
         head, features = self.problem.head, self.copied(copies)
         if self.network is not None and self.network.errors is not None:
-            return WhitenedMatch(
-                head, features, self.network.errors, noise=s["feature_noise"], weight=s["feature_trust"]
-            )
+            return WhitenedMatch(head, features, self.network.errors, noise=self.noise, weight=s["feature_trust"])
         return FeatureMatch(head, features, relative=True)
 
 
@@ -239,10 +254,11 @@ def _pixels(state: State, s: Settings) -> None:
         return
     errors, size = network.pixels, problem.prior.image_size
     with torch.no_grad():
-        centre = problem.prior.decode(network(tuple(problem.features))).clamp(0, 1)
+        centre = problem.prior.decode(network(tuple(state.features))).clamp(0, 1)
     # one number for all channels, so that a feature that varies much is not fitted less
-    spread = torch.stack([z.flatten(1).var(1) for z in problem.features]).mean(0).sqrt()
-    precision = 0.5 / (s["pixel_noise"] * spread.clamp_min(1e-6)).square()
+    spread = torch.stack([z.flatten(1).var(1) for z in state.features]).mean(0).sqrt()
+    noise = sum(sigma**2 for sigma in state.noise) / len(state.noise)
+    precision = 0.5 / ((s["pixel_noise"] * spread.clamp_min(1e-6)).square() + noise)
 
     def build(copies: int) -> tuple[Variable, list[Term]]:
         match = FeatureMatch(problem.head, state.copied(copies))
@@ -316,7 +332,7 @@ def _residual(state: State, s: Settings) -> None:
     if known < s["residual_ratio"] * 3 * problem.prior.image_size**2:
         return
     variable = Residual(state.images)
-    match = FeatureMatch(problem.head, problem.features, relative=True)
+    match = FeatureMatch(problem.head, state.features, relative=True)
     terms = [match, Pull(torch.zeros_like(variable.value), s["residual_pull"]), TotalVariation(s["residual_tv"])]
     outcome = lbfgs(variable, terms, evaluations=s["residual_evaluations"], together=False, **state.drive())
     state.take("residual", outcome)

@@ -101,6 +101,7 @@ class Best(Attack):
         stages: Sequence[str],
         combine: str = "last",
         smoothing: float = 0.0,
+        feature_noise: float = 0.0,
         **settings: Any,
     ) -> Reconstruction:
         """Reconstruct a problem's frames.
@@ -111,11 +112,13 @@ class Best(Attack):
                 (no measured errors, too few features for a residual) is left out; the answer says which ran.
             combine: ``mean`` of what the stages answered, or the ``last`` one.
             smoothing: λ_c, weighted by how well the tapped features agree; couples the frames.
+            feature_noise: known standard deviation of noise on the features; 0 for not known, and then it is
+                estimated where they show it (:mod:`adversary.whitebox.noise`).
             **settings: what the stages read.
         """
         clock, deadline = problem.clock, problem.deadline
         begin = clock.now()
-        state = State.start(problem, smoothing)
+        state = State.start(problem, smoothing, feature_noise)
         clock.show(lambda: state.images)
         for i, stage in enumerate(stages):
             if deadline is not None:

@@ -63,7 +63,7 @@ class WhitenedMatch:
         head: F1, from images in [0, 1] to a tuple of features.
         features: the tapped ones, each ``(K, …)``.
         errors: gives R.
-        noise: known standard deviation of noise on the features, in their unit.
+        noise: standard deviation of noise on the features, in their unit: one for all tensors, or one a tensor.
         weight: factor.
     """
 
@@ -73,11 +73,12 @@ class WhitenedMatch:
         features: Sequence[Tensor],
         errors: GaussianErrors,
         *,
-        noise: float = 0.0,
+        noise: float | Sequence[float] = 0.0,
         weight: float = 1.0,
     ) -> None:
         self.head, self.features, self.weight = head, tuple(features), weight
-        self.whiteners = [errors.whitener(i, noise) for i in range(len(self.features))]
+        each = [noise] * len(self.features) if isinstance(noise, int | float) else noise
+        self.whiteners = [errors.whitener(i, sigma) for i, sigma in enumerate(each)]
         self.evaluations = 0
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""Noise on tapped features: how strong it is, and what several frames tell through it.
+
+A defence, or quantisation, may have added independent noise of standard deviation σ to every number. Where F1 ends in
+a rectifier nothing that it makes is below zero, and whatever is below zero in the tapped features is noise: numbers
+that were zero become negative half of the time, with ``E[n² | n < 0] = σ²``. (Small positive numbers may become
+negative too, by less, so that σ is estimated a little low.)
+
+What several frames of a window have in common is told more than once. With the window's mean z̄ and, at each
+position, the mean square d of a frame's distance from it over the channels, noise alone would give
+``d₀ = σ² (K − 1) / K``, and
+
+    z_k  ←  z̄ + max(0, 1 − d₀ / d) (z_k − z̄)
+
+is the mean of all frames where they differ by no more than noise, and the frame itself where the scene moved: the
+shrinkage of James and Stein (1961), applied to each position. Without noise nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["deviations", "shrunk"]
+
+
+@torch.no_grad()
+def deviations(features: Sequence[Tensor], head: nn.Module | None, images: Tensor) -> list[float]:
+    """The standard deviation of the noise on each tapped tensor, as far as the tensors show it.
+
+    Args:
+        features: the tapped ones, each ``(K, …)``.
+        head: F1, images in [0, 1] → tuple of features; ``None`` where it is not known.
+        images: ``(B, 3, H, W)``, any natural ones: whether F1 makes numbers below zero is seen on them.
+
+    Returns:
+        One a tensor; 0 where there is no noise, or where negative numbers say nothing about it.
+    """
+    if head is None or all(z.min() >= 0 for z in features):
+        return [0.0] * len(features)
+    found = []
+    for z, clean in zip(features, head(images), strict=True):
+        below = z[z < 0]
+        known = len(below) > 0 and float(clean.min()) >= 0
+        found.append(float(below.square().mean().sqrt()) if known else 0.0)
+    return found
+
+
+def shrunk(features: Sequence[Tensor], noise: Sequence[float]) -> tuple[list[Tensor], list[float]]:
+    """Frames moved towards their mean as far as noise accounts for their difference.
+
+    Args:
+        features: each ``(K, C, H, W)`` or ``(K, …)``.
+        noise: σ, one a tensor.
+
+    Returns:
+        The same shapes, and σ of what noise remains, root mean square over positions.
+    """
+    moved, left = [], []
+    for z, sigma in zip(features, noise, strict=True):
+        frames = len(z)
+        if sigma == 0 or frames < 2:
+            moved.append(z)
+            left.append(sigma)
+            continue
+        mean = z.mean(0, keepdim=True)
+        # maps are compared position by position, anything else as a whole
+        over = 1 if z.ndim == 4 else tuple(range(1, z.ndim))
+        distance = (z - mean).square().mean(over, keepdim=True)
+        alone = sigma**2 * (frames - 1) / frames
+        kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
+        moved.append(mean + kept * (z - mean))
+        left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
+    return moved, left
