@@ -68,7 +68,7 @@ _CHOICES = {"schedule": tuple(SCHEDULES)}
 _LIMITS = {**LIMITS, "steps": (1, math.inf), "alpha": (1, 2)}
 _SPACE = {
     "iterations": (150, 300, 600),
-    "steps": (1, 2, 4, 8),
+    "steps": (1, 2, 4),
     "lr": (0.02, 0.05, 0.1, 0.2),
     "schedule": tuple(SCHEDULES),
     "tv": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
