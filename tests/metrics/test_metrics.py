@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from skimage import metrics as reference
 
 from splitsight.metrics import (
     PSNR_CAP,
@@ -41,7 +43,6 @@ def test_constant_difference_has_closed_forms():
 
 
 def test_against_scikit_image():
-    reference = pytest.importorskip("skimage.metrics")
     y = images(3)
     x = (y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     q = image_quality(x, y)
@@ -105,7 +106,6 @@ def test_out_of_range_is_clamped_nan_stays_visible_and_shapes_must_agree():
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60))
 def test_interval_against_scipy(values):
-    stats = pytest.importorskip("scipy.stats")
     got = mean_interval(values)
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     assert got["mean"] == pytest.approx(np.mean(values), abs=1e-9)
