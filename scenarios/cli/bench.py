@@ -120,7 +120,7 @@ def bench_tune(
     """Choose a method's tuned setting on validation images, with equal effort for each method.
 
     Give every method the same --images, --limit, --split and --trials. Images that were tuned on must not be reported
-    on: take the tail of a training shard here, and the held-out shard for figures.
+    on: with one held-out shard, cut it in two.
     """
     from adversary.methods.base import TUNED
     from adversary.tuning import merge as put
