@@ -1,9 +1,9 @@
 """The two live tiers: a preview for every frame at once, a refined window before its deadline.
 
-The window solver is the maximum a posteriori fit of a latent under the preview's measured errors (the fast
-equivalent), plug-and-play with the denoiser, or Algorithm 2 as published (DMB through the sampler). All carry the
-temporal smoothing term and start from what is known: the preview's answer, corrected by what the last window's
-refinement changed where the features still agree.
+The window solver is the maximum a posteriori fit of latents, then pixels, under the preview's measured errors (the
+fast equivalent, :mod:`adversary.live.fit`), plug-and-play with the denoiser, or Algorithm 2 as published (DMB through
+the sampler). All carry the temporal smoothing term and start from what is known: the preview's answer, corrected by
+what the last window's refinement changed where the features still agree.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork
+from adversary.live.fit import Fit, Start, fit_window
 from adversary.live.windows import Observation, Window
 from adversary.priors.prior import Prior, Text
 from adversary.whitebox.noise import deviations, shrunk
-from adversary.whitebox.posterior import GaussianPull, OnLatents, WhitenedLatent, WhitenedMatch
-from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, Term, TotalVariation, agreement
+from adversary.whitebox.solvers import Outcome, adam, plug_and_play
+from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement
 from adversary.whitebox.variables import Noise
 from splitsight.errors import UserError, unknown_name
 
@@ -38,7 +38,9 @@ class WindowSettings:
         solver: ``map`` (maximum a posteriori, :mod:`adversary.gaussian`), ``pnp`` (plug-and-play with the
             denoiser) or ``dmb`` (Algorithm 2).
         levels: plug-and-play's noise levels, one a round.
-        inner: fitting evaluations (a round, for pnp), at most; fewer where the deadline asks for it.
+        inner: fitting evaluations (a round, for pnp; on latents, for map), at most; fewer where the deadline asks for
+            it.
+        pixels: for map, fitting evaluations on pixels, at most, after those on latents.
         samples: independent answers averaged by plug-and-play.
         lr: Adam's learning rate (latent for pnp, noise for dmb); ``None`` fits pnp with L-BFGS.
         pull: weight of the denoiser's answer, relative feature loss being 1.
@@ -55,7 +57,8 @@ class WindowSettings:
 
     solver: str = "map"
     levels: tuple[float, ...] = (0.3, 0.2, 0.12, 0.06, 0.0)
-    inner: int = 60
+    inner: int = 12
+    pixels: int = 120
     samples: int = 1
     lr: float | None = None
     pull: float = 5e-5
@@ -81,9 +84,18 @@ class WindowSettings:
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "map": {},
-    "pnp": {"inner": 15, "smoothing": 1e-4},
+    "pnp": {"inner": 15, "pixels": 0, "smoothing": 1e-4},
     "dmb": {"lr": 0.1, "smoothing": 5.0},
 }
+
+
+@dataclass
+class _Carried:
+    """What the last window's last frame leaves to the next: its features, and what was changed on its preview."""
+
+    features: tuple[Tensor, ...]
+    correction: Tensor
+    detail: Tensor | None
 
 
 @dataclass
@@ -132,7 +144,7 @@ class Engine:
                 f"the window solver {self.settings.solver} fits the features, and this attacker has neither F1 nor a "
                 "student of it: choose the solver map"
             )
-        self._last: tuple[Observation, Tensor] | None = None
+        self._last: _Carried | None = None
         self._noise: Tensor | None = None
         self._step_seconds: float | None = None
 
@@ -153,12 +165,14 @@ class Engine:
                 return self.prior.denoise(noise, 1.0, self.text).repeat(len(frames), 1, 1, 1)
         start = torch.cat([f.latent for f in frames if f.latent is not None])
         if self._last is not None:
-            before, result = self._last
-            correction = result - before.latent
-            stacked = [torch.cat([old, new]) for old, new in zip(before.features, features, strict=True)]
-            still = agreement(stacked, self.prior.latent_shape[-1])[1:]
-            start = start + still * correction
+            start = start + self._still(features, self.prior.latent_shape[-1]) * self._last.correction
         return start
+
+    def _still(self, features: list[Tensor], size: int) -> Tensor:
+        """Where each frame agrees with the last window's last one, ``(K, 1, size, size)``."""
+        assert self._last is not None
+        stacked = [torch.cat([old, new]) for old, new in zip(self._last.features, features, strict=True)]
+        return agreement(stacked, size)[1:]
 
     def refine(self, window: Window, deadline: float | None = None) -> WindowResult:
         """Reconstruct a window's frames together.
@@ -171,16 +185,18 @@ class Engine:
         features = [torch.cat(parts) for parts in zip(*(f.features for f in window.frames), strict=True)]
         before = self.prior.evaluations
         begin = time.monotonic()
-        match: FeatureMatch | WhitenedMatch | None
         if s.solver == "map":
-            match, outcome = self._posterior(window, features, deadline)
+            fit = self._fit(window, features, deadline)
         else:
             assert self.head is not None
             match = FeatureMatch(self.head, features, relative=s.solver == "pnp")
             solve = self._plug_and_play if s.solver == "pnp" else self._algorithm_2
             outcome = solve(window, features, match, deadline)
-        if s.solver != "dmb" and window.frames[-1].latent is not None:
-            self._last = (window.frames[-1], outcome.value[-1:])
+            fit = Fit(outcome, None, match.evaluations)
+        outcome, last = fit.outcome, window.frames[-1]
+        if s.solver != "dmb" and last.latent is not None:
+            detail = None if fit.detail is None else fit.detail[-1:]
+            self._last = _Carried(last.features, outcome.value[-1:] - last.latent, detail)
         if outcome.iterations:
             self._step_seconds = (time.monotonic() - begin) / outcome.iterations
         return WindowResult(
@@ -188,7 +204,7 @@ class Engine:
             outcome.images,
             outcome.losses[-1] if outcome.losses else float("nan"),
             outcome.iterations,
-            (0 if match is None else match.evaluations) + self.prior.evaluations - before,
+            fit.evaluations + self.prior.evaluations - before,
             outcome.seconds,
         )
 
@@ -197,48 +213,37 @@ class Engine:
             return None
         return TemporalSmoothing(self.settings.smoothing, agreement(features, self.prior.latent_shape[-1]))
 
-    def _posterior(
-        self, window: Window, features: list[Tensor], deadline: float | None
-    ) -> tuple[WhitenedMatch | None, Outcome]:
+    def _fit(self, window: Window, features: list[Tensor], deadline: float | None) -> Fit:
         s = self.settings
-        if self.inversion is None or self.inversion.errors is None:
+        if self.inversion is None:
             raise UserError("the window solver 'map' needs an inversion network: choose the solver pnp")
-        errors = self.inversion.errors
         for frame in window.frames:
             if frame.latent is None:
                 self.preview(frame)
         centre = torch.cat([f.latent for f in window.frames if f.latent is not None])
-        start = self._start(window, features)
-        noise = [s.noise] * len(features)
+        begin = Start(features, [s.noise] * len(features), centre, self._start(window, features))
+        if self._last is not None and self._last.detail is not None:
+            begin.detail = self._still(features, self.prior.image_size) * self._last.detail
         if s.noise == 0:
-            noise = deviations(features, self.head, self.prior.decode(centre[:1]).detach().clamp(0, 1))
-        if any(noise) and s.smoothing > 0 and len(centre) > 1:
-            # several frames tell more than their previews knew, each alone
-            features, noise = shrunk(features, noise)
             with torch.no_grad():
-                correction = start - centre
-                centre = self.inversion(tuple(features))
-                start = centre + correction
-        variable = WhitenedLatent(self.prior, errors, centre, start)
-        match = None
-        terms: list[Term] = [GaussianPull()]
-        if self.head is not None:
-            match = WhitenedMatch(self.head, features, errors, noise=noise, weight=s.trust)
-            terms.insert(0, match)
-        if (smoothing := self._smoothing(features)) is not None:
-            terms.append(OnLatents(variable, smoothing))
-        outcome = lbfgs(
-            variable,
-            terms,
-            evaluations=s.inner,
-            together=smoothing is not None,
-            # in whitened numbers the largest curvature is some hundreds; to find that out costs five evaluations
-            first=0.003,
+                begin.noise = deviations(features, self.head, self.prior.decode(centre[:1]).clamp(0, 1))
+        if any(begin.noise) and s.smoothing > 0 and len(centre) > 1:
+            # several frames tell more than their previews knew, each alone
+            begin.features, begin.noise = shrunk(features, begin.noise)
+            with torch.no_grad():
+                begin.centre = self.inversion(tuple(begin.features))
+            begin.latents = begin.centre + (begin.latents - centre)
+        return fit_window(
+            self.prior,
+            self.head,
+            self.inversion,
+            begin,
+            inner=s.inner,
+            pixels=s.pixels,
+            smoothing=s.smoothing,
+            trust=s.trust,
             deadline=deadline,
         )
-        with torch.no_grad():
-            outcome.value = variable.latents(outcome.value)
-        return match, outcome
 
     def _plug_and_play(
         self, window: Window, features: list[Tensor], match: FeatureMatch, deadline: float | None

@@ -41,7 +41,14 @@ from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from adversary.methods.base import Problem
 from adversary.methods.descent import cosine
 from adversary.whitebox.noise import deviations, shrunk
-from adversary.whitebox.posterior import OnImages, OnLatents, WhitenedLatent, WhitenedMatch, WhitenedPixels
+from adversary.whitebox.posterior import (
+    OnImages,
+    OnLatents,
+    WhitenedLatent,
+    WhitenedMatch,
+    WhitenedPixels,
+    pixel_match,
+)
 from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, agreement
 from adversary.whitebox.variables import Latent, Noise, Residual, Variable
@@ -255,14 +262,9 @@ def _pixels(state: State, s: Settings) -> None:
     errors, size = network.pixels, problem.prior.image_size
     with torch.no_grad():
         centre = problem.prior.decode(network(tuple(state.features))).clamp(0, 1)
-    # one number for all channels, so that a feature that varies much is not fitted less
-    spread = torch.stack([z.flatten(1).var(1) for z in state.features]).mean(0).sqrt()
-    noise = sum(sigma**2 for sigma in state.noise) / len(state.noise)
-    precision = 0.5 / ((s["pixel_noise"] * spread.clamp_min(1e-6)).square() + noise)
 
     def build(copies: int) -> tuple[Variable, list[Term]]:
-        match = FeatureMatch(problem.head, state.copied(copies))
-        match.scale = precision.repeat(copies)
+        match = pixel_match(problem.head, state.copied(copies), state.noise, s["pixel_noise"])
         variable = WhitenedPixels(errors, centre.repeat(copies, 1, 1, 1))
         return variable, [match, *(OnImages(term) for term in state.coupling(size, copies))]
 

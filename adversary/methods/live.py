@@ -20,7 +20,7 @@ def _observations(problem: Problem) -> list[Observation]:
 
 
 _KNOBS = {
-    "map": ("inner", "smoothing", "noise", "trust"),
+    "map": ("inner", "pixels", "smoothing", "noise", "trust"),
     "pnp": ("inner", "smoothing", "levels", "samples", "pull"),
 }
 

@@ -1,4 +1,4 @@
-"""The pieces of the maximum a posteriori fit of :mod:`adversary.gaussian`: one variable, two terms."""
+"""The pieces of the maximum a posteriori fits of :mod:`adversary.gaussian`: variables and terms."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from torch import Tensor, nn
 
 from adversary.gaussian import GaussianErrors
 from adversary.priors.prior import Prior
-from adversary.whitebox.terms import Term
+from adversary.whitebox.terms import FeatureMatch, Term
 from adversary.whitebox.variables import Variable
 
-__all__ = ["GaussianPull", "OnImages", "OnLatents", "WhitenedLatent", "WhitenedMatch", "WhitenedPixels"]
+__all__ = [
+    "PIXEL_NOISE",
+    "GaussianPull",
+    "OnImages",
+    "OnLatents",
+    "WhitenedLatent",
+    "WhitenedMatch",
+    "WhitenedPixels",
+    "pixel_match",
+]
 
 
 class WhitenedLatent(Variable):
@@ -51,9 +60,38 @@ class WhitenedPixels(Variable):
         self.errors, self.centre = errors, centre.detach()
         self.value = torch.zeros_like(self.centre).requires_grad_()
 
+    def begin(self, images: Tensor) -> None:
+        """Move to these images, ``(K, 3, H, W)``."""
+        with torch.no_grad():
+            self.value.copy_(self.errors.whitened(images - self.centre))
+
     def images(self) -> Tensor:
         """Differentiable images ``(K, 3, H, W)``."""
         return self.centre + self.errors.displacement(self.value)
+
+
+PIXEL_NOISE = 0.1
+"""Standard deviation that features are fitted to, as a part of their own: what a Gaussian error does not describe."""
+
+
+def pixel_match(
+    head: nn.Module, features: Sequence[Tensor], noise: Sequence[float], part: float = PIXEL_NOISE
+) -> FeatureMatch:
+    """``½ ‖F1(x̂) − z_mid‖² / σ²``, the feature loss that goes with :class:`WhitenedPixels`.
+
+    σ is one number a frame for all channels, so that a feature that varies much is not fitted less.
+
+    Args:
+        head: F1.
+        features: the tapped ones, each ``(K, …)``.
+        noise: known standard deviation on each tensor, in its unit.
+        part: σ without noise, as a part of the features' spread.
+    """
+    spread = torch.stack([z.flatten(1).var(1) for z in features]).mean(0).sqrt().clamp_min(1e-6)
+    known = sum(sigma**2 for sigma in noise) / len(noise)
+    match = FeatureMatch(head, features)
+    match.scale = 0.5 / ((part * spread).square() + known)
+    return match
 
 
 class WhitenedMatch:

@@ -1,0 +1,159 @@
+"""The live window's fast solver: the most probable latents, then the most probable pixels, given its features.
+
+Both are maximum a posteriori fits around the preview, under its measured errors (:mod:`adversary.gaussian`), by
+L-BFGS, with the temporal term. The latents come first, because the decoder keeps them on images while they are far
+off; but a step through the decoder costs three of the pixels alone, and its own error stays. The pixels go on from the
+latents' image (with what they had added to the last window's, where the features still agree) until the deadline.
+The answer is mostly the pixels': some of the latents' image takes off the grain that no feature speaks against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adversary.blackbox.inversion import InversionNetwork
+from adversary.priors.prior import Prior
+from adversary.whitebox.posterior import (
+    GaussianPull,
+    OnImages,
+    OnLatents,
+    WhitenedLatent,
+    WhitenedMatch,
+    WhitenedPixels,
+    pixel_match,
+)
+from adversary.whitebox.solvers import Outcome, lbfgs
+from adversary.whitebox.terms import TemporalSmoothing, Term, agreement
+from splitsight.errors import UserError
+
+__all__ = ["Fit", "Start", "fit_window"]
+
+LATENTS = 0.25
+"""Part of the time before a deadline that latents may take."""
+PIXELS = 0.85
+"""Weight of the pixels' image in the answer; 0.7 to 1 differ by 0.1 dB and 0.01 of SSIM."""
+COST = 3
+"""Evaluations on pixels that cost as much as one on latents."""
+PER_PIXEL = 33.0
+"""λ_c on pixels over λ_c on latents: numbers in [0, 1] differ by less."""
+_FIRST = 0.003  # in whitened numbers the largest curvature is some hundreds; to find that out costs five evaluations
+
+
+@dataclass
+class Start:
+    """Where a window's fit is and begins.
+
+    Attributes:
+        features: tapped tensors, each ``(K, …)``.
+        noise: standard deviation of the noise on each.
+        centre: the preview's latents, ``(K, C, h, w)``.
+        latents: to begin from, the same shape.
+        detail: what to add to their image to begin with the pixels from, ``(K, 3, H, W)``.
+    """
+
+    features: list[Tensor]
+    noise: Sequence[float]
+    centre: Tensor
+    latents: Tensor
+    detail: Tensor | None = None
+
+
+@dataclass
+class Fit:
+    """What came of it.
+
+    Attributes:
+        outcome: images, latents as ``value``; losses and evaluations of both parts in a row.
+        detail: what the pixels added to the latents' image, ``(K, 3, H, W)``; ``None`` where they had no turn.
+        evaluations: passes of an image through F1.
+    """
+
+    outcome: Outcome
+    detail: Tensor | None
+    evaluations: int
+
+
+def fit_window(
+    prior: Prior,
+    head: nn.Module | None,
+    inversion: InversionNetwork,
+    start: Start,
+    *,
+    inner: int,
+    pixels: int,
+    smoothing: float,
+    trust: float = 1.0,
+    deadline: float | None = None,
+) -> Fit:
+    """Fit a window's frames together.
+
+    Args:
+        prior: its decoder is used.
+        head: F1, or a student of it; ``None`` leaves the latents with the preview and the temporal term.
+        inversion: the preview network; with measured errors of pixels where pixels are to be fitted.
+        start: from where.
+        inner: evaluations on the latents, at most.
+        pixels: evaluations on the pixels, at most; 0 leaves them out. Where F1 is not known, or the network's errors of
+            pixels are not, the latents have the time instead.
+        smoothing: λ_c on the latents.
+        trust: weight of the feature loss on the latents.
+        deadline: ``time.monotonic()`` value after which no evaluation begins.
+
+    Raises:
+        UserError: the network's errors were not measured.
+    """
+    if inversion.errors is None:
+        raise UserError("the window solver 'map' needs an inversion network: choose the solver pnp")
+    begin = time.monotonic()
+    coupled = smoothing > 0 and len(start.centre) > 1
+    if head is None or inversion.pixels is None:
+        inner, pixels = inner + pixels // COST, 0
+    match = None
+    variable = WhitenedLatent(prior, inversion.errors, start.centre, start.latents)
+    terms: list[Term] = [GaussianPull()]
+    if head is not None:
+        match = WhitenedMatch(head, start.features, inversion.errors, noise=start.noise, weight=trust)
+        terms.insert(0, match)
+    if coupled:
+        weights = agreement(start.features, prior.latent_shape[-1])
+        terms.append(OnLatents(variable, TemporalSmoothing(smoothing, weights)))
+    share = LATENTS if pixels else 1.0
+    first = lbfgs(
+        variable,
+        terms,
+        evaluations=inner,
+        together=coupled,
+        first=_FIRST,
+        deadline=None if deadline is None else begin + share * (deadline - begin),
+    )
+    evaluations = 0 if match is None else match.evaluations
+    with torch.no_grad():
+        first.value = variable.latents(first.value)
+    if not pixels or not first.iterations:
+        return Fit(first, None, evaluations)
+    assert head is not None and inversion.pixels is not None
+    with torch.no_grad():
+        image = WhitenedPixels(inversion.pixels, prior.decode(start.centre).clamp(0, 1))
+        image.begin(first.images if start.detail is None else first.images + start.detail)
+    match_pixels = pixel_match(head, start.features, start.noise)
+    terms = [match_pixels, GaussianPull()]
+    if coupled:
+        weights = agreement(start.features, prior.image_size)
+        terms.append(OnImages(TemporalSmoothing(PER_PIXEL * smoothing, weights)))
+    second = lbfgs(image, terms, evaluations=pixels, together=coupled, first=_FIRST, deadline=deadline)
+    if not second.iterations:
+        return Fit(first, None, evaluations)
+    outcome = Outcome(
+        torch.lerp(first.images, second.images, PIXELS),
+        first.value,
+        first.losses + second.losses,
+        first.iterations + second.iterations,
+        time.monotonic() - begin,
+        second.final,
+    )
+    return Fit(outcome, second.images - first.images, evaluations + match_pixels.evaluations)
