@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
+from adversary.blackbox.inversion import WIDTH
 from adversary.priors._train_autoencoder import train_autoencoder
 from adversary.priors._train_denoiser import train_denoiser
 from adversary.priors.captions import caption, measure, read_class_names
@@ -196,7 +197,7 @@ def train_inversion_command(
         seed=seed,
         device=pick_device(device),
         start=start,
-        **({"width": width} if width else {}),
+        width=width or WIDTH,
     )
     file = out / f"{target}-{split}-{generator.name}.safetensors"
     network.cpu().save(

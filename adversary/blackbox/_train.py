@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from adversary.blackbox.inversion import InversionNetwork
+from adversary.blackbox.inversion import WIDTH, InversionNetwork
 from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
 from splitsight.data import cached_images, to_tensor
@@ -74,7 +74,7 @@ def train_inversion(
     seed: int = 0,
     device: torch.device | None = None,
     start: Path | None = None,
-    width: int = 80,
+    width: int = WIDTH,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
     """Train, resuming from ``out``; the last shard is held out.
 

@@ -17,7 +17,10 @@ from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, load_weights, save_weights
 from splitsight.errors import UserError
 
-__all__ = ["InversionNetwork", "NoInversionNetwork", "load_inversion"]
+__all__ = ["WIDTH", "InversionNetwork", "NoInversionNetwork", "load_inversion"]
+
+WIDTH = 80
+"""Channels at the latent's resolution, unless asked for otherwise."""
 
 
 class NoInversionNetwork(UserError):
@@ -89,7 +92,7 @@ class InversionNetwork(nn.Module):
         self,
         features: list[tuple[int, ...]],
         latent: tuple[int, int, int],
-        width: int = 80,
+        width: int = WIDTH,
         coarse: int = 2,
         depth: int = 4,
     ) -> None:

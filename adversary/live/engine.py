@@ -19,9 +19,9 @@ from adversary.blackbox.inversion import InversionNetwork
 from adversary.live.fit import Fit, Start, fit_window
 from adversary.live.windows import Observation, Window
 from adversary.priors.prior import Prior, Text
-from adversary.whitebox.noise import deviations, shrunk
+from adversary.whitebox.noise import seen_through
 from adversary.whitebox.solvers import Outcome, adam, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement
+from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement, coupling
 from adversary.whitebox.variables import Noise
 from splitsight.errors import UserError, unknown_name
 
@@ -84,7 +84,7 @@ class WindowSettings:
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "map": {},
-    "pnp": {"inner": 15, "pixels": 0, "smoothing": 1e-4},
+    "pnp": {"inner": 15, "smoothing": 1e-4},
     "dmb": {"lr": 0.1, "smoothing": 5.0},
 }
 
@@ -208,11 +208,6 @@ class Engine:
             outcome.seconds,
         )
 
-    def _smoothing(self, features: list[Tensor]) -> TemporalSmoothing | None:
-        if self.settings.smoothing <= 0 or len(features[0]) < 2:
-            return None
-        return TemporalSmoothing(self.settings.smoothing, agreement(features, self.prior.latent_shape[-1]))
-
     def _fit(self, window: Window, features: list[Tensor], deadline: float | None) -> Fit:
         s = self.settings
         if self.inversion is None:
@@ -221,18 +216,23 @@ class Engine:
             if frame.latent is None:
                 self.preview(frame)
         centre = torch.cat([f.latent for f in window.frames if f.latent is not None])
-        begin = Start(features, [s.noise] * len(features), centre, self._start(window, features))
+        latents = self._start(window, features)
+        detail = None
         if self._last is not None and self._last.detail is not None:
-            begin.detail = self._still(features, self.prior.image_size) * self._last.detail
-        if s.noise == 0:
-            with torch.no_grad():
-                begin.noise = deviations(features, self.head, self.prior.decode(centre[:1]).clamp(0, 1))
-        if any(begin.noise) and s.smoothing > 0 and len(centre) > 1:
-            # several frames tell more than their previews knew, each alone
-            begin.features, begin.noise = shrunk(features, begin.noise)
-            with torch.no_grad():
-                begin.centre = self.inversion(tuple(begin.features))
-            begin.latents = begin.centre + (begin.latents - centre)
+            detail = self._still(features, self.prior.image_size) * self._last.detail
+        with torch.no_grad():
+            features, noise, changed = seen_through(
+                features,
+                self.head,
+                lambda: self.prior.decode(centre[:1]).clamp(0, 1),
+                known=s.noise,
+                together=s.smoothing > 0,
+            )
+            if changed:
+                # several frames tell more than their previews knew, each alone
+                before, centre = centre, self.inversion(tuple(features))
+                latents = centre + (latents - before)
+        begin = Start(features, noise, centre, latents, detail)
         return fit_window(
             self.prior,
             self.head,
@@ -268,7 +268,7 @@ class Engine:
             anchor=torch.cat([f.latent for f in window.frames if f.latent is not None])
             if window.frames[0].latent is not None
             else None,
-            smoothing=self._smoothing(features),
+            smoothing=coupling(features, s.smoothing, self.prior.latent_shape[-1]),
             text=self.text,
             samples=s.samples,
             seed=s.seed,

@@ -28,8 +28,7 @@ from adversary.whitebox.posterior import (
     pixel_match,
 )
 from adversary.whitebox.solvers import Outcome, lbfgs
-from adversary.whitebox.terms import TemporalSmoothing, Term, agreement
-from splitsight.errors import UserError
+from adversary.whitebox.terms import Term, coupling
 
 __all__ = ["Fit", "Start", "fit_window"]
 
@@ -95,7 +94,7 @@ def fit_window(
     Args:
         prior: its decoder is used.
         head: F1, or a student of it; ``None`` leaves the latents with the preview and the temporal term.
-        inversion: the preview network; with measured errors of pixels where pixels are to be fitted.
+        inversion: the preview network, with measured errors; those of pixels too where pixels are to be fitted.
         start: from where.
         inner: evaluations on the latents, at most.
         pixels: evaluations on the pixels, at most; 0 leaves them out. Where F1 is not known, or the network's errors of
@@ -103,14 +102,10 @@ def fit_window(
         smoothing: λ_c on the latents.
         trust: weight of the feature loss on the latents.
         deadline: ``time.monotonic()`` value after which no evaluation begins.
-
-    Raises:
-        UserError: the network's errors were not measured.
     """
-    if inversion.errors is None:
-        raise UserError("the window solver 'map' needs an inversion network: choose the solver pnp")
+    assert inversion.errors is not None
     begin = time.monotonic()
-    coupled = smoothing > 0 and len(start.centre) > 1
+    together = coupling(start.features, smoothing, prior.latent_shape[-1])
     if head is None or inversion.pixels is None:
         inner, pixels = inner + pixels // COST, 0
     match = None
@@ -119,15 +114,14 @@ def fit_window(
     if head is not None:
         match = WhitenedMatch(head, start.features, inversion.errors, noise=start.noise, weight=trust)
         terms.insert(0, match)
-    if coupled:
-        weights = agreement(start.features, prior.latent_shape[-1])
-        terms.append(OnLatents(variable, TemporalSmoothing(smoothing, weights)))
+    if together is not None:
+        terms.append(OnLatents(variable, together))
     share = LATENTS if pixels else 1.0
     first = lbfgs(
         variable,
         terms,
         evaluations=inner,
-        together=coupled,
+        together=together is not None,
         first=_FIRST,
         deadline=None if deadline is None else begin + share * (deadline - begin),
     )
@@ -142,10 +136,9 @@ def fit_window(
         image.begin(first.images if start.detail is None else first.images + start.detail)
     match_pixels = pixel_match(head, start.features, start.noise)
     terms = [match_pixels, GaussianPull()]
-    if coupled:
-        weights = agreement(start.features, prior.image_size)
-        terms.append(OnImages(TemporalSmoothing(PER_PIXEL * smoothing, weights)))
-    second = lbfgs(image, terms, evaluations=pixels, together=coupled, first=_FIRST, deadline=deadline)
+    if (on_pixels := coupling(start.features, PER_PIXEL * smoothing, prior.image_size)) is not None:
+        terms.append(OnImages(on_pixels))
+    second = lbfgs(image, terms, evaluations=pixels, together=together is not None, first=_FIRST, deadline=deadline)
     if not second.iterations:
         return Fit(first, None, evaluations)
     outcome = Outcome(

@@ -40,7 +40,7 @@ from torch import Tensor
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from adversary.methods.base import Problem
 from adversary.methods.descent import cosine
-from adversary.whitebox.noise import deviations, shrunk
+from adversary.whitebox.noise import seen_through
 from adversary.whitebox.posterior import (
     OnImages,
     OnLatents,
@@ -50,7 +50,7 @@ from adversary.whitebox.posterior import (
     pixel_match,
 )
 from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, agreement
+from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, coupling
 from adversary.whitebox.variables import Latent, Noise, Residual, Variable
 from splitsight.errors import UserError
 
@@ -105,10 +105,11 @@ class State:
             network = None
             draws = [Noise.draw(prior, 1, seed, shared=True) for seed in problem.seeds]
             latent = prior.denoise(torch.cat(draws), 1.0, problem.text)
-        each = [noise] * len(features) if noise else deviations(features, problem.head, prior.decode(latent[:1]))
-        if any(each) and smoothing > 0 and problem.frames > 1:
-            features, each = shrunk(features, each)
-            latent = latent if network is None else network(tuple(features))
+        features, each, changed = seen_through(
+            features, problem.head, lambda: prior.decode(latent[:1]), known=noise, together=smoothing > 0
+        )
+        if changed and network is not None:
+            latent = network(tuple(features))
         return cls(problem, network, latent, features, each, smoothing)
 
     @property
@@ -118,9 +119,8 @@ class State:
 
     def coupling(self, size: int, copies: int = 1) -> list[TemporalSmoothing]:
         """The temporal term for maps of ``size``, for ``copies`` of the window side by side; none if not coupled."""
-        if not self.together:
-            return []
-        return [TemporalSmoothing(self.smoothing, agreement(self.features, size).repeat(copies, 1, 1, 1), copies)]
+        term = coupling(self.features, self.smoothing, size, copies)
+        return [] if term is None else [term]
 
     @property
     def images(self) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from adversary.methods._stages import STAGES, State
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.whitebox.posterior import PIXEL_NOISE
 from adversary.whitebox.solvers import ANSWERS
 
 __all__ = ["Best", "BestMulti"]
@@ -33,7 +34,7 @@ _FAITHFUL: dict[str, Any] = {
     "pixel_evaluations": 60,
     "pixel_samples": 16,
     "pixel_scale": 1.0,
-    "pixel_noise": 0.1,
+    "pixel_noise": PIXEL_NOISE,
     "noise_steps": 4,
     "noise_iterations": 50,
     "noise_lr": 0.02,

@@ -36,9 +36,7 @@ class WindowAttack(Attack):
     """White-box, the live window tier without a stream: a fit of the latent, started from the preview."""
 
     name = "window"
-    summary = (
-        "white-box, the live tier: most probable latents under the preview's measured errors, several frames at once"
-    )
+    summary = "white-box, the live tier: most probable latents, then pixels, around the preview, several frames at once"
     windowed = True
     text = True
     settings: ClassVar = {

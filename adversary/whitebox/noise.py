@@ -17,22 +17,23 @@ shrinkage of James and Stein (1961), applied to each position. Without noise not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["deviations", "shrunk"]
+__all__ = ["deviations", "seen_through", "shrunk"]
 
 
 @torch.no_grad()
-def deviations(features: Sequence[Tensor], head: nn.Module | None, images: Tensor) -> list[float]:
+def deviations(features: Sequence[Tensor], head: nn.Module | None, images: Callable[[], Tensor]) -> list[float]:
     """The standard deviation of the noise on each tapped tensor, as far as the tensors show it.
 
     Args:
         features: the tapped ones, each ``(K, …)``.
         head: F1, images in [0, 1] → tuple of features; ``None`` where it is not known.
-        images: ``(B, 3, H, W)``, any natural ones: whether F1 makes numbers below zero is seen on them.
+        images: makes ``(B, 3, H, W)``, any natural ones, when asked: whether F1 makes numbers below zero is seen on
+            them. Not asked where no tapped number is.
 
     Returns:
         One a tensor; 0 where there is no noise, or where negative numbers say nothing about it.
@@ -40,7 +41,7 @@ def deviations(features: Sequence[Tensor], head: nn.Module | None, images: Tenso
     if head is None or all(z.min() >= 0 for z in features):
         return [0.0] * len(features)
     found = []
-    for z, clean in zip(features, head(images), strict=True):
+    for z, clean in zip(features, head(images()), strict=True):
         below = z[z < 0]
         known = len(below) > 0 and float(clean.min()) >= 0
         found.append(float(below.square().mean().sqrt()) if known else 0.0)
@@ -73,3 +74,29 @@ def shrunk(features: Sequence[Tensor], noise: Sequence[float]) -> tuple[list[Ten
         moved.append(mean + kept * (z - mean))
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
+
+
+def seen_through(
+    features: Sequence[Tensor],
+    head: nn.Module | None,
+    images: Callable[[], Tensor],
+    *,
+    known: float = 0.0,
+    together: bool = True,
+) -> tuple[list[Tensor], list[float], bool]:
+    """What an attack on a window goes by: its features as far as its frames together show them through noise.
+
+    Args:
+        features: the tapped ones, each ``(K, …)``.
+        head: as for :func:`deviations`.
+        images: likewise.
+        known: standard deviation of the noise on all tensors; 0 estimates each.
+        together: whether frames are coupled; if not, the features stay as they are.
+
+    Returns:
+        Features, σ of the noise that is left on each, and whether the features were changed.
+    """
+    noise = [known] * len(features) if known else deviations(features, head, images)
+    if not (together and any(noise) and len(features[0]) > 1):
+        return list(features), noise, False
+    return *shrunk(features, noise), True

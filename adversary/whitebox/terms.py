@@ -208,6 +208,23 @@ class _Recording(nn.Module):
                 hook.remove()
 
 
+def coupling(features: Sequence[Tensor], weight: float, size: int, windows: int = 1) -> TemporalSmoothing | None:
+    """The temporal term on maps of ``size``, lifted where the tapped features moved.
+
+    Args:
+        features: of one window, each ``(K, …)``.
+        weight: λ_c.
+        size: side of the maps that are coupled.
+        windows: copies of the window that are solved side by side.
+
+    Returns:
+        ``None`` where there is nothing to couple: a single frame, or no weight.
+    """
+    if weight <= 0 or len(features[0]) < 2:
+        return None
+    return TemporalSmoothing(weight, agreement(features, size).repeat(windows, 1, 1, 1), windows)
+
+
 def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> Tensor:
     """Where a window's features agree: near 1 where nothing moved, near 0 where the scene changed.
 

@@ -16,16 +16,19 @@ from scenarios.cli.options import (
     CodecOption,
     Compression,
     CompressionOption,
+    Defense,
     Fps,
     Frames,
     GalleryFeatures,
     GalleryOption,
     GallerySize,
     Inversion,
+    MetricsPort,
     OneThread,
     Prior,
     Seed,
     Solver,
+    SolverOption,
     Split,
     Stride,
     Target,
@@ -72,10 +75,7 @@ def demo(
         Path | None,
         typer.Option(help="Black-box: the net-best network, a file; default: the package's, else the cache's."),
     ] = None,
-    solver: Annotated[
-        Solver,
-        typer.Option(help="Of a window: map (most probable latent), pnp (with the denoiser) or dmb (as published)."),
-    ] = (Solver.map),
+    solver: SolverOption = Solver.map,
     frames: Frames = 4,
     stride: Stride = 0.5,
     seed: Seed = 0,
@@ -144,9 +144,7 @@ def cloud(
     tap_key: Annotated[Path | None, typer.Option(help="PEM private key of the tap; default: no TLS.")] = None,
     tap_ring: Annotated[int, typer.Option(min=1, help="Frames kept for a subscriber that does not read.")] = 64,
     max_subscribers: Annotated[int, typer.Option(min=1, help="Subscribers of the tap at once.")] = 8,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
-    ] = None,
+    metrics_port: MetricsPort = None,
     threads: Threads = None,
     batch_window: Annotated[
         float, typer.Option(min=0, help="Longest that a frame waits for those of other sessions, in milliseconds.")
@@ -212,9 +210,7 @@ def edge(
     pace: Annotated[bool, typer.Option("--pace/--no-pace", help="Keep the rate in real time, or send at once.")] = True,
     dtype: CodecOption = Codec.float32,
     compression: CompressionOption = Compression.none,
-    defense: Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")] = (
-        "identity"
-    ),
+    defense: Defense = "identity",
     in_flight: Annotated[int, typer.Option(min=1, help="Frames that may wait for an answer.")] = 8,
     threads: OneThread = 1,
     report: Annotated[
@@ -284,12 +280,8 @@ def oracle(
     max_side: Annotated[int, typer.Option(min=1, help="Longer side of a picture, in pixels.")] = 512,
     dtype: CodecOption = Codec.float32,
     compression: CompressionOption = Compression.none,
-    defense: Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")] = (
-        "identity"
-    ),
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
-    ] = None,
+    defense: Defense = "identity",
+    metrics_port: MetricsPort = None,
     threads: OneThread = 1,
 ) -> int:
     """Answer an attacker's queries with the first part of a network: images in, features out, on a budget."""
@@ -334,10 +326,7 @@ def adversary(
     target: Target = "resnet18",
     split: Split = "L8",
     prior: Prior = "small",
-    solver: Annotated[
-        Solver,
-        typer.Option(help="Of a window: map (most probable latent), pnp (with the denoiser) or dmb (as published)."),
-    ] = (Solver.map),
+    solver: SolverOption = Solver.map,
     frames: Frames = 4,
     stride: Stride = 0.5,
     samples: Annotated[int, typer.Option(min=1, help="Independent answers that pnp averages.")] = 1,

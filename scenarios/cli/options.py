@@ -16,16 +16,19 @@ __all__ = [
     "CodecOption",
     "Compression",
     "CompressionOption",
+    "Defense",
     "Fps",
     "Frames",
     "GalleryFeatures",
     "GalleryOption",
     "GallerySize",
     "Inversion",
+    "MetricsPort",
     "OneThread",
     "Prior",
     "Seed",
     "Solver",
+    "SolverOption",
     "Split",
     "Stride",
     "Target",
@@ -89,6 +92,16 @@ GalleryFeatures = Annotated[
 ]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
+SolverOption = Annotated[
+    Solver,
+    typer.Option(
+        help="Of a window: map (most probable latents, then pixels), pnp (with the denoiser) or dmb (as published)."
+    ),
+]
+Defense = Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
+]
 
 
 def changed(given: list[str], **named: float | None) -> dict[str, Any]:

@@ -23,11 +23,11 @@ def test_noise_is_found_where_nothing_can_be_negative_and_only_there(sigma):
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     head = _Rectified()
     clean = [z.detach() for z in head(images)]
-    assert deviations(clean, head, images) == [0, 0]
+    assert deviations(clean, head, lambda: images) == [0, 0]
     noisy = [z + sigma * torch.randn(z.shape, generator=torch.Generator().manual_seed(2)) for z in clean]
-    rectified, other = deviations(noisy, head, images)
+    rectified, other = deviations(noisy, head, lambda: images)
     assert rectified == pytest.approx(sigma, rel=0.2) and other == 0
-    assert deviations(noisy, None, images) == [0, 0]
+    assert deviations(noisy, None, lambda: images) == [0, 0]
 
 
 def test_frames_that_differ_by_noise_alone_become_their_mean():
