@@ -64,7 +64,7 @@ class Server:
 def server(tmp_path_factory):
     made = Server(
         tmp_path_factory.mktemp("server"), "--tap-port", 0, "--metrics-port", 0, "--max-sessions", 10,
-        "--max-message-mb", 0.25, "--resume-seconds", 0.5,
+        "--max-message-mb", 0.25, "--resume-seconds", 2.0,
     )  # fmt: skip
     yield made
     assert made.stop() == 0
