@@ -23,6 +23,7 @@ from adversary.priors.prior import EMBEDDED, load_prior
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
+from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.metrics.gallery import Gallery
@@ -58,8 +59,8 @@ def _from_pixels(
 ) -> _Input:
     images, head = to_tensor(pixels), target.head(split)
     with torch.no_grad():
-        parts = [head(images[i : i + 64]) for i in range(0, len(images), 64)]
-    return _Input(names, times, [torch.cat(z) for z in zip(*parts, strict=True)], images, target.digest)
+        parts = [head(part.to(target.device)) for part in images.split(64)]
+    return _Input(names, times, [torch.cat(z).cpu() for z in zip(*parts, strict=True)], images, target.digest)
 
 
 def _from_recording(folder: Path, target: str, split: str, digest: str | None, limit: int | None) -> _Input:
@@ -135,6 +136,7 @@ def run_attack(
     out: Path,
     prior: str = EMBEDDED,
     threads: int | None = None,
+    device: str = "cpu",
     frames: int = 4,
     stride: float = 0.5,
     fps: float = 2.0,
@@ -169,6 +171,7 @@ def run_attack(
         out: folder for the results; created.
         prior: name or folder of the generative prior.
         threads: compute threads; PyTorch's default where not given.
+        device: where the attack computes: ``auto``, ``cpu``, ``cuda``.
         frames: K, for methods that solve windows.
         stride: seconds between the frames of a window.
         fps: frames a second taken from a video.
@@ -212,9 +215,10 @@ def run_attack(
         raise UserError(f"{method} has no use for --network: leave it out, or choose a black-box method")
     if blind and prompts is not None and len(prompts) > 1:
         raise UserError(f"{method} cannot tell which prompt fits best, since it has no F1: give one --prompt")
-    generator = load_prior(prior)
+    where = pick_device(device)
+    generator = load_prior(prior).to(where)
     # a black-box attack needs F1 for nothing; only who plays the edge, or measures in its features, does
-    attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights)
+    attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights).to(where)
     if attacked is not None and generator.image_size != attacked.input_size:
         raise UserError(
             f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
@@ -256,7 +260,7 @@ def run_attack(
         lineup = drawn.against(data.originals)
     texts = None if prompts is None else embed_prompts(generator, prompts)
     if head is not None:
-        check_features(data.features, head, size)
+        check_features([z.to(where) for z in data.features], head, size)
     _check_windows(attack, frames, len(data))
     groups = list(_groups(data.times, attack.windowed, frames, stride))
     taught: AttackNetwork | None = None
@@ -271,7 +275,7 @@ def run_attack(
             text=texts is not None,
             path=network,
             **settings,
-        )
+        ).to(where)
         for group in groups:
             taught.check_features([z[group] for z in data.features])
         if data.originals is not None:
@@ -288,7 +292,7 @@ def run_attack(
                     target_digest=data.digest,
                     prior_digest=generator.latent_digest,
                     path=inversion,
-                )
+                ).to(where)
             )
         return networks[0]
 
@@ -305,7 +309,7 @@ def run_attack(
         problem = Problem(
             generator,
             head,
-            [z[group] for z in data.features],
+            [z[group].to(where) for z in data.features],
             preview_network,
             None,
             seed,
@@ -319,6 +323,7 @@ def run_attack(
         else:
             prompted = solve_with_prompts(attack, problem, texts, settings)
             answer = prompted.answer
+        answer.images = answer.images.cpu()
         for position, index in enumerate(group):
             answers[index] = answer.images[position]
             write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
@@ -344,7 +349,8 @@ def run_attack(
         target=target,
         split=split,
         methods={method: _method(rows, match)},
-        environment=environment({"target": data.digest, "prior": generator.digest}) | _prompts(rows),
+        environment=environment({"target": data.digest, "prior": generator.digest}, device_name(where))
+        | _prompts(rows),
     )
     write_summary(out / "summary.json", summary)
     config = {

@@ -34,6 +34,7 @@ from adversary.methods import ATTACKS, Attack, Problem
 from adversary.methods.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED
 from adversary.whitebox.clock import Clock
+from splitsight.devices import device_name
 from splitsight.errors import UserError
 from splitsight.metrics import mean_interval
 from splitsight.numerics import subnormals_flushed
@@ -102,9 +103,7 @@ class _Watch:
 
     def __call__(self, seconds: float, images: Tensor) -> None:
         assert self.problem is not None
-        self.looks.append(
-            (seconds / self.problem.frames, self.problem.evaluations, score(images.detach(), self.originals))
-        )
+        self.looks.append((seconds / self.problem.frames, self.problem.evaluations, score(images, self.originals)))
 
 
 def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, growth: float) -> Iterator[dict[str, Any]]:
@@ -266,7 +265,13 @@ def _summary(lab: Lab, split: str, rows: Rows, digests: dict[str, str], found: S
             iterations=means["iterations"],
             model_evaluations=means["model_evaluations"],
         )
-    return Summary(target=lab.target.name, split=split, methods=methods, speed=found, environment=environment(digests))
+    return Summary(
+        target=lab.target.name,
+        split=split,
+        methods=methods,
+        speed=found,
+        environment=environment(digests, device_name(lab.device)),
+    )
 
 
 @subnormals_flushed()
@@ -289,6 +294,7 @@ def bench_attack(
     prior: str = EMBEDDED,
     inversions: Path | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Summary, list[dict[str, Any]]]:
     """Attack what ``out`` does not hold yet, and summarise all of it.
@@ -311,6 +317,7 @@ def bench_attack(
         prior: name or folder of the generative prior.
         inversions: folder of inversion networks; the embedded ones by default.
         threads: compute threads.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         progress: called with (done, planned, what is going on).
 
     Returns:
@@ -324,10 +331,12 @@ def bench_attack(
     if threads:
         torch.set_num_threads(threads)
     entries = [_contender(given, split, iterations) for given in dict.fromkeys(methods)]
-    lab = Lab(images, limit, tail=tail, target=target, weights=weights, prior=prior, inversions=inversions)
+    lab = Lab(
+        images, limit, tail=tail, target=target, weights=weights, prior=prior, inversions=inversions, device=device
+    )
     lab.head(split)
     digests = lab.digests([split])
-    where = environment(digests)
+    where = environment(digests, device_name(lab.device))
     about = {
         "images": lab.names,
         "split": split,

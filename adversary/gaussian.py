@@ -46,7 +46,7 @@ def _rows(residual: Tensor) -> Tensor:
 def _shrunk(covariance: Tensor, amount: float = 1e-3) -> Tensor:
     """A little of the mean variance on the diagonal: invertible, also where a channel is always zero."""
     mean = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-8)
-    return covariance + amount * mean[..., None, None] * torch.eye(covariance.shape[-1])
+    return covariance + amount * mean[..., None, None] * torch.eye(covariance.shape[-1]).to(covariance)
 
 
 class GaussianErrors(nn.Module):
@@ -118,5 +118,5 @@ class GaussianErrors(nn.Module):
         if w.ndim == 1:
             return (w.square().reciprocal() + noise**2).rsqrt()
         precision = w.double().T @ w.double()
-        covariance = torch.linalg.inv(precision) + noise**2 * torch.eye(len(w), dtype=torch.float64)
+        covariance = torch.linalg.inv(precision) + noise**2 * torch.eye(len(w)).to(precision)
         return torch.linalg.cholesky(torch.linalg.inv(covariance)).T.float()

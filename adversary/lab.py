@@ -20,6 +20,7 @@ from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.artifacts import digest
 from splitsight.data import load_images, to_tensor
+from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
 from splitsight.metrics.gallery import SPACES
@@ -40,10 +41,11 @@ class Lab:
         prior: name or folder of the generative prior.
         inversions: folder of inversion networks named as ``splitsight train inversion`` names them; the embedded
             ones by default.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
 
     Attributes:
         names: one an image.
-        originals: ``(N, 3, H, W)`` in [0, 1].
+        originals: ``(N, 3, H, W)`` in [0, 1], on the CPU.
 
     Raises:
         UserError: something is not there or does not fit.
@@ -59,9 +61,11 @@ class Lab:
         weights: Path | None = None,
         prior: str = EMBEDDED,
         inversions: Path | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.target = targets.load(target, weights)
-        self.prior: Prior = load_prior(prior)
+        self.device = pick_device(device)
+        self.target = targets.load(target, weights).to(self.device)
+        self.prior: Prior = load_prior(prior).to(self.device)
         if self.prior.image_size != self.target.input_size:
             raise UserError(
                 f"prior '{self.prior.name}' makes images of {self.prior.image_size} pixels, {target} takes "
@@ -87,7 +91,7 @@ class Lab:
             target_digest=self.target.digest,
             prior_digest=self.prior.latent_digest,
             path=None if self._inversions is None else self._inversions / name,
-        )
+        ).to(self.device)
 
     def digests(self, splits: Iterable[str]) -> dict[str, str]:
         """SHA-256 of all weights by role, with the inversion network of each split that has one."""
@@ -106,7 +110,7 @@ class Lab:
         """
         head: nn.Module = self.head(split)
         with torch.no_grad():
-            features = [z.detach() for z in head(self.originals[list(index)])]
+            features = [z.detach() for z in head(self.originals[list(index)].to(self.device))]
         return Problem(self.prior, head, features, lambda: self.inversion(split), first=index[0], **more)
 
     @torch.no_grad()
@@ -114,7 +118,7 @@ class Lab:
         if features not in SPACES:
             raise unknown_name("--match-features", features, list(SPACES))
         space = SPACES[features](self.target)
-        return torch.cat([space.features(part).flatten(1) for part in images.split(250)])
+        return torch.cat([space.features(part).flatten(1) for part in images.cpu().split(250)])
 
     def _embed_originals(self, features: str) -> Tensor:
         return self._embed(self.originals, features)
@@ -138,9 +142,9 @@ def score(images: Tensor, originals: Tensor) -> list[dict[str, float]]:
     """Quality of each reconstruction as it would be written to disk, with eight bits a channel.
 
     Args:
-        images: ``(K, 3, H, W)`` in [0, 1].
-        originals: likewise.
+        images: ``(K, 3, H, W)`` in [0, 1], on any device.
+        originals: likewise, on the CPU.
     """
-    stored = (images.clamp(0, 1) * 255).round() / 255
+    stored = (images.detach().cpu().clamp(0, 1) * 255).round() / 255
     table = image_quality(stored, originals)
     return [{name: float(values[i]) for name, values in table.items()} for i in range(len(images))]

@@ -71,7 +71,7 @@ def solve_with_prompts(
         if deadline is not None:
             one.deadline = clock.now() + max(deadline - clock.now(), 0.0) / (len(texts) - i)
         answer = attack.solve(one, **settings)
-        found = torch.full((problem.frames,), answer.loss) if answer.losses is None else answer.losses
+        found = torch.full((problem.frames,), answer.loss) if answer.losses is None else answer.losses.cpu()
         losses[prompt] = found.mean().expand_as(found) if attack.windowed else found
         answers.append(answer)
     # a prompt that had no time for a single step has no loss; it never wins against one that had
@@ -79,7 +79,7 @@ def solve_with_prompts(
     best = table.argmin(0)
     frames = torch.arange(problem.frames)
     names = list(texts)
-    images = torch.stack([a.images for a in answers])[best, frames]
+    images = torch.stack([a.images.cpu() for a in answers])[best, frames]
     kept = torch.stack(list(losses.values()))[best, frames]
     return Prompted(
         Reconstruction(

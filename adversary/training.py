@@ -18,8 +18,9 @@ from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.cards import write_card
 from splitsight.data import cached_images, shards_of
+from splitsight.devices import pick_device
 from splitsight.errors import UserError
-from splitsight.training import Budget, pick_device, progress_of
+from splitsight.training import Budget, progress_of
 
 __all__ = ["train_inversion_command", "train_prior_command"]
 

@@ -32,6 +32,7 @@ from adversary.lab import Lab, score
 from adversary.ledger import Ledger, write_json
 from adversary.methods import ATTACKS, Attack
 from adversary.priors.prior import EMBEDDED
+from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics.gallery import SPACES
 from splitsight.numerics import subnormals_flushed
@@ -87,6 +88,7 @@ def tune(
     prior: str = EMBEDDED,
     inversions: Path | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run the trials that ``out`` does not hold yet, and choose.
@@ -110,6 +112,7 @@ def tune(
         prior: name or folder of the generative prior.
         inversions: folder of inversion networks; the embedded ones by default.
         threads: compute threads.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         progress: called with (done, planned, what is going on).
 
     Returns:
@@ -140,7 +143,14 @@ def tune(
         free = [name for name in attack.settings if name != "paper"]
         raise UserError(f"{method} has no setting '{tuned}' that may be tuned: choose one of {', '.join(free)}")
     lab = Lab(
-        images, max(limit, GALLERY), tail=tail, target=target, weights=weights, prior=prior, inversions=inversions
+        images,
+        max(limit, GALLERY),
+        tail=tail,
+        target=target,
+        weights=weights,
+        prior=prior,
+        inversions=inversions,
+        device=device,
     )
     attacked = list(range(len(lab)))[-limit:] if tail else list(range(len(lab)))[:limit]
     if attack.windowed and len(attacked) % frames:
@@ -202,7 +212,7 @@ def tune(
         "objective": objective,
         "trials": len(drawn),
         **best,
-        "environment": environment(digests),
+        "environment": environment(digests, device_name(lab.device)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "best.json", result)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from splitsight.devices import device_name, pick_device
 
 __all__ = ["write_card"]
 
@@ -33,10 +34,9 @@ def write_card(
         notes: limits, intended use.
     """
     rows = "\n".join(f"| {k} | {round(v, 4) if isinstance(v, float) else v} |" for k, v in figures.items())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(
-        f"# {name}\n\n{what}\n\n**Data.** {data}\n\n**Command.** `{command}`, on {device}, "
+        f"# {name}\n\n{what}\n\n**Data.** {data}\n\n**Command.** `{command}`, on {device_name(pick_device())}, "
         f"PyTorch {torch.__version__}.\n\n"
         f"| figure | value |\n| --- | --- |\n{rows}\n" + (f"\n{notes}\n" if notes else "")
     )

@@ -285,6 +285,7 @@ class Environment(_Part):
     Attributes:
         versions: of Python and of the packages that compute.
         cores: CPU cores that this process may use.
+        device: what attacks computed on; ``None`` where nothing but a CPU is asked.
         weights: digest of each model, by role (``target``, ``prior``, …).
     """
 
@@ -292,6 +293,7 @@ class Environment(_Part):
 
     versions: dict[str, str] = Field(default_factory=dict)
     cores: int | None = None
+    device: str | None = None
     weights: dict[str, str] = Field(default_factory=dict)
 
 
@@ -325,11 +327,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def environment(weights: Mapping[str, str] | None = None) -> dict[str, Any]:
+def environment(weights: Mapping[str, str] | None = None, device: str | None = None) -> dict[str, Any]:
     """Versions, cores, and the given digests, in the form of :class:`Environment`.
 
     Args:
         weights: digest by role, e.g. ``{"target": target.digest}``.
+        device: what attacks computed on, as :func:`splitsight.devices.device_name` calls it.
     """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -342,6 +345,7 @@ def environment(weights: Mapping[str, str] | None = None) -> dict[str, Any]:
         "versions": versions,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": cores,
+        **({} if device is None else {"device": device}),
         "weights": dict(weights or {}),
     }
 

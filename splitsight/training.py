@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Budget", "Run", "ema", "flattened", "one_cycle", "pick_device", "progress_of", "random_crops"]
+__all__ = ["Budget", "Run", "ema", "flattened", "one_cycle", "progress_of", "random_crops"]
 
 
 class Stateful(Protocol):
@@ -220,22 +220,6 @@ def ema(model: nn.Module, decay: float) -> AveragedModel:
         get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, n)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        UserError: CUDA was asked for by name and there is none, or there is no device of that name.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("no CUDA device is visible: use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device '{name}': use auto, cpu or cuda") from error
 
 
 def random_crops(images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:

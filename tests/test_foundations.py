@@ -18,9 +18,10 @@ from torch import nn
 
 from splitsight.artifacts import digest, home, load_weights, save_weights
 from splitsight.data import cached_images, draw_images, encode_png, fit, load_images, to_pixels, to_tensor, write_png
+from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
-from splitsight.training import Budget, Run, ema, flattened, one_cycle, pick_device, progress_of, random_crops
+from splitsight.training import Budget, Run, ema, flattened, one_cycle, progress_of, random_crops
 
 # ---------------------------------------------------------------- errors, registry
 

@@ -32,8 +32,8 @@ from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight.artifacts import home
 from splitsight.cards import write_card
 from splitsight.data import image_hash
+from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
-from splitsight.training import pick_device
 
 __all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
 

@@ -23,6 +23,7 @@ from adversary.whitebox.noise import seen_through
 from adversary.whitebox.solvers import Outcome, adam, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement, coupling
 from adversary.whitebox.variables import Noise
+from splitsight.devices import standard_normal
 from splitsight.errors import UserError, unknown_name
 
 __all__ = ["SOLVERS", "Engine", "WindowResult", "WindowSettings"]
@@ -159,8 +160,7 @@ class Engine:
     def _start(self, window: Window, features: list[Tensor]) -> Tensor:
         frames = window.frames
         if frames[0].latent is None:
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            noise = torch.randn(1, *self.prior.latent_shape, generator=generator)
+            noise = standard_normal(self.prior.latent_shape, [self.settings.seed], self.prior.device)
             with torch.no_grad():
                 return self.prior.denoise(noise, 1.0, self.text).repeat(len(frames), 1, 1, 1)
         start = torch.cat([f.latent for f in frames if f.latent is not None])

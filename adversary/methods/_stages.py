@@ -52,6 +52,7 @@ from adversary.whitebox.posterior import (
 from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, coupling
 from adversary.whitebox.variables import Latent, Noise, Residual, Variable
+from splitsight.devices import standard_normal
 from splitsight.errors import UserError
 
 __all__ = ["STAGES", "State"]
@@ -103,8 +104,8 @@ class State:
             latent = network(tuple(features))
         except NoInversionNetwork:
             network = None
-            draws = [Noise.draw(prior, 1, seed, shared=True) for seed in problem.seeds]
-            latent = prior.denoise(torch.cat(draws), 1.0, problem.text)
+            noise = standard_normal(prior.latent_shape, problem.seeds, problem.device)
+            latent = prior.denoise(noise, 1.0, problem.text)
         features, each, changed = seen_through(
             features, problem.head, lambda: prior.decode(latent[:1]), known=noise, together=smoothing > 0
         )
@@ -161,7 +162,7 @@ def _perturbations(state: State, samples: int, scale: float, shape: tuple[int, .
     """In whitened numbers: zeros ``(K, …)`` for one sample, else ``samples / 2`` pairs ± ξ, each ``(2K, …)``."""
     frames = state.problem.frames
     if samples == 1:
-        return [torch.zeros(frames, *shape)]
+        return [torch.zeros(frames, *shape, device=state.problem.device)]
     if samples < 1 or samples % 2:
         raise UserError(f"samples come in pairs: give 1 or an even number, not {samples}")
     # one draw for a coupled window; a frame by itself must not depend on its neighbours
@@ -169,7 +170,7 @@ def _perturbations(state: State, samples: int, scale: float, shape: tuple[int, .
     draws = []
     for _ in range(samples // 2):
         each = [torch.randn(1, *shape, generator=g) for g in (generators[:1] if state.together else generators)]
-        xi = scale * torch.cat(each).expand(frames, *shape)
+        xi = scale * torch.cat(each).to(state.problem.device).expand(frames, *shape)
         draws.append(torch.cat([xi, -xi]))
     return draws
 

@@ -84,13 +84,19 @@ class Problem:
             check_finite(self.features)
         else:
             check_features(self.features, self.head, self.prior.image_size)
-            self.head = _Counted(self.head)
+            # the same numbers in another order: a fifth less time for features and their gradient on a CPU
+            self.head = _Counted(self.head.to(memory_format=torch.channels_last))
         self._before = self.prior.evaluations
 
     @property
     def frames(self) -> int:
         """K."""
         return len(self.features[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the attack computes: that of the features. Draws do not depend on it."""
+        return self.features[0].device
 
     @property
     def seeds(self) -> list[int]:
@@ -152,7 +158,7 @@ class Reconstruction:
     """An attack's answer.
 
     Attributes:
-        images: ``(K, 3, H, W)`` in [0, 1].
+        images: ``(K, 3, H, W)`` in [0, 1], where the attack computed.
         loss: final loss a frame, mean; NaN where the method has none.
         iterations: optimiser steps.
         model_evaluations: passes of one image through F1 or of one latent through the denoiser, a frame.

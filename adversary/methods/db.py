@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.methods.descent import LIMITS, SCHEDULES, descend
-from adversary.whitebox.variables import Latent, Noise
+from adversary.whitebox.variables import Latent
+from splitsight.devices import standard_normal
 
 __all__ = ["DB"]
 
@@ -20,8 +21,7 @@ _RESTART = 1_000_003
 @torch.no_grad()
 def _start(problem: Problem, kind: str, restart: int) -> Tensor:
     prior = problem.prior
-    draws = [Noise.draw(prior, 1, seed + restart * _RESTART, shared=True) for seed in problem.seeds]
-    noise = torch.cat(draws)
+    noise = standard_normal(prior.latent_shape, [seed + restart * _RESTART for seed in problem.seeds], problem.device)
     if kind == "noise":
         return noise
     if kind == "prior":
@@ -29,7 +29,7 @@ def _start(problem: Problem, kind: str, restart: int) -> Tensor:
     if kind != "grey":
         raise ValueError(kind)
     size = prior.image_size
-    grey = prior.encode(torch.full((1, 3, size, size), 0.5)).expand_as(noise)
+    grey = prior.encode(torch.full((1, 3, size, size), 0.5, device=problem.device)).expand_as(noise)
     return grey if restart == 0 else grey + 0.1 * noise
 
 
@@ -47,11 +47,11 @@ class DB(Attack):
     settings: ClassVar = {
         "tuned": {
             "iterations": 300,
-            "lr": 0.1,
+            "lr": 0.2,
             "schedule": "cosine",
             "relative": True,
             "tv": 0.3,
-            "start": "prior",
+            "start": "noise",
             "restarts": 1,
         },
         "paper": {
@@ -67,12 +67,12 @@ class DB(Attack):
     choices: ClassVar = {"schedule": tuple(SCHEDULES), "start": STARTS}
     limits: ClassVar = LIMITS
     space: ClassVar = {
-        "iterations": (150, 300, 600),
+        "iterations": (150, 300),
         "lr": (0.02, 0.05, 0.1, 0.2),
         "schedule": tuple(SCHEDULES),
         "tv": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         "start": STARTS,
-        "restarts": (1, 2, 4),
+        "restarts": (1, 2),
     }
 
     def solve(self, problem: Problem, *, start: str = "noise", **settings: Any) -> Reconstruction:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.methods.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.terms import Negentropy, TemporalSmoothing, Term
 from adversary.whitebox.variables import Noise
+from splitsight.devices import standard_normal
 
 __all__ = ["DMB", "DMBMulti"]
 
@@ -19,8 +19,10 @@ _RESTART = 1_000_003
 
 
 def _start(problem: Problem, shared: bool, restart: int) -> Tensor:
-    draws = [Noise.draw(problem.prior, 1, seed + restart * _RESTART, shared=True) for seed in problem.seeds]
-    return draws[0].repeat(problem.frames, 1, 1, 1) if shared else torch.cat(draws)
+    seeds = [seed + restart * _RESTART for seed in problem.seeds]
+    if shared:
+        seeds = seeds[:1] * problem.frames
+    return standard_normal(problem.prior.latent_shape, seeds, problem.device)
 
 
 def _through_sampler(
@@ -67,7 +69,7 @@ _TUNED = {**_FAST, "iterations": 300, "relative": True, "tv": 0.1}
 _CHOICES = {"schedule": tuple(SCHEDULES)}
 _LIMITS = {**LIMITS, "steps": (1, math.inf), "alpha": (1, 2)}
 _SPACE = {
-    "iterations": (150, 300, 600),
+    "iterations": (150, 300),
     "steps": (1, 2, 4),
     "lr": (0.02, 0.05, 0.1, 0.2),
     "schedule": tuple(SCHEDULES),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.methods.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.variables import Pixels
+from splitsight.devices import standard_normal
 
 __all__ = ["DO"]
 
@@ -19,12 +19,9 @@ _RESTART = 1_000_003
 
 def _start(problem: Problem, kind: str, restart: int) -> Tensor:
     shape = (3, problem.prior.image_size, problem.prior.image_size)
-    noise = []
-    for seed in problem.seeds:
-        generator = torch.Generator().manual_seed(seed + restart * _RESTART)
-        noise.append(torch.randn(shape, generator=generator))
+    noise = standard_normal(shape, [seed + restart * _RESTART for seed in problem.seeds], problem.device)
     spread = {"noise": 0.25, "grey": 0.05 if restart else 0.0}[kind]
-    return (0.5 + spread * torch.stack(noise)).clamp(0, 1)
+    return (0.5 + spread * noise).clamp(0, 1)
 
 
 @ATTACKS.register("do")
@@ -66,7 +63,7 @@ class DO(Attack):
     choices: ClassVar = {"schedule": tuple(SCHEDULES), "start": STARTS}
     limits: ClassVar = LIMITS
     space: ClassVar = {
-        "iterations": (250, 500, 1000),
+        "iterations": (250, 500),
         "lr": (0.01, 0.02, 0.05, 0.1),
         "schedule": tuple(SCHEDULES),
         "tv": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),

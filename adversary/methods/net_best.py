@@ -26,6 +26,7 @@ from adversary.blackbox.surrogate import LatentNetwork
 from adversary.methods.base import ATTACKS, Problem, Reconstruction
 from adversary.methods.best import Best
 from adversary.methods.blackbox import NetAttack
+from splitsight.devices import standard_normal
 
 __all__ = ["NetBest"]
 
@@ -93,8 +94,8 @@ class NetBest(NetAttack):
     @torch.no_grad()
     def _denoised(self, problem: Problem, network: AttackNetwork, level: float) -> Tensor:
         prior = problem.prior
-        draws = [torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(s)) for s in problem.seeds]
-        noised = prior.noised(network(problem.features), torch.cat(draws), level)
+        eps = standard_normal(prior.latent_shape, problem.seeds, problem.device)
+        noised = prior.noised(network(problem.features), eps, level)
         return prior.decode(prior.denoise(noised, level, problem.text)).clamp(0, 1)
 
     @staticmethod

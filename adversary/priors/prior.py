@@ -155,6 +155,11 @@ class Prior(nn.Module):
                 file.write_text(json.dumps(config, indent=2) + "\n")
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.text_encoder.get_input_embeddings().weight.device
+
+    @property
     def digest(self) -> str:
         """SHA-256 over all weights."""
         return digest(self.state_dict())
@@ -183,8 +188,7 @@ class Prior(nn.Module):
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        device = self.text_encoder.get_input_embeddings().weight.device
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
         masked = isinstance(self.denoiser, PixArtTransformer2DModel)
         # Stable Diffusion's U-Net was trained to attend to padding too
         states = self.text_encoder(input_ids=ids, attention_mask=mask if masked else None).last_hidden_state
@@ -192,14 +196,14 @@ class Prior(nn.Module):
 
     def empty(self) -> Text:
         """The empty prompt, embedded once."""
-        if self._empty is None:
+        if self._empty is None or self._empty.states.device != self.device:
             self._empty = self.embed_text([""])
         return self._empty
 
     def _predict(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
         self.evaluations += len(x)
         text = (text or self.empty()).expand(len(x))
-        t = torch.as_tensor(timestep, device=x.device, dtype=torch.float32).reshape(-1).expand(len(x))
+        t = torch.full((len(x),), float(timestep), device=x.device)
         if isinstance(self.denoiser, PixArtTransformer2DModel):
             return self.denoiser(
                 x, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, timestep=t, return_dict=False
@@ -212,7 +216,7 @@ class Prior(nn.Module):
         With ``checkpoint`` a gradient keeps only the latents between steps and computes each step again, which
         counts as a second evaluation.
         """
-        self.scheduler.set_timesteps(steps)
+        self.scheduler.set_timesteps(steps, device=v.device)
         x = v
         for t in self.scheduler.timesteps:
             out = (
@@ -233,7 +237,7 @@ class Prior(nn.Module):
         """
         if not self.flow:
             raise UserError("invert needs a flow-matching prior")
-        self.scheduler.set_timesteps(steps)
+        self.scheduler.set_timesteps(steps, device=u.device)
         sigmas = self.scheduler.sigmas.flip(0)
         x = u
         for low, high in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):

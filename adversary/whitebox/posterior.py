@@ -122,7 +122,7 @@ class WhitenedMatch:
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         self.evaluations += len(images)
-        total = torch.zeros(len(images))
+        total = images.new_zeros(len(images))
         for found, z, w in zip(self.head(images), self.features, self.whiteners, strict=True):
             residual = found - z
             if w.ndim == 1:

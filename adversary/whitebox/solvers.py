@@ -407,5 +407,5 @@ def _joined(prior: Prior, found: Sequence[Outcome], answer: str, fits: Sequence[
         return Outcome(images.mean(0), values.mean(0), final=final.mean(0))
     fit = torch.stack(list(fits))
     chosen = (fit.mean(1, keepdim=True).expand_as(fit) if together else fit).argmin(0)
-    frames = torch.arange(len(chosen))
+    frames = torch.arange(len(chosen), device=chosen.device)
     return Outcome(images[chosen, frames], values[chosen, frames], final=final[chosen, frames])

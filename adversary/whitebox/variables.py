@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adversary.priors.prior import Prior, Text
+from splitsight.devices import standard_normal
 
 __all__ = ["Latent", "Noise", "Pixels", "Residual", "Variable", "normalised"]
 
@@ -115,10 +116,8 @@ class Noise(Variable):
     @staticmethod
     def draw(prior: Prior, frames: int, seed: int, *, shared: bool) -> Tensor:
         """Standard normal noise ``(frames, C, h, w)``: one draw for all frames, or one for each."""
-        generator = torch.Generator().manual_seed(seed)
-        if shared:
-            return torch.randn(1, *prior.latent_shape, generator=generator).repeat(frames, 1, 1, 1)
-        return torch.randn(frames, *prior.latent_shape, generator=generator)
+        shape = (1 if shared else frames, *prior.latent_shape)
+        return standard_normal(shape, [seed], prior.device)[0].expand(frames, -1, -1, -1).clone()
 
     @torch.no_grad()
     def latents(self) -> Tensor:

@@ -9,6 +9,7 @@ import typer
 
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import (
+    Device,
     Fps,
     Frames,
     GalleryFeatures,
@@ -85,6 +86,7 @@ def attack(
         Path | None, typer.Option(help="Network of a black-box method, a file; default: the one in the cache.")
     ] = None,
     threads: Threads = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Reconstruct images from their features: of still images, a video, or a recording."""
@@ -107,6 +109,7 @@ def attack(
             out=out,
             prior=prior,
             threads=threads,
+            device=device,
             frames=frames,
             stride=stride,
             fps=fps,
@@ -143,6 +146,7 @@ def run_scenario(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each; default: the cores, shared out.")
     ] = None,
+    device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of all draws of the attacks; default: the scenario's.")] = None,
     judge: Annotated[
         str | None,
@@ -179,6 +183,7 @@ def run_scenario(
             seed=seed,
             workers=workers,
             threads=threads,
+            device=device,
             overwrite=overwrite,
         )
     )

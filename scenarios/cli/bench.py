@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
+from scenarios.cli.options import Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
 
 __all__ = ["bench"]
@@ -115,6 +115,7 @@ def bench_tune(
     weights: Weights = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print best.json.")] = False,
 ) -> None:
     """Choose a method's tuned setting on validation images, with equal effort for each method.
@@ -145,6 +146,7 @@ def bench_tune(
             prior=prior,
             inversions=inversions,
             threads=threads,
+            device=device,
             progress=report,
         )
     if merge is not None:
@@ -196,6 +198,7 @@ def bench_attack(
     weights: Weights = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Quality against time and against model evaluations, all methods on the same images in one run.
@@ -226,6 +229,7 @@ def bench_attack(
             prior=prior,
             inversions=inversions,
             threads=threads,
+            device=device,
             progress=report,
         )
     write_page(out / "curves.html", summary, rows)

@@ -17,6 +17,7 @@ __all__ = [
     "Compression",
     "CompressionOption",
     "Defense",
+    "Device",
     "Fps",
     "Frames",
     "GalleryFeatures",
@@ -99,6 +100,7 @@ SolverOption = Annotated[
     ),
 ]
 Defense = Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda.")]
 MetricsPort = Annotated[
     int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
 ]

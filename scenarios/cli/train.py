@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Prior, Seed, Stride, Threads, changed
+from scenarios.cli.options import Device, Prior, Seed, Stride, Threads, changed
 from scenarios.cli.output import progress
 from splitsight.errors import UserError
 
@@ -42,7 +42,6 @@ Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Huggi
 TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
 Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @train.command("target")

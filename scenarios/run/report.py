@@ -23,6 +23,7 @@ from scenarios.run.spec import Scenario
 from scenarios.run.store import Store
 from scenarios.run.work import Bench, slug
 from splitsight.data import encode_png, to_tensor
+from splitsight.devices import device_name
 from splitsight.metrics.perceptual import inception_missing, lpips_missing
 from splitsight.pictures import Panel, panels, spread
 from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environment, write_summary
@@ -126,7 +127,8 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,
-        environment=environment(bench.digests) | {"run": config["run"], "threads": torch.get_num_threads()},
+        environment=environment(bench.digests, device_name(bench.device))
+        | {"run": config["run"], "threads": torch.get_num_threads()},
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")

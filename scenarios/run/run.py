@@ -44,6 +44,7 @@ class RunOptions:
         seed: of all draws of the attacks; the scenario's own where not given.
         workers: processes that share the work.
         threads: compute threads of each; by default the cores are shared out.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         overwrite: replace an earlier run in ``out``.
     """
 
@@ -58,6 +59,7 @@ class RunOptions:
     seed: int | None = None
     workers: int = 1
     threads: int | None = None
+    device: str = "cpu"
     overwrite: bool = False
 
 
@@ -124,7 +126,7 @@ def run_scenario(options: RunOptions) -> Path:
     scenario = load_scenario(raw, quick=options.quick, name=name, changes=_changes(options, scenario))
     out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
     _set_threads(options.threads, options.workers)
-    bench = Bench(scenario)
+    bench = Bench(scenario, options.device)
     if scenario.train is not None:
         with terminate_as_interrupt():
             threads = torch.get_num_threads()
@@ -159,7 +161,7 @@ def _share(store: Store, reporter: Reporter, options: RunOptions) -> None:
     """Have workers do it, and watch."""
     with Supervisor(store.folder / "logs") as supervisor:
         for i in range(options.workers):
-            arguments = ["-m", "scenarios.run.run", str(store.folder), str(torch.get_num_threads())]
+            arguments = ["-m", "scenarios.run.run", str(store.folder), str(torch.get_num_threads()), options.device]
             supervisor.start(f"worker-{os.getpid()}-{i}", f"worker {i + 1}", arguments, expected_to_end=True)
         while reporter.refresh():
             supervisor.check()
@@ -171,20 +173,20 @@ def _share(store: Store, reporter: Reporter, options: RunOptions) -> None:
             time.sleep(_LOOK_S)
 
 
-def run_worker(folder: Path, threads: int) -> None:
+def run_worker(folder: Path, threads: int, device: str) -> None:
     """One worker of a run that is there; see :func:`scenarios.run.work.work`."""
     torch.set_num_threads(threads)
     store = Store(folder)
     config = store.read_config()
     run = config.pop("run")
-    bench = Bench(load_scenario(config, name=run["name"]))
+    bench = Bench(load_scenario(config, name=run["name"]), device)
     work(store, bench, run["name"])
 
 
 if __name__ == "__main__":
     die_with_parent()
     try:
-        run_worker(Path(sys.argv[1]), int(sys.argv[2]))
+        run_worker(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     except UserError as error:
         print(f"{PREFIX}{error}", file=sys.stderr, flush=True)
         raise SystemExit(error.code) from None

@@ -59,6 +59,7 @@ ROW = pa.schema(
         ("model_evaluations", _FLOAT),
         ("seconds", _FLOAT),
         ("threads", _INT),
+        ("device", _STRING),  # what the attack computed on
         ("curve", pa.list_(pa.float32())),  # mean loss over the unit's images, one a step
         ("about", _STRING),  # JSON: what the attack has to say, e.g. where it started
         ("target_digest", _STRING),

@@ -30,6 +30,7 @@ from scenarios.run.train import Lesson, lesson_of, lessons
 from splitsight import judges, targets
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
+from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips
@@ -53,15 +54,17 @@ class Bench:
 
     Args:
         scenario: what is computed.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
 
     Raises:
         UserError: a model or the data are not there or do not fit each other.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, device: str = "cpu") -> None:
         self.scenario = scenario
-        self.target = targets.load(scenario.target, scenario.weights)
-        self.prior: Prior = load_prior(scenario.prior)
+        self.device = pick_device(device)
+        self.target = targets.load(scenario.target, scenario.weights).to(self.device)
+        self.prior: Prior = load_prior(scenario.prior).to(self.device)
         if self.prior.image_size != self.target.input_size:
             raise UserError(
                 f"prior '{scenario.prior}' makes images of {self.prior.image_size} pixels, {scenario.target} takes "
@@ -137,7 +140,7 @@ class Bench:
                 text=text,
                 path=path,
                 **attack.setting(cell.setting, cell.split, cell.options)[1],
-            )
+            ).to(self.device)
         return self._networks[key]
 
     def _named(self) -> dict[str, str]:
@@ -159,7 +162,7 @@ class Bench:
         if split == OUTPUT:
             return targets.Head(self.target.preprocess, self.target.model).eval()
         size = self.target.input_size
-        example = self.target.preprocess(torch.zeros(2, 3, size, size))
+        example = self.target.preprocess(torch.zeros(2, 3, size, size, device=self.device))
         return targets.Head(self.target.preprocess, trace(self.target.model, example).split(split)[0]).eval()
 
     def inversion(self, split: str) -> InversionNetwork:
@@ -175,7 +178,7 @@ class Bench:
                 self.prior.name,
                 target_digest=self.target.digest,
                 prior_digest=self.prior.latent_digest,
-            )
+            ).to(self.device)
         return self._inversions[split]
 
     @cached_property
@@ -203,7 +206,7 @@ class Bench:
         originals = to_tensor(self.inputs.images[index])
         head = self.head(cell.split)
         with torch.no_grad():
-            features = [self._noisy(z, cell.noise, index) for z in head(originals)]
+            features = [self._noisy(z, cell.noise, index) for z in head(originals.to(self.device))]
         asked: list[nn.Module] = []
 
         def ask() -> InversionNetwork:
@@ -229,7 +232,7 @@ class Bench:
             clock=clock,
         )
         answer, words = self._solve(attack(), problem, values, cell, index)
-        images = answer.images
+        images = answer.images.cpu()
         if images.shape != originals.shape:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
@@ -265,6 +268,7 @@ class Bench:
                     "seconds": float(answer.seconds),
                     "about": _json(answer.about) if answer.about else None,
                     "threads": torch.get_num_threads(),
+                    "device": device_name(self.device),
                     "curve": answer.curve if cell.curve else None,
                     **{f"{role}_digest": value for role, value in self.digests.items()},
                     "inversion_digest": digest(asked[0].state_dict()) if asked else None,
@@ -276,8 +280,8 @@ class Bench:
         """Features with noise that depends on the image alone."""
         if noise == 0:
             return z
-        draws = [torch.Generator().manual_seed((self.scenario.seed << 32) + 7919 * i + 1) for i in index]
-        eps = torch.stack([torch.randn(z.shape[1:], generator=g) for g in draws])
+        seeds = [(self.scenario.seed << 32) + 7919 * i + 1 for i in index]
+        eps = standard_normal(z.shape[1:], seeds, z.device)
         return z + noise * z.flatten(1).std(1).view(-1, *[1] * (z.ndim - 1)) * eps
 
     def _solve(

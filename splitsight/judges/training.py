@@ -11,11 +11,12 @@ import torch
 from splitsight.artifacts import save_weights
 from splitsight.cards import write_card
 from splitsight.data import shards_of
+from splitsight.devices import pick_device
 from splitsight.judges import EMBEDDED
 from splitsight.judges.mbconv import build
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
-from splitsight.training import Budget, pick_device
+from splitsight.training import Budget
 
 __all__ = ["train_judge_command"]
 

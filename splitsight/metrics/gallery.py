@@ -62,10 +62,10 @@ def _penultimate(target: Target) -> Space:
         seen: list[Tensor] = []
         hook = last[-1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
         try:
-            target.model(target.preprocess(images))
+            target.model(target.preprocess(images.to(target.device)))
         finally:
             hook.remove()
-        return seen[-1]
+        return seen[-1].to(images.device)
 
     return Space(f"{target.name}-penultimate", features)
 

@@ -169,8 +169,7 @@ class Target(ABC):
 
     @torch.no_grad()
     def _measure(self, point: str) -> tuple[FeatureSpec, ...]:
-        device = next(self.model.parameters()).device
-        features = self.head(point)(torch.zeros(1, 3, self.input_size, self.input_size, device=device))
+        features = self.head(point)(torch.zeros(1, 3, self.input_size, self.input_size, device=self.device))
         return tuple(FeatureSpec(f"z{i}", tuple(f.shape[1:])) for i, f in enumerate(features))
 
     def feature_specs(self, point: str) -> list[FeatureSpec]:
@@ -189,6 +188,11 @@ class Target(ABC):
             Prediction([Ranked(i, self.labels[i], p) for p, i in zip(values, indices, strict=True)])
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.model.parameters()).device
 
     def to(self, device: torch.device | str) -> Target:
         """Move weights and preprocessing, for heads and tails already made too; returns itself."""

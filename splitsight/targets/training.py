@@ -11,10 +11,11 @@ import torch
 from splitsight.artifacts import load_weights, save_weights
 from splitsight.cards import write_card
 from splitsight.data import shards_of
+from splitsight.devices import pick_device
 from splitsight.errors import UserError
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
-from splitsight.training import Budget, pick_device
+from splitsight.training import Budget
 
 __all__ = ["train_target_command"]
 

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from elsewhere import ELSEWHERE, SecondDevice
 
 from adversary.attack import _groups, run_attack
 from adversary.methods import ATTACKS
@@ -69,6 +70,18 @@ def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
     shown = panels([Panel(fit(picture, 64)[:, :, ::-1].copy(), "", "")], side=192)[8:200, 8:200]
     assert sheet.shape[1] == 2 * 192 + 3 * 8
     assert any(np.array_equal(sheet[top : top + 192, 8:200], shown) for top in range(60))
+
+
+def test_another_device_gives_the_same_images(tmp_path, prior, images):
+    options = {"prior": prior, "threads": 1, "images": images, "limit": 2, "changes": {"iterations": 3}}
+    here = run_attack("dmb", out=tmp_path / "here", prompts=["goldfish"], **options)
+    with SecondDevice():
+        there = run_attack("dmb", out=tmp_path / "there", prompts=["goldfish"], device=ELSEWHERE.type, **options)
+    for name in ("photo 0.png", "photo 1.png"):
+        pictures = [cv2.imread(str(out / "reconstructions" / name)).astype(int) for out in (here, there)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    devices = [read_summary(out / "summary.json").environment.device for out in (here, there)]
+    assert devices[0].startswith("CPU") and devices[1] == ELSEWHERE.type
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):

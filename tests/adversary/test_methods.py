@@ -66,7 +66,8 @@ def test_each_lowers_its_loss_and_accounts_for_its_effort(flow_prior, method, se
     assert answer.loss < answer.curve[0] and answer.loss == pytest.approx(float(answer.losses.mean()))
     assert answer.iterations == len(answer.curve) == 8
     per_step = 1 if method in ("do", "db") else 3  # F1, and two sampling steps
-    start = 1 if method == "db" and setting == "tuned" else 0  # the denoiser's answer to noise
+    values = ATTACKS.get(method).setting(setting)[1]
+    start = int(values.get("start") == "prior")  # the denoiser's answer to noise
     assert answer.model_evaluations == 8 * per_step + start
 
 

@@ -5,6 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 import torch
+from elsewhere import ELSEWHERE, SecondDevice
 
 from adversary import tuning
 from adversary.lab import Lab, score
@@ -44,6 +45,15 @@ def test_a_lab_reads_features_and_ranks_in_the_named_space(pictures):
     with pytest.raises(UserError, match="unknown --match-features 'judge': choose one of pixels, target"):
         lab.ranks(guesses, [1, 3], "judge")
     assert set(lab.digests(["S1"])) == {"target", "prior"}
+
+
+def test_trials_on_another_device_find_the_same(short, pictures, tmp_path):
+    here = _tune("do", pictures, tmp_path / "here")
+    with SecondDevice():
+        there = _tune("do", pictures, tmp_path / "there", device=ELSEWHERE.type)
+    assert there["environment"]["device"] == ELSEWHERE.type and there["weights"] == here["weights"]
+    for split in ("S1", "S2"):
+        assert there["splits"][split]["score"] == pytest.approx(here["splits"][split]["score"], rel=1e-3)
 
 
 def test_scores_are_of_eight_bits():

@@ -8,11 +8,15 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
+from elsewhere import ELSEWHERE, SecondDevice
 
 from scenarios import cli
 from scenarios.run.run import RunOptions, run_scenario
+from scenarios.run.spec import load_scenario, read_scenario
 from scenarios.run.store import ROW, Store
+from scenarios.run.work import Bench
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.summary import read_summary
@@ -190,11 +194,6 @@ def test_clips_are_solved_by_windows(scenario, tmp_path, models):
 
 
 def test_noise_on_features_depends_on_the_image_alone(scenario):
-    import torch
-
-    from scenarios.run.spec import load_scenario, read_scenario
-    from scenarios.run.work import Bench
-
     bench = Bench(load_scenario(read_scenario(scenario())[0]))
     z = torch.randn(3, 4, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
     both = bench._noisy(z, 0.5, [4, 5, 6])
@@ -204,11 +203,6 @@ def test_noise_on_features_depends_on_the_image_alone(scenario):
 
 
 def test_rows_measure_what_was_written(scenario):
-    import torch
-
-    from scenarios.run.spec import load_scenario, read_scenario
-    from scenarios.run.work import Bench
-
     bench = Bench(load_scenario(read_scenario(scenario())[0]))
     rows, images = bench.compute(bench.units[0])
     originals = torch.from_numpy(bench.inputs.images[list(bench.units[0].indices)]).permute(0, 3, 1, 2).float() / 255
@@ -221,6 +215,26 @@ def test_rows_measure_what_was_written(scenario):
     broken[0, 0, 0, 0] = float("nan")
     measured = bench._measure(broken, originals, list(bench.units[0].indices))
     assert measured["psnr"][0] is None and measured["recognised"][0] is False and measured["match_rank"][0] == 10
+
+
+def test_rows_from_another_device_are_the_same(scenario):
+    cells = [
+        {"split": "L8", "method": "dmb", "setting": "tuned", "with": {"iterations": 2, "steps": 1}, "noise": 0.3},
+        {"split": "output", "method": "do", "setting": "tuned", "with": {"iterations": 2}},
+    ]
+    loaded = load_scenario(read_scenario(scenario(cells=cells))[0])
+
+    def rows(device):
+        bench = Bench(loaded, device)
+        return [row for unit in bench.units for row in bench.compute(unit)[0]]
+
+    here = rows("cpu")
+    with SecondDevice():
+        there = rows(ELSEWHERE.type)
+    assert {row["device"] for row in there} == {ELSEWHERE.type} and here[0]["device"].startswith("CPU")
+    for a, b in zip(here, there, strict=True):
+        assert b["psnr"] == pytest.approx(a["psnr"], abs=0.05) and b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        assert (a["image"], a["target_digest"]) == (b["image"], b["target_digest"])
 
 
 def test_black_box_attacks_get_their_network_and_no_f1(scenario, tmp_path, models, monkeypatch):
