@@ -237,21 +237,21 @@ def choose(rows: Sequence[dict[str, Any]], objective: str) -> dict[str, Any]:
         objective: a name out of :data:`OBJECTIVES`.
 
     Returns:
-        ``any`` and ``splits`` (by split), each with ``trial``, ``score``, ``changes`` and ``first``, the score of
-        the setting as it ships; ``seconds`` and ``model_evaluations`` a trial and image, mean. A score that is not a
-        number is never the best.
+        ``any`` and ``splits`` (by split), each with ``trial``, ``score``, ``values``, of them ``changes``, and
+        ``first``, the score of the setting as it ships; ``seconds`` and ``model_evaluations`` a trial and image, mean.
+        A score that is not a number is never the best.
     """
     scores: dict[str, dict[int, list[float]]] = {}
-    changes: dict[int, dict[str, Any]] = {}
+    tried: dict[int, dict[str, dict[str, Any]]] = {}
     for row in rows:
         scores.setdefault(row["split"], {}).setdefault(row["trial"], []).append(_value(row, objective))
-        changes[row["trial"]] = json.loads(row["changes"])
+        tried[row["trial"]] = {name: json.loads(row[name]) for name in ("values", "changes")}
     means = {split: {trial: float(np.mean(v)) for trial, v in by.items()} for split, by in scores.items()}
-    overall = {trial: float(np.mean([by[trial] for by in means.values()])) for trial in changes}
+    overall = {trial: float(np.mean([by[trial] for by in means.values()])) for trial in tried}
 
     def best(by: dict[int, float]) -> dict[str, Any]:
         trial = max(sorted(by), key=lambda t: -np.inf if np.isnan(by[t]) else by[t])
-        return {"trial": trial, "score": by[trial], "first": by.get(0), "changes": changes[trial]}
+        return {"trial": trial, "score": by[trial], "first": by.get(0), **tried[trial]}
 
     return {
         "any": best(overall),
@@ -274,8 +274,9 @@ def merge(result: dict[str, Any], file: Path) -> None:
     try:
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         known.setdefault(result["method"], {})[result["setting"]] = {
-            "any": result["any"]["changes"],
-            **{split: found["changes"] for split, found in result["splits"].items()},
+            # all values, so that what was found does not move with the code's defaults
+            "any": result["any"]["values"],
+            **{split: found["values"] for split, found in result["splits"].items()},
         }
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} is no file of tuned settings: give another one, or a new name") from error

@@ -9,6 +9,9 @@
     ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread (and noise on
     them, where there is some). No
     autoencoder stands between the image and its features, and a step costs a third.
+``posterior``
+    ``pixels`` where the features hold at least ``pixel_ratio`` times as many numbers as the image, ``fit`` elsewhere:
+    a shallow split tells more than the autoencoder can show, a deep one needs its range as a prior.
 ``noise``
     The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
 ``rounds``
@@ -23,7 +26,9 @@
 follows whatever happens to explain the features. ``fit`` and ``pixels`` can instead draw from the posterior by
 "randomise, then optimise" (Bardsley et al., SIAM J. Sci. Comput. 2014; perturb-and-MAP, Papandreou & Yuille, ICCV
 2011): each sample is the fit around u₀ + ξ with ξ out of the measured error distribution, and their mean
-estimates the posterior mean. Samples come in pairs ± ξ, since for a linear F1 the mean of one such pair is exact.
+estimates the posterior mean. ξ is scaled by ``fit_scale`` or ``pixel_scale``: F1 is less linear the farther a
+sample starts, and a fit that stops early leaves more of ξ behind. Samples come in pairs ± ξ, since for a linear F1
+the mean of one such pair is exact.
 """
 
 from __future__ import annotations
@@ -104,8 +109,8 @@ class State:
             latent = network(tuple(features))
         except NoInversionNetwork:
             network = None
-            noise = standard_normal(prior.latent_shape, problem.seeds, problem.device)
-            latent = prior.denoise(noise, 1.0, problem.text)
+            drawn = standard_normal(prior.latent_shape, problem.seeds, problem.device)
+            latent = prior.denoise(drawn, 1.0, problem.text)
         features, each, changed = seen_through(
             features, problem.head, lambda: prior.decode(latent[:1]), known=noise, together=smoothing > 0
         )
@@ -256,6 +261,16 @@ def _fit(state: State, s: Settings) -> None:
         state.latent = torch.stack(found).mean(0) if found else state.latent
 
 
+def _known(state: State) -> float:
+    """Numbers that the features of a frame hold, as a part of those of its image."""
+    return sum(z[0].numel() for z in state.features) / (3 * state.problem.prior.image_size**2)
+
+
+def _posterior(state: State, s: Settings) -> None:
+    measured = state.network is not None and state.network.pixels is not None
+    (_pixels if measured and _known(state) >= s["pixel_ratio"] else _fit)(state, s)
+
+
 def _pixels(state: State, s: Settings) -> None:
     problem, network = state.problem, state.network
     if network is None or network.pixels is None:
@@ -331,8 +346,7 @@ def _expected_error(spread: float) -> Callable[[float], float]:
 
 def _residual(state: State, s: Settings) -> None:
     problem = state.problem
-    known = sum(z[0].numel() for z in problem.features)
-    if known < s["residual_ratio"] * 3 * problem.prior.image_size**2:
+    if _known(state) < s["residual_ratio"]:
         return
     variable = Residual(state.images)
     match = FeatureMatch(problem.head, state.features, relative=True)
@@ -344,6 +358,7 @@ def _residual(state: State, s: Settings) -> None:
 STAGES: dict[str, Callable[[State, Settings], None]] = {
     "fit": _fit,
     "pixels": _pixels,
+    "posterior": _posterior,
     "noise": _noise,
     "rounds": _rounds,
     "residual": _residual,

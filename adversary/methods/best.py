@@ -23,18 +23,19 @@ __all__ = ["Best", "BestMulti"]
 COMBINATIONS = ("last", "mean")
 
 _FAITHFUL: dict[str, Any] = {
-    "stages": ("fit", "pixels"),
+    "stages": ("posterior",),
     "combine": "mean",
     "feature_noise": 0.0,
-    "feature_trust": 1.0,
+    "feature_trust": 0.3,
     "fit_evaluations": 30,
     "fit_samples": 8,
-    "fit_scale": 1.0,
+    "fit_scale": 0.5,
     "fit_pull": 5e-5,
     "pixel_evaluations": 60,
-    "pixel_samples": 16,
-    "pixel_scale": 1.0,
+    "pixel_samples": 8,
+    "pixel_scale": 0.5,
     "pixel_noise": PIXEL_NOISE,
+    "pixel_ratio": 0.5,
     "noise_steps": 4,
     "noise_iterations": 50,
     "noise_lr": 0.02,
@@ -54,6 +55,7 @@ _SHARP = {
     **_FAITHFUL,
     "stages": ("fit", "rounds", "residual"),
     "combine": "last",
+    "feature_trust": 1.0,
     "fit_evaluations": 60,
     "fit_samples": 1,
     "answer": "best",
@@ -71,28 +73,15 @@ class Best(Attack):
     settings: ClassVar = {"faithful": _FAITHFUL, "sharp": _SHARP}
     choices: ClassVar = {"stages": tuple(STAGES), "combine": COMBINATIONS, "answer": ANSWERS}
     limits: ClassVar = {key: (1, math.inf) for key in ("fit_samples", "pixel_samples", "samples", "noise_steps")}
+    # of `faithful`: what a mean of posterior samples goes by
     space: ClassVar = {
-        "stages": (
-            ("fit",),
-            ("pixels",),
-            ("fit", "pixels"),
-            ("fit", "rounds"),
-            ("fit", "pixels", "rounds"),
-            ("fit", "rounds", "residual"),
-        ),
+        "stages": (("posterior",), ("fit",), ("pixels",), ("fit", "pixels")),
         "feature_trust": (0.1, 0.3, 1.0),
-        "fit_evaluations": (15, 30),
-        "fit_samples": (1, 4, 8),
-        "fit_scale": (0.7, 1.0),
-        "pixel_evaluations": (30, 60),
-        "pixel_samples": (4, 8, 16),
-        "pixel_scale": (0.7, 1.0),
-        "pixel_noise": (0.03, 0.1, 0.3),
-        "levels": ((0.2, 0.1), (0.3, 0.2, 0.12, 0.06), (0.7, 0.5, 0.3, 0.15)),
-        "round_evaluations": (6, 12),
-        "round_spread": (0.25, 0.5, 1.0),
-        "samples": (1, 4),
-        "residual_pull": (1e-4, 1e-3, 1e-2),
+        "fit_evaluations": (15, 30, 60),
+        "fit_scale": (0.3, 0.5, 0.7, 1.0),
+        "pixel_evaluations": (30, 60, 100),
+        "pixel_scale": (0.3, 0.5, 0.7, 1.0),
+        "pixel_noise": (0.05, 0.1, 0.2),
     }
 
     def solve(

@@ -65,11 +65,21 @@ def test_each_stage_fits_the_features_and_says_that_it_ran(flow_prior, network, 
         before = _error(flow_prior.decode(network(tuple(problem.features))).clamp(0, 1), truth)
     answer = _solve(problem, stages=(stage,), residual_ratio=0.0, combine="last")
     assert answer.images.shape == truth.shape and answer.images.min() >= 0 and answer.images.max() <= 1
-    assert answer.about == {"start": "inversion network", "stages": stage}
+    ran = "fit" if stage == "posterior" else stage
+    assert answer.about == {"start": "inversion network", "stages": ran}
     # a zero latent is nowhere near what noise of unit variance generates, so that stage starts again
     assert min(answer.curve) < answer.curve[0] if stage == "noise" else _error(answer.images, truth) < before
     assert answer.iterations == len(answer.curve) > 0 and answer.model_evaluations >= answer.iterations
     assert answer.losses.shape == (3,) and answer.loss == pytest.approx(float(answer.losses.mean()))
+
+
+def test_features_that_tell_enough_are_fitted_on_the_pixels(flow_prior, network):
+    # 3 × 8 × 8 numbers of 3 × 16 × 16
+    for ratio, ran in ((0.25, "pixels"), (0.26, "fit")):
+        answer = _solve(_problem(flow_prior, network)[1], stages=("posterior",), pixel_ratio=ratio)
+        assert answer.about["stages"] == ran
+    network.pixels = None  # as in a network whose errors on pixels were not measured
+    assert _solve(_problem(flow_prior, network)[1], stages=("posterior",), pixel_ratio=0.0).about["stages"] == "fit"
 
 
 @pytest.mark.parametrize("setting", ["faithful", "sharp"])
@@ -173,7 +183,7 @@ def test_it_answers_at_its_deadline(flow_prior, network):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"stages": ["fitt"]}, "unknown stages of best 'fitt': choose one of fit, noise, pixels, residual, rounds"),
+        ({"stages": ["fitt"]}, "unknown stages of best 'fitt': choose one of fit, noise, pixels, posterior, residual, rounds"),
         ({"combine": "sum"}, "unknown combine of best 'sum': choose one of last, mean"),
         ({"answer": "all"}, "unknown answer of best 'all'"),
         ({"stages": "fit"}, "best's stages takes a list"),

@@ -120,15 +120,19 @@ def test_tuning_does_not_depend_on_an_earlier_one(tmp_path, monkeypatch):
 def test_the_best_is_chosen_for_each_split_and_over_all():
     def row(trial, split, psnr, rank):
         values = {"psnr": psnr, "ssim": 0.5, "rank": rank, "seconds": 2.0, "model_evaluations": 7.0}
-        return {"trial": trial, "split": split, "changes": json.dumps({"lr": trial} if trial else {}), **values}
+        changes = {"lr": trial} if trial else {}
+        tried = {"changes": json.dumps(changes), "values": json.dumps({"lr": 0.5, "tv": 2} | changes)}
+        return {"trial": trial, "split": split, **tried, **values}
 
     rows = [row(0, "A", 10, 2), row(1, "A", 12, 4), row(0, "B", 20, 1), row(1, "B", 17, 1)]
     found = tuning.choose(rows, "fidelity")
-    assert found["splits"]["A"] == {"trial": 1, "score": 22, "first": 20, "changes": {"lr": 1}}
+    best = {"trial": 1, "score": 22, "first": 20, "values": {"lr": 1, "tv": 2}, "changes": {"lr": 1}}
+    assert found["splits"]["A"] == best
     assert found["splits"]["B"]["trial"] == 0 and found["any"] == {
         "trial": 0,
         "score": 25,
         "first": 25,
+        "values": {"lr": 0.5, "tv": 2},
         "changes": {},
     }
     assert tuning.choose(rows, "match")["splits"]["A"]["trial"] == 0
@@ -141,8 +145,8 @@ def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkey
     result = {
         "method": "do",
         "setting": "tuned",
-        "any": {"changes": {"lr": 0.02}},
-        "splits": {"L8": {"changes": {"lr": 0.01}}},
+        "any": {"values": {"lr": 0.02}},
+        "splits": {"L8": {"values": {"lr": 0.01}}},
     }
     file = tmp_path / "new" / "tuned.json"
     monkeypatch.setattr(base, "TUNED", file)

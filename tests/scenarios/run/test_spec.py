@@ -80,8 +80,8 @@ def test_files_that_are_no_scenarios(tmp_path):
 
 
 def test_the_white_box_suite_is_there():
-    wanted = {"table-1", "table-2", "table-3", "figure-12", "figure-14", "algorithm-2", "end-to-end"}
-    assert wanted <= set(scenario_names())
+    tables = {"table-1", "table-1-published", "table-2", "table-3"}
+    assert tables | {"figure-12", "figure-14", "algorithm-2", "end-to-end"} <= set(scenario_names())
 
 
 @pytest.mark.parametrize("quick", [False, True])
