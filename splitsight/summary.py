@@ -280,12 +280,11 @@ class SpeedSummary(_Part):
 
 
 class Environment(_Part):
-    """Where the figures come from; a run may add its own settings.
+    """Where the figures come from; a run may add its own settings, and ``device``, what attacks computed on.
 
     Attributes:
         versions: of Python and of the packages that compute.
         cores: CPU cores that this process may use.
-        device: what attacks computed on; ``None`` where nothing but a CPU is asked.
         weights: digest of each model, by role (``target``, ``prior``, …).
     """
 
@@ -293,7 +292,6 @@ class Environment(_Part):
 
     versions: dict[str, str] = Field(default_factory=dict)
     cores: int | None = None
-    device: str | None = None
     weights: dict[str, str] = Field(default_factory=dict)
 
 
