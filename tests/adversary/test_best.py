@@ -183,7 +183,10 @@ def test_it_answers_at_its_deadline(flow_prior, network):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"stages": ["fitt"]}, "unknown stages of best 'fitt': choose one of fit, noise, pixels, posterior,"),
+        (
+            {"stages": ["fitt"]},
+            "unknown stages of best 'fitt': choose one of fit, noise, pixels, posterior, residual, rounds",
+        ),
         ({"combine": "sum"}, "unknown combine of best 'sum': choose one of last, mean"),
         ({"answer": "all"}, "unknown answer of best 'all'"),
         ({"stages": "fit"}, "best's stages takes a list"),
