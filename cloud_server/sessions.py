@@ -33,6 +33,7 @@ Compute = Callable[[list[list[np.ndarray]]], tuple[list[list[pb.Label] | None], 
 
 _OPEN_SECONDS = 10.0  # a connection that does not say what it wants must not stay
 _TAP_DELAY = 0.002  # seconds; the answers of one batch leave before the tap takes any processor time
+_LOST_SECONDS = 0.05  # by then a lost call is known to be lost; an edge that is done does not feel it
 _MAX_ID = 128
 
 
@@ -248,6 +249,9 @@ class Inference:
                 if session.finished:
                     return
                 if raw is grpc.aio.EOF:
+                    # a call that is cancelled, or whose connection broke, can read as ended just before
+                    # it is known to be lost and this task is cancelled with it
+                    await asyncio.sleep(_LOST_SECONDS)
                     session.end(None)
                     return
                 self._accept(session, raw)

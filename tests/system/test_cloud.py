@@ -155,8 +155,9 @@ class Edge:
         return self
 
     def __exit__(self, *_):
-        self.requests.put(None)
+        # cancelled first: an end of requests that overtakes the cancelling would end the session cleanly
         self.call.cancel()
+        self.requests.put(None)
         self.channel.close()
 
 
