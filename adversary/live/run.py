@@ -17,9 +17,9 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +131,11 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w")
         self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
 
     def write(self, event: str, **values: object) -> None:
         with self._lock:
+            self.counts[event] += 1
             self._file.write(json.dumps({"event": event, "time_us": time.time_ns() // 1000, **values}) + "\n")
             self._file.flush()
 
@@ -275,6 +277,17 @@ class _Adversary:
                 loss=result.loss,
             )
 
+    def outcome(self) -> dict[str, object]:
+        """How much came of it, and where it lies."""
+        counts = self.log.counts
+        return {
+            "session": self.session,
+            "previews": counts["preview"],
+            "windows": counts["window"],
+            "windows_skipped": self.skipped,
+            "out": str(self.options.out),
+        }
+
     def _drain_to_newest(self, window: Window) -> Window | None:
         while not self._stop.is_set() and not self.windows.empty():
             following = self.windows.get()
@@ -297,7 +310,7 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         know: of the threat model: ``know`` of :mod:`adversary.live.whitebox` or :mod:`adversary.live.blackbox`.
 
     Prints ``{"event": "ready", "weights": digests}`` on standard output once models are loaded and the tap was
-    reached.
+    reached, and ``{"event": "ended", …}`` at the end: how many previews and windows there are, and where.
 
     Returns:
         Exit status: 0 after SIGTERM or the end of the stream, 130 after SIGINT.
@@ -342,7 +355,7 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         raise UserError(f"the tap {options.tap} broke off: {error}", code=1)
     if error is not None:
         raise error
-    sys.stdout.flush()
+    print(json.dumps({"event": "ended", **adversary.outcome()}), flush=True)
     return 130 if interrupted.is_set() else 0
 
 

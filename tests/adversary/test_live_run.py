@@ -104,5 +104,7 @@ def test_the_last_window_has_as_much_time_as_any(tmp_path, frames):
     assert engine.room == pytest.approx([PERIOD * (1 - MARGIN)] * len(windows), abs=0.15)
     assert all(w["on_time"] for w in windows)
     assert len(list((tmp_path / "window").glob("*.png"))) == frames == len(list((tmp_path / "preview").glob("*.png")))
+    told = {"session": "s", "previews": frames, "windows": len(windows), "windows_skipped": 0, "out": str(tmp_path)}
+    assert adversary.outcome() == told
     if frames == 6:
         assert windows[1]["lag_ms"] >= 500 > windows[0]["lag_ms"]
