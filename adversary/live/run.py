@@ -157,7 +157,6 @@ class _Adversary:
         self.writer: RecordingWriter | None = None
         self.error: BaseException | None = None
         self.ready: dict[int, float] = {}
-        self.skipped = 0
         self._strangers: set[str] = set()
         self._stop = threading.Event()
 
@@ -284,7 +283,7 @@ class _Adversary:
             "session": self.session,
             "previews": counts["preview"],
             "windows": counts["window"],
-            "windows_skipped": self.skipped,
+            "windows_skipped": counts["window_skipped"],
             "out": str(self.options.out),
         }
 
@@ -296,7 +295,6 @@ class _Adversary:
                 self.windows.put(None)
                 return window
             self.log.write("window_skipped", window=window.index, sequences=[f.sequence for f in window.frames])
-            self.skipped += 1
             window = following
         return window
 
@@ -348,7 +346,7 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         thread.join(timeout=5)
         if adversary.writer is not None:
             adversary.writer.close()
-        adversary.log.write("end", skipped=adversary.skipped)
+        adversary.log.write("end", skipped=adversary.log.counts["window_skipped"])
         adversary.log.close()
     error = adversary.error
     if isinstance(error, grpc.RpcError):
