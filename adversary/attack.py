@@ -261,7 +261,7 @@ def run_attack(
     texts = None if prompts is None else embed_prompts(generator, prompts)
     if head is not None:
         check_features([z.to(where) for z in data.features], head, size)
-    _check_windows(attack, frames, len(data))
+    _check_windows(attack, frames, len(data), limit)
     groups = list(_groups(data.times, attack.windowed, frames, stride))
     taught: AttackNetwork | None = None
     if isinstance(attack, NetAttack):
@@ -383,13 +383,16 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _check_windows(attack: Attack, frames: int, inputs: int) -> None:
+def _check_windows(attack: Attack, frames: int, inputs: int, limit: int | None) -> None:
     if not attack.windowed:
         return
     if frames < 2:
         raise UserError(f"{attack.name} couples the frames of a window: give --frames of at least 2")
     if frames > inputs:
-        raise UserError(f"the input holds {inputs} frames, fewer than a window of {frames}: give a smaller --frames")
+        # a limit that was reached may be what keeps the window from filling, not the input
+        who, remedy = ("--limit leaves", " or a larger --limit") if inputs == limit else ("the input holds", "")
+        held = f"{inputs} frame{'s' if inputs != 1 else ''}"
+        raise UserError(f"{who} {held}, fewer than a window of {frames}: give a smaller --frames{remedy}")
 
 
 def _prompts(rows: list[dict[str, Any]]) -> dict[str, Any]:

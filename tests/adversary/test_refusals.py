@@ -58,7 +58,12 @@ def _nan(z):
     ("method", "options", "sentence"),
     [
         ("dmb-multi", {"frames": 1}, "dmb-multi couples the frames of a window: give --frames of at least 2"),
-        ("dmb-multi", {"frames": 4}, "the input holds 3 frames, fewer than a window of 4"),
+        ("dmb-multi", {"frames": 4}, "the input holds 3 frames, fewer than a window of 4: give a smaller --frames"),
+        (
+            "dmb-multi",
+            {"frames": 2, "limit": 1},
+            "--limit leaves 1 frame, fewer than a window of 2: give a smaller --frames or a larger --limit",
+        ),
         ("dmb", {"prompts": []}, "the list of prompts is empty"),
         ("dmb", {"prompts": ["a goldfish", ""]}, "a prompt is empty"),
         ("do", {"prompts": ["a goldfish"]}, "do has no use for a text"),
