@@ -21,7 +21,7 @@ from splitsight.data import cached_images, draw_images, encode_png, fit, load_im
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
-from splitsight.training import Budget, Run, ema, flattened, one_cycle, progress_of, random_crops
+from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, progress_of, random_crops
 
 # ---------------------------------------------------------------- errors, registry
 
@@ -393,6 +393,14 @@ def test_random_crops():
     flipped = [torch.allclose(w, o.flip(-1), atol=1e-4) for w, o in zip(whole, x, strict=True)]
     straight = [torch.allclose(w, o, atol=1e-4) for w, o in zip(whole, x, strict=True)]
     assert all(a or b for a, b in zip(flipped, straight, strict=True))
+
+
+def test_gradient_distance_of_ramps_is_their_slopes():
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(6.0), indexing="ij")
+    ramp = (0.02 * rows - 0.05 * columns).expand(2, 3, 8, 6)
+    assert torch.allclose(gradient_distance(torch.zeros_like(ramp), ramp), torch.tensor(0.07))
+    # a shift of brightness has no edges
+    assert torch.allclose(gradient_distance(ramp + 0.3, ramp), torch.tensor(0.0), atol=1e-6)
 
 
 def test_flattened_keeps_edges_and_loses_grain():

@@ -14,7 +14,7 @@ from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
 from splitsight.data import cached_images, to_tensor
 from splitsight.errors import UserError
-from splitsight.training import Budget, Run, ema, flattened, one_cycle, random_crops
+from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, random_crops
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
@@ -135,11 +135,10 @@ def train_inversion(
             network.train()
             u = network(z)
             y = prior.decode(u)
-            down = (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
             loss = (
                 (y - x).abs().mean()
                 + 4 * (y - x).square().mean()
-                + 0.25 * down
+                + 0.25 * gradient_distance(y, x)
                 + 0.02 * (u[: len(truth)] - truth).square().mean()
             )
             optimizer.zero_grad()

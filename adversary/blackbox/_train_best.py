@@ -32,7 +32,7 @@ from adversary.whitebox.posterior import GaussianPull, WhitenedLatent, WhitenedM
 from adversary.whitebox.solvers import lbfgs
 from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
-from splitsight.training import random_crops
+from splitsight.training import gradient_distance, random_crops
 
 __all__ = ["TRUSTS", "Pictures", "choose", "follow", "held_out", "invert"]
 
@@ -150,9 +150,8 @@ def invert(
             z = [torch.cat([a, b[drawn:]]) for a, b in zip(features, z, strict=True)]
         u = network.core(z)
         y = network.prior.decode(u)
-        slopes = (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
         total = s["absolute"] * (y - x).abs().mean() + s["squared"] * (y - x).square().mean()
-        total = total + s["gradient"] * slopes + s["value"] * (u[drawn:] - truth).square().mean()
+        total = total + s["gradient"] * gradient_distance(y, x) + s["value"] * (u[drawn:] - truth).square().mean()
         if not s["perceptual_weight"]:
             return total
         # of those that were asked about, which come last

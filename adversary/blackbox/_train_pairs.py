@@ -35,7 +35,7 @@ from splitsight.data import to_tensor
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips_distance, lpips_missing
-from splitsight.training import Budget, Run, ema, one_cycle
+from splitsight.training import Budget, Run, ema, gradient_distance, one_cycle
 
 __all__ = ["PERCEPTUAL", "SETTINGS", "pair_quality", "setting_of", "train_pairs"]
 
@@ -253,10 +253,6 @@ def _truths(network: AttackNetwork, batches: _Batches, captions: _Captions | Non
     return torch.cat(parts)
 
 
-def _gradients(y: Tensor, x: Tensor) -> Tensor:
-    return (y.diff(dim=-2) - x.diff(dim=-2)).abs().mean() + (y.diff(dim=-1) - x.diff(dim=-1)).abs().mean()
-
-
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
 """(network, which pairs, their images, their features, their captions) → one number."""
 _Stage = tuple[str, float, float]
@@ -274,7 +270,7 @@ def _equation_11(s: Settings, truths: Tensor | None) -> Loss:
         if s["absolute"]:
             total = total + s["absolute"] * (y - x).abs().mean()
         if s["gradient"]:
-            total = total + s["gradient"] * _gradients(y, x)
+            total = total + s["gradient"] * gradient_distance(y, x)
         if s["tv"]:
             total = total + s["tv"] * variation(value, y).mean()
         if truths is not None:
