@@ -53,6 +53,7 @@ class DB(Attack):
             "tv": 0.3,
             "start": "noise",
             "restarts": 1,
+            "audition": 0,
         },
         "paper": {
             "iterations": 1500,
@@ -62,6 +63,7 @@ class DB(Attack):
             "tv": 1.0,
             "start": "noise",
             "restarts": 1,
+            "audition": 0,
         },
     }
     choices: ClassVar = {"schedule": tuple(SCHEDULES), "start": STARTS}

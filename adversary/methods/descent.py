@@ -24,7 +24,7 @@ def cosine(fraction: float) -> float:
 SCHEDULES: dict[str, Schedule | None] = {"constant": None, "cosine": cosine}
 """Learning rate over the iterations; the paper's is constant."""
 
-LIMITS = {"iterations": (1, math.inf), "restarts": (1, math.inf)}
+LIMITS = {"iterations": (1, math.inf), "restarts": (1, math.inf), "audition": (0, math.inf)}
 """Values that make sense."""
 
 
@@ -38,6 +38,7 @@ def descend(
     relative: bool,
     tv: float,
     restarts: int = 1,
+    audition: int = 0,
     statistics: float = 0.0,
     terms: Sequence[Term] = (),
     together: bool = False,
@@ -53,6 +54,8 @@ def descend(
         relative: divide the feature loss by ‖z_mid‖², so that ``tv`` weighs the same at every split.
         tv: λ_s.
         restarts: starts; for each frame the one with the lowest final loss is kept.
+        audition: steps that each start gets before only the best one goes on, for ``iterations`` more; 0 lets every
+            start run to its end. A start that leads to a poor local minimum mostly shows it early.
         statistics: weight of :class:`~adversary.whitebox.terms.BatchNormStatistics`; 0 leaves it out.
         terms: further summands.
         together: frames are coupled, so that the best restart is chosen for all of them.
@@ -67,21 +70,32 @@ def descend(
     every = [match, TotalVariation(tv), *more, *terms]
     best: Outcome | None = None
     curve: list[float] = []
-    for i in range(restarts):
+    short = restarts > 1 and audition > 0
+    # numbers of the starts, and the steps of each run; with auditions, one more run from the best of them
+    runs = [(i, audition if short else iterations) for i in range(restarts)] + [(0, iterations)] * short
+    planned = sum(steps for _, steps in runs)
+    for n, (i, steps) in enumerate(runs):
         if best is not None and clock.late(problem.deadline):
             break
+        last = n + 1 == len(runs)
         deadline = problem.deadline
         if deadline is not None:
-            deadline = clock.now() + (deadline - clock.now()) / (restarts - i)
-        with clock.unseen() if i else contextlib.nullcontext():
+            left = sum(steps for _, steps in runs[n:])
+            deadline = clock.now() + (deadline - clock.now()) * steps / left
+        variable = start(i)
+        if short and last:
+            with torch.no_grad():
+                variable.value.copy_(best.value)
+        with clock.unseen() if n and not (short and last) else contextlib.nullcontext():
             outcome = adam(
-                start(i),
+                variable,
                 every,
-                iterations=iterations,
+                iterations=steps,
                 lr=lr,
-                schedule=SCHEDULES[schedule],
+                # an audition is short: at the full rate throughout
+                schedule=None if short and not last else SCHEDULES[schedule],
                 deadline=deadline,
-                progress=_after(problem, i * iterations, restarts * iterations),
+                progress=_after(problem, len(curve), planned),
                 clock=clock,
             )
         curve += outcome.losses

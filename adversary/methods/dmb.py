@@ -61,6 +61,7 @@ _FAST = {
     "relative": False,
     "tv": 1.0,
     "restarts": 1,
+    "audition": 0,
     "checkpoint": False,
     **_TEXT,
 }

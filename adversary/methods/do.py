@@ -46,6 +46,7 @@ class DO(Attack):
             "start": "grey",
             "box": True,
             "restarts": 1,
+            "audition": 0,
             "statistics": 0.0,
         },
         "paper": {
@@ -57,6 +58,7 @@ class DO(Attack):
             "start": "grey",
             "box": False,
             "restarts": 1,
+            "audition": 0,
             "statistics": 0.0,
         },
     }

@@ -102,6 +102,21 @@ def test_restarts_keep_the_best_of_each_frame(flow_prior):
     assert window.loss <= _solve("dmb-multi", _problem(flow_prior)).loss
 
 
+@pytest.mark.parametrize("method", DESCENTS)
+def test_after_auditions_the_best_start_of_each_frame_goes_on(flow_prior, method):
+    changes = {"start": "noise"} if method in ("do", "db") else {}
+    short = _solve(method, _problem(flow_prior), restarts=3, iterations=4, schedule="constant", **changes)
+    more = _solve(method, _problem(flow_prior), restarts=3, audition=4, schedule="cosine", **changes)
+    assert more.iterations == len(more.curve) == 3 * 4 + 8
+    # the last run's first loss is that of the best of each frame, or of the window, so far
+    assert more.curve[:12] == pytest.approx(short.curve) and more.curve[12] == pytest.approx(short.loss)
+    assert (more.losses <= short.losses).all() and more.loss < short.loss
+    one = [_solve(method, _problem(flow_prior), audition=n, **changes).images for n in (0, 4)]
+    assert torch.equal(*one)  # a single start has nothing to be chosen from
+    with pytest.raises(UserError, match="audition"):
+        ATTACKS.get(method).setting("tuned", changes={"audition": -1})
+
+
 def test_statistics_of_batch_norms_are_a_term_of_do(flow_prior):
     head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
