@@ -70,30 +70,33 @@ def descend(
     every = [match, TotalVariation(tv), *more, *terms]
     best: Outcome | None = None
     curve: list[float] = []
-    short = restarts > 1 and audition > 0
-    # numbers of the starts, and the steps of each run; with auditions, one more run from the best of them
-    runs = [(i, audition if short else iterations) for i in range(restarts)] + [(0, iterations)] * short
-    planned = sum(steps for _, steps in runs)
-    for n, (i, steps) in enumerate(runs):
+    rate = SCHEDULES[schedule]
+    # number of the start (None: what is best so far goes on), steps, schedule; an audition is too short for one
+    runs: list[tuple[int | None, int, Schedule | None]]
+    if restarts > 1 and audition > 0:
+        runs = [*((i, audition, None) for i in range(restarts)), (None, iterations, rate)]
+    else:
+        runs = [(i, iterations, rate) for i in range(restarts)]
+    planned = sum(steps for _, steps, _ in runs)
+    left = planned
+    for i, steps, factor in runs:
         if best is not None and clock.late(problem.deadline):
             break
-        last = n + 1 == len(runs)
         deadline = problem.deadline
         if deadline is not None:
-            left = sum(steps for _, steps in runs[n:])
             deadline = clock.now() + (deadline - clock.now()) * steps / left
-        variable = start(i)
-        if short and last:
+        left -= steps
+        variable = start(i or 0)
+        if i is None and best is not None:
             with torch.no_grad():
                 variable.value.copy_(best.value)
-        with clock.unseen() if n and not (short and last) else contextlib.nullcontext():
+        with clock.unseen() if i else contextlib.nullcontext():
             outcome = adam(
                 variable,
                 every,
                 iterations=steps,
                 lr=lr,
-                # an audition is short: at the full rate throughout
-                schedule=None if short and not last else SCHEDULES[schedule],
+                schedule=factor,
                 deadline=deadline,
                 progress=_after(problem, len(curve), planned),
                 clock=clock,
