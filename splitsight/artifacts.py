@@ -1,4 +1,4 @@
-"""Where weights live, how they are stored (float16 safetensors), and what identifies them (digests).
+"""Where weights live, how they are stored (safetensors of float16, or 8 bits), and what identifies them (digests).
 
 Embedded weights ship inside this package under ``splitsight/assets``; what a user trains or caches goes
 to ``$SPLITSIGHT_HOME`` (default: the platform's user-cache folder).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from splitsight.errors import UserError
 __all__ = ["asset", "digest", "home", "load_weights", "save_weights"]
 
 _ASSETS = Path(__file__).with_name("assets")
+_SCALES = ":scales"
+"""What follows a tensor's name for the scales of its rows, where it is stored in 8 bits."""
 
 
 def asset(*parts: str) -> Path:
@@ -56,22 +58,42 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return h.hexdigest()
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, eight_bit: Collection[str] = ()
+) -> None:
     """Write a state dict as float16 safetensors; integer tensors keep their type.
 
     The file appears under its name only once it is complete.
+
+    Args:
+        path: of the file.
+        state: what to write.
+        metadata: JSON values that travel with it.
+        eight_bit: names of tensors ``(N, …)`` to be stored in half that space: int8, and for each of the N rows a
+            float32 scale, so that no value is off by more than 1/254 of its row's largest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
-    half = {
-        k: (v.detach().cpu().half() if v.is_floating_point() else v.detach().cpu()).clone(
-            memory_format=torch.contiguous_format
-        )
-        for k, v in state.items()
-    }
+    stored = {}
+    for name, value in state.items():
+        value = value.detach().cpu()
+        if name in eight_bit:
+            stored[name], stored[name + _SCALES] = _rounded(value)
+        else:
+            # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
+            half = value.half() if value.is_floating_point() else value
+            stored[name] = half.clone(memory_format=torch.contiguous_format)
     partial = path.with_suffix(".partial")
-    save_file(half, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
+    save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
     partial.replace(path)
+
+
+def _rounded(value: Tensor) -> tuple[Tensor, Tensor]:
+    """``(N, …)`` → int8 of the same shape, and ``(N,)`` float32 scales."""
+    rows = value.float().flatten(1)
+    scales = rows.abs().amax(1) / 127
+    # a row of zeros has no scale and needs none
+    whole = (rows / scales.where(scales > 0, torch.ones(()))[:, None]).round()
+    return whole.to(torch.int8).view(value.shape), scales
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -86,4 +108,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         state = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}): restore or retrain it") from error
+    scales = {k.removesuffix(_SCALES): state.pop(k) for k in list(state) if k.endswith(_SCALES)}
+    for name, scale in scales.items():
+        state[name] = state[name] * scale.view(-1, *[1] * (state[name].ndim - 1))
     return {k: (v.to(torch.float32) if v.is_floating_point() else v) for k, v in state.items()}

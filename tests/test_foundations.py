@@ -93,6 +93,25 @@ def test_weights_of_strided_and_shared_tensors(tmp_path):
     assert torch.equal(load_weights(tmp_path / "w.safetensors")["t"], base.t().half().float())
 
 
+def test_weights_in_eight_bits(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    size = 10.0 ** torch.arange(-6.0, 2.0)  # of each row; float16 alone would lose the first
+    state = {"w": torch.randn(8, 64, 3, 3, generator=generator) * size.view(-1, 1, 1, 1), "b": torch.randn(8)}
+    state["w"][3] = 0
+    save_weights(tmp_path / "all.safetensors", state)
+    save_weights(tmp_path / "less.safetensors", state, eight_bit=["w"])
+    back = load_weights(tmp_path / "less.safetensors")
+    assert set(back) == {"w", "b"} and all(v.dtype == torch.float32 for v in back.values())
+    assert torch.equal(back["b"], state["b"].half().float()) and not back["w"][3].any()
+    largest = state["w"].flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    assert ((back["w"] - state["w"]).abs() <= 1.001 * largest / 254).all()
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("less", "all")]
+    assert sizes[0] < 0.6 * sizes[1]
+    # rounding what was rounded changes nothing: a file can be read and written again
+    save_weights(tmp_path / "again.safetensors", back, eight_bit=["w"])
+    assert digest(load_weights(tmp_path / "again.safetensors")) == digest(back)
+
+
 def test_integer_views_of_the_same_memory_are_saved(tmp_path):
     base = torch.arange(6)
     save_weights(tmp_path / "w.safetensors", {"all": base, "same": base})

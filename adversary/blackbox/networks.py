@@ -1,8 +1,8 @@
 """Black-box networks as attacks use them: built by method, kept in files, found again by what they were made for.
 
-A network answers for one split of one target with one prior. Its file (float16 safetensors) says for which, and
-lists the pictures that it was trained on by the first 64 bits of their SHA-256, so that an attack can refuse to be
-measured on them. Some of net-best come with the package; those are looked at before the cache.
+A network answers for one split of one target with one prior. Its file (safetensors, matrices and kernels in 8 bits)
+says for which, and lists the pictures that it was trained on by the first 64 bits of their SHA-256, so that an attack
+can refuse to be measured on them. Some of net-best come with the package; those are looked at before the cache.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class AttackNetwork(nn.Module):
         self.student: Student | None = Student(made.features, made.image) if made.student else None
         aim = METHODS[made.method]
         if aim == "refined":
-            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width)
+            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width, errors=made.student)
         elif aim == "flow":
             self.core = Aligned(made.features, prior.latent_shape, made.width)
             self.flow = Flow(prior, made.rank, everywhere=made.everywhere)
@@ -175,6 +175,7 @@ class AttackNetwork(nn.Module):
         self.made = replace(self.made, trust=trust, student=trust > 0)
         if trust == 0:
             self.student = None
+            self.core.errors = None  # which nothing but a fit through it would look at
 
     def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Features, each ``(B, …)`` → pixels ``(B, 3, H, W)``, latents or noise ``(B, C, h, w)``.
@@ -291,7 +292,9 @@ def save_network(
     """
     made = replace(network.made, queries=len(hashes), figures=figures)
     state = {**network.state_dict(), _QUERIES: torch.from_numpy(_short([*hashes, *unasked]))}
-    save_weights(path, state, {"made": asdict(made)})
+    # an answer moves by less than a thousandth of a dB, and the package has to hold one for each split
+    kernels = [name for name, value in network.named_parameters() if value.ndim > 1]
+    save_weights(path, state, {"made": asdict(made)}, kernels)
 
 
 def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> AttackNetwork:

@@ -31,18 +31,27 @@ _CELLS = 4
 
 
 class LatentNetwork(InversionNetwork):
-    """Standardised features → scaled latents, with room for its measured errors.
+    """Standardised features → scaled latents.
 
     Args:
         features: shapes of the tensors that cross the split, without batch dimension.
         latent: ``(C, h, w)`` of the prior.
         width: channels at the latent's resolution; twice as many at half of it.
+        errors: whether there is room for what it does not know, for a fit through a student.
     """
 
-    def __init__(self, features: Sequence[tuple[int, ...]], latent: tuple[int, int, int], width: int = 48) -> None:
+    def __init__(
+        self,
+        features: Sequence[tuple[int, ...]],
+        latent: tuple[int, int, int],
+        width: int = 48,
+        *,
+        errors: bool = True,
+    ) -> None:
         super().__init__(list(features), latent, width)
         self.standard = Standardised(features)
-        self.expect_errors()
+        if errors:
+            self.expect_errors()
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)``, as they were tapped → latents ``(B, C, h, w)``."""
