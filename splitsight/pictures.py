@@ -17,6 +17,8 @@ __all__ = ["Panel", "grid", "panels", "spread", "write_video"]
 
 SCALE = 4
 _GAP, _HEADER, _CAPTION = 8, 40, 56
+_SMALLEST = 11
+"""Pixels of a letter, below which a line is shortened instead."""
 _PAPER, _INK, _SOFT, _EMPTY = (17, 20, 26), (238, 241, 245), (150, 160, 175), (34, 39, 48)
 
 
@@ -40,14 +42,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _fitted(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """The text, its end replaced by an ellipsis where it would not fit."""
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, width: int, fill: tuple[int, int, int]
+) -> None:
+    """Write one line: smaller where it would not fit, and in the end shortened, its end an ellipsis."""
+    while size > _SMALLEST and draw.textlength(text, font=_font(size)) > width:
+        size -= 1
     font = _font(size)
-    if draw.textlength(text, font=font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font=font) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    if draw.textlength(text, font=font) > width:
+        while text and draw.textlength(text + "…", font=font) > width:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    draw.text(at, text, font=font, fill=fill)
 
 
 def _enlarged(image: np.ndarray | None, side: int) -> np.ndarray:
@@ -73,15 +79,15 @@ def panels(row: Sequence[Panel], header: str = "", *, side: int = 256) -> np.nda
     canvas = Image.new("RGB", (width + width % 2, height + height % 2), _PAPER)
     draw = ImageDraw.Draw(canvas)
     if header:
-        draw.text((_GAP, 10), _fitted(draw, header, 18, width - 2 * _GAP), font=_font(18), fill=_INK)
+        _write(draw, (_GAP, 10), header, 18, width - 2 * _GAP, _INK)
     for i, panel in enumerate(row):
         left = _GAP + i * (side + _GAP)
         canvas.paste(Image.fromarray(_enlarged(panel.image, side)), (left, top))
         if panel.image is None:
             draw.text((left + side // 2, top + side // 2), "nothing yet", font=_font(15), fill=_SOFT, anchor="mm")
-        draw.text((left, top + side + 6), _fitted(draw, panel.title, 17, side), font=_font(17), fill=_INK)
+        _write(draw, (left, top + side + 6), panel.title, 17, side, _INK)
         if panel.detail:
-            draw.text((left, top + side + 30), _fitted(draw, panel.detail, 15, side), font=_font(15), fill=_SOFT)
+            _write(draw, (left, top + side + 30), panel.detail, 15, side, _SOFT)
     return np.asarray(canvas)
 
 

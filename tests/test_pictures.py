@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from splitsight.errors import UserError
 from splitsight.pictures import Panel, grid, panels, spread, write_video
@@ -16,6 +17,21 @@ def test_panels_and_grid_have_even_sides() -> None:
     assert grid([row] * 3, "header").shape[1] > grid([row] * 2, "header").shape[1]
     with pytest.raises(ValueError, match="at least one"):
         grid([], "header")
+
+
+def test_a_line_is_made_smaller_before_it_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float]] = []
+    write = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, at, text, **more: (written.append((text, more["font"].size)), write(self, at, text, **more))[1],
+    )
+    titles = ["window", "window, 23.2 dB, 0.741, +316 ms", "a very long title that cannot fit into its panel at all"]
+    panels([Panel(None, title) for title in titles], side=192)
+    (short, large), (middle, less), (long, least) = [w for w in written if w[0] != "nothing yet"]
+    assert (short, middle) == (titles[0], titles[1]) and large > less >= least
+    assert long.endswith("…") and titles[2].startswith(long[:-1])
 
 
 def test_spread() -> None:
