@@ -11,7 +11,9 @@
     autoencoder stands between the image and its features, and a step costs a third.
 ``posterior``
     ``pixels`` where the features hold at least ``pixel_ratio`` times as many numbers as the image, ``fit`` elsewhere:
-    a shallow split tells more than the autoencoder can show, a deep one needs its range as a prior.
+    a shallow split tells more than the autoencoder can show, a deep one needs its range as a prior. Without an
+    inversion network there is nothing to sample around: then ``rounds`` from nearly pure noise (``unaided_levels``),
+    ``unaided_samples`` of them.
 ``noise``
     The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
 ``rounds``
@@ -267,6 +269,9 @@ def _known(state: State) -> float:
 
 
 def _posterior(state: State, s: Settings) -> None:
+    if state.network is None:
+        _rounds(state, {**s, "levels": s["unaided_levels"], "samples": s["unaided_samples"]})
+        return
     measured = state.network is not None and state.network.pixels is not None
     (_pixels if measured and _known(state) >= s["pixel_ratio"] else _fit)(state, s)
 

@@ -45,6 +45,8 @@ _FAITHFUL: dict[str, Any] = {
     "round_spread": 1.0,
     "samples": 4,
     "answer": "mean",
+    "unaided_levels": (0.9, 0.7, 0.5, 0.35, 0.2, 0.1),
+    "unaided_samples": 8,
     "residual_evaluations": 30,
     "residual_pull": 1e-3,
     "residual_tv": 1e-3,
@@ -72,7 +74,9 @@ class Best(Attack):
     tunes = "faithful"
     settings: ClassVar = {"faithful": _FAITHFUL, "sharp": _SHARP}
     choices: ClassVar = {"stages": tuple(STAGES), "combine": COMBINATIONS, "answer": ANSWERS}
-    limits: ClassVar = {key: (1, math.inf) for key in ("fit_samples", "pixel_samples", "samples", "noise_steps")}
+    limits: ClassVar = {
+        key: (1, math.inf) for key in ("fit_samples", "pixel_samples", "samples", "unaided_samples", "noise_steps")
+    }
     # of `faithful`: what a mean of posterior samples goes by
     space: ClassVar = {
         "stages": (("posterior",), ("fit",), ("pixels",), ("fit", "pixels")),

@@ -15,6 +15,8 @@ QUICK |= {
     "samples": 2,
     "fit_samples": 2,
     "pixel_samples": 2,
+    "unaided_samples": 2,
+    "unaided_levels": (0.8, 0.3),
 }
 
 
@@ -100,6 +102,17 @@ def test_without_an_inversion_network_it_starts_at_the_priors_own_answer_and_say
     answer = _solve(problem, stages=("fit", "pixels", "rounds"))
     assert answer.about == {"start": "prior", "stages": "fit rounds"}
     assert _error(answer.images, truth) < 0.02
+
+
+def test_a_posterior_without_an_inversion_network_is_sampled_by_the_denoiser(flow_prior):
+    truth, problem = _problem(flow_prior)
+    before = _error(State.start(problem, 0.0).images, truth)
+    mean = _solve(problem, stages=("posterior",))
+    assert mean.about == {"start": "prior", "stages": "rounds"} and _error(mean.images, truth) < 0.5 * before
+    # the mean of two samples, of which one alone is the first
+    one = _solve(_problem(flow_prior)[1], stages=("posterior",), unaided_samples=1)
+    assert not torch.equal(one.images, mean.images) and _error(mean.images, truth) < 2 * _error(one.images, truth)
+    assert mean.model_evaluations > 1.5 * one.model_evaluations
 
 
 def test_a_network_for_other_weights_is_an_error_and_not_a_reason_to_do_without(flow_prior):
