@@ -3,7 +3,8 @@
 ``fit``
     From the inversion network's latent u₀ to the most probable one given the features. Where the network's errors
     were measured (:mod:`adversary.gaussian`), ``½‖R^{-1/2}(F1(Dec u) − z)‖² + ½‖C^{-1/2}(u − u₀)‖²`` in whitened
-    variables; where not, the relative feature loss with ``fit_pull ‖u − u₀‖²``.
+    variables; where not, the relative feature loss with ``fit_pull ‖u − u₀‖²``. Left out without a network: from the
+    prior's mean image one fit ends in patterns that no image has.
 ``pixels``
     The same on the pixels, around the network's image x₀ with the measured covariance of its error:
     ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread (and noise on
@@ -12,13 +13,13 @@
 ``posterior``
     ``pixels`` where the features hold at least ``pixel_ratio`` times as many numbers as the image, ``fit`` elsewhere:
     a shallow split tells more than the autoencoder can show, a deep one needs its range as a prior. Without an
-    inversion network there is nothing to sample around: then ``rounds`` from nearly pure noise (``unaided_levels``),
-    ``unaided_samples`` of them.
+    inversion network there is nothing to sample around: then ``unaided_samples`` of ``rounds``.
 ``noise``
     The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
 ``rounds``
     Plug-and-play: noise the latent to a moderate level, let the denoiser answer, fit the features around its
-    answer; with falling levels, several times with other noise.
+    answer; with falling levels, several times with other noise. Without an inversion network the levels start at
+    nearly pure noise (``unaided_levels``).
 ``residual``
     A small image on top of what there is, ``relative L_re + residual_pull ‖r‖² + residual_tv TV(x̂)``, for shallow
     splits that tell more than the autoencoder can show. Only where the features hold at least ``residual_ratio``
@@ -239,8 +240,10 @@ def _after(problem: Problem, done: int, planned: int) -> Progress | None:
 
 
 def _fit(state: State, s: Settings) -> None:
-    problem, errors = state.problem, None if state.network is None else state.network.errors
-    size = problem.prior.latent_shape[-1]
+    problem, network = state.problem, state.network
+    if network is None:
+        return
+    size, errors = problem.prior.latent_shape[-1], network.errors
     if errors is None:
         terms = [state.match(s), problem.proximal(state.latent, s["fit_pull"]), *state.coupling(size)]
         latent = Latent(problem.prior, state.latent)
@@ -270,7 +273,7 @@ def _known(state: State) -> float:
 
 def _posterior(state: State, s: Settings) -> None:
     if state.network is None:
-        _rounds(state, {**s, "levels": s["unaided_levels"], "samples": s["unaided_samples"]})
+        _rounds(state, {**s, "samples": s["unaided_samples"]})
         return
     measured = state.network is not None and state.network.pixels is not None
     (_pixels if measured and _known(state) >= s["pixel_ratio"] else _fit)(state, s)
@@ -321,7 +324,7 @@ def _rounds(state: State, s: Settings) -> None:
         problem.prior,
         state.latent,
         state.match(s),
-        levels=s["levels"],
+        levels=s["levels" if state.network is not None else "unaided_levels"],
         inner=s["round_evaluations"],
         pull=_expected_error(s["round_spread"]) if measured else s["round_pull"],
         smoothing=coupling[0] if coupling else None,
