@@ -142,7 +142,7 @@ class AttackNetwork(nn.Module):
         self.student: Student | None = Student(made.features, made.image) if made.student else None
         aim = METHODS[made.method]
         if aim == "refined":
-            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width, errors=made.student)
+            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width, student=made.student)
         elif aim == "flow":
             self.core = Aligned(made.features, prior.latent_shape, made.width)
             self.flow = Flow(prior, made.rank, everywhere=made.everywhere)
@@ -175,7 +175,7 @@ class AttackNetwork(nn.Module):
         self.made = replace(self.made, trust=trust, student=trust > 0)
         if trust == 0:
             self.student = None
-            self.core.errors = None  # which nothing but a fit through it would look at
+            self.core.without_student()  # type: ignore[operator]
 
     def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Features, each ``(B, …)`` → pixels ``(B, 3, H, W)``, latents or noise ``(B, C, h, w)``.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.blackbox.unet import Standardised
+from adversary.gaussian import GaussianErrors
 
 __all__ = ["LatentNetwork", "Student"]
 
@@ -31,13 +32,13 @@ _CELLS = 4
 
 
 class LatentNetwork(InversionNetwork):
-    """Standardised features → scaled latents.
+    """Standardised features → scaled latents, with room for its measured errors.
 
     Args:
         features: shapes of the tensors that cross the split, without batch dimension.
         latent: ``(C, h, w)`` of the prior.
         width: channels at the latent's resolution; twice as many at half of it.
-        errors: whether there is room for what it does not know, for a fit through a student.
+        student: whether there is room for what a student of F1 is wrong about, beside the network's own errors.
     """
 
     def __init__(
@@ -46,12 +47,18 @@ class LatentNetwork(InversionNetwork):
         latent: tuple[int, int, int],
         width: int = 48,
         *,
-        errors: bool = True,
+        student: bool = True,
     ) -> None:
         super().__init__(list(features), latent, width)
         self.standard = Standardised(features)
-        if errors:
-            self.expect_errors()
+        self.errors = GaussianErrors(latent, features if student else [])
+
+    def without_student(self) -> None:
+        """Leave out what only a fit through a student looks at; at L16 it is as large as the network."""
+        assert self.errors is not None
+        latent = self.errors.latent
+        self.errors = GaussianErrors(tuple(self.config["latent"]), []).to(latent.device)  # type: ignore[arg-type]
+        self.errors.latent.copy_(latent)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)``, as they were tapped → latents ``(B, C, h, w)``."""

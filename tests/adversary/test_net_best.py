@@ -22,6 +22,7 @@ from adversary.blackbox.networks import (
 )
 from adversary.blackbox.queries import Pairs
 from adversary.blackbox.surrogate import LatentNetwork, Student
+from adversary.live.engine import Engine
 from adversary.methods import ATTACKS, Problem
 from splitsight.data import image_hash, to_tensor
 from splitsight.errors import UserError
@@ -150,10 +151,9 @@ def test_training_brings_answers_nearer_and_says_what_it_found(flow_prior, tmp_p
     assert {"student_r2", "refine_trust", "refine_gain", "refine_gain_error", "refine_tried"} <= set(figures)
     assert trained.made.trust == figures["refine_trust"] and (trained.student is None) == (figures["refine_trust"] == 0)
     errors = trained.core.errors
-    assert (errors is None) == (trained.student is None)
-    assert errors is None or not torch.equal(
-        errors.latent, torch.eye(flow_prior.latent_shape[0]).expand_as(errors.latent)
-    )
+    assert not torch.equal(errors.latent, torch.eye(flow_prior.latent_shape[0]).expand_as(errors.latent))
+    # what a student is wrong about goes with it; the network's own errors are needed for live windows
+    assert hasattr(errors, "feature0") == (trained.student is not None)
 
 
 @pytest.mark.parametrize("trust", [0.0, 0.3])
@@ -209,11 +209,16 @@ def test_a_file_keeps_the_choice_and_what_was_seen(flow_prior, tmp_path, monkeyp
     wanted = _made(flow_prior, features=(), student=False)
     for trust in (0.0, 0.3):
         network = _fresh(flow_prior).eval()
+        measured = torch.randn(40, *flow_prior.latent_shape), [torch.randn(40, 5, 4, 4)]
+        network.core.errors.measure(*measured)
+        latent = network.core.errors.latent.clone()
         network.decide(trust)
         save_network(cache_file(network.made), network, pairs.hashes, {"psnr": 9.0}, more.hashes)
         again = load_network(wanted, flow_prior)
         assert again.made.trust == trust and again.made.queries == 4
-        assert (again.student is None) == (again.core.errors is None) == (trust == 0)
+        assert (again.student is None) == (not hasattr(again.core.errors, "feature0")) == (trust == 0)
+        torch.testing.assert_close(again.core.errors.latent, latent, atol=2e-3, rtol=2e-3)
+        Engine(flow_prior, again.student, again.core)  # live windows accept it with a student and without
         with pytest.raises(UserError, match="'b' is among the pictures"):
             again.check_unseen(["a", "b"], [_pairs(1, 9).images[0], more.images[1]])
     # an attacker that has not met its victim takes what there is, unless there are several
