@@ -109,6 +109,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}): restore or retrain it") from error
     scales = {k.removesuffix(_SCALES): state.pop(k) for k in list(state) if k.endswith(_SCALES)}
-    for name, scale in scales.items():
-        state[name] = state[name] * scale.view(-1, *[1] * (state[name].ndim - 1))
+    try:
+        for name, scale in scales.items():
+            state[name] = state[name] * scale.view(-1, *[1] * (state[name].ndim - 1))
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path} has scales without weights that they fit ({error}): restore or retrain it") from error
     return {k: (v.to(torch.float32) if v.is_floating_point() else v) for k, v in state.items()}

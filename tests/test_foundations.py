@@ -110,6 +110,10 @@ def test_weights_in_eight_bits(tmp_path):
     # rounding what was rounded changes nothing: a file can be read and written again
     save_weights(tmp_path / "again.safetensors", back, eight_bit=["w"])
     assert digest(load_weights(tmp_path / "again.safetensors")) == digest(back)
+    for odd in ({"w:scales": torch.ones(8)}, {"w": torch.ones(8, 2), "w:scales": torch.ones(3)}):
+        save_weights(tmp_path / "odd.safetensors", odd)
+        with pytest.raises(UserError, match=r"odd\.safetensors has scales without weights that they fit"):
+            load_weights(tmp_path / "odd.safetensors")
 
 
 def test_integer_views_of_the_same_memory_are_saved(tmp_path):
