@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from splitsight.errors import UserError
+from splitsight.int8 import dequantize, quantize
 
 __all__ = ["asset", "digest", "home", "load_weights", "save_weights"]
 
@@ -69,15 +70,16 @@ def save_weights(
         path: of the file.
         state: what to write.
         metadata: JSON values that travel with it.
-        eight_bit: names of tensors ``(N, …)`` to be stored in half that space: int8, and for each of the N rows a
-            float32 scale, so that no value is off by more than 1/254 of its row's largest.
+        eight_bit: names of tensors ``(N, …)`` to be stored in half that space (:mod:`splitsight.int8`): no value is off
+            by more than 1/254 of its row's largest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = {}
     for name, value in state.items():
         value = value.detach().cpu()
         if name in eight_bit:
-            stored[name], stored[name + _SCALES] = _rounded(value)
+            q, scales = quantize(value.float().numpy())
+            stored[name], stored[name + _SCALES] = torch.from_numpy(q), torch.from_numpy(scales)
         else:
             # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
             half = value.half() if value.is_floating_point() else value
@@ -85,15 +87,6 @@ def save_weights(
     partial = path.with_suffix(".partial")
     save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
     partial.replace(path)
-
-
-def _rounded(value: Tensor) -> tuple[Tensor, Tensor]:
-    """``(N, …)`` → int8 of the same shape, and ``(N,)`` float32 scales."""
-    rows = value.float().flatten(1)
-    scales = rows.abs().amax(1) / 127
-    # a row of zeros has no scale and needs none
-    whole = (rows / scales.where(scales > 0, torch.ones(()))[:, None]).round()
-    return whole.to(torch.int8).view(value.shape), scales
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -111,7 +104,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     scales = {k.removesuffix(_SCALES): state.pop(k) for k in list(state) if k.endswith(_SCALES)}
     try:
         for name, scale in scales.items():
-            state[name] = state[name] * scale.view(-1, *[1] * (state[name].ndim - 1))
-    except (KeyError, RuntimeError) as error:
+            state[name] = torch.from_numpy(dequantize(state[name].numpy(), scale.numpy()))
+    except (KeyError, ValueError) as error:
         raise UserError(f"{path} has scales without weights that they fit ({error}): restore or retrain it") from error
     return {k: (v.to(torch.float32) if v.is_floating_point() else v) for k, v in state.items()}

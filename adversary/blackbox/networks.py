@@ -174,8 +174,9 @@ class AttackNetwork(nn.Module):
         """Keep the student, believed so far, or at 0 go on without one."""
         self.made = replace(self.made, trust=trust, student=trust > 0)
         if trust == 0:
+            assert isinstance(self.core, LatentNetwork)
             self.student = None
-            self.core.without_student()  # type: ignore[operator]
+            self.core.without_student()
 
     def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Features, each ``(B, …)`` → pixels ``(B, 3, H, W)``, latents or noise ``(B, C, h, w)``.

@@ -275,7 +275,7 @@ def _posterior(state: State, s: Settings) -> None:
     if state.network is None:
         _rounds(state, {**s, "samples": s["unaided_samples"]})
         return
-    measured = state.network is not None and state.network.pixels is not None
+    measured = state.network.pixels is not None
     (_pixels if measured and _known(state) >= s["pixel_ratio"] else _fit)(state, s)
 
 

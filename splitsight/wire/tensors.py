@@ -4,8 +4,7 @@ With ``x`` the float32 values of one tensor (no batch dimension) and ``c`` an in
 
 * float32: exact;
 * float16: ``x`` rounded to nearest, so ``|x̂ − x| ≤ 2⁻¹¹ |x| + 2⁻²⁵``; values beyond ±65504 are refused;
-* int8: ``scale_c = max |x_c| / 127``, ``q = round(x_c / scale_c)``, ``x̂_c = scale_c q``, so
-  ``|x̂_c − x_c| ≤ scale_c / 2`` (up to the rounding of float32 itself).
+* int8: one scale for each ``c`` (:mod:`splitsight.int8`), ``|x̂_c − x_c| ≤ max |x_c| / 254``.
 
 Whatever a peer sends is checked before memory is spent on it: sizes follow from the agreed shape, never from
 the message, and a compressed tensor may not grow beyond them.
@@ -22,6 +21,7 @@ import grpc
 import numpy as np
 import zstandard
 
+from splitsight.int8 import dequantize, quantize
 from splitsight.wire.v1 import tensor_pb2
 
 __all__ = ["COMPRESSIONS", "DTYPES", "CodecSpec", "HasShape", "WireError", "decode", "encode"]
@@ -131,7 +131,8 @@ def encode(array: np.ndarray, codec: CodecSpec) -> tensor_pb2.Tensor:
         if not np.isfinite(stored).all():
             raise _bad(f"a value of {np.abs(values).max():g} does not fit float16 (at most 65504): use float32 or int8")
     else:
-        stored, scales = _quantize(values)
+        stored, found = quantize(values)
+        scales = found.tolist()
     data = stored.astype(_STORAGE[DTYPES[codec.dtype]], copy=False).tobytes()
     if codec.compression == "zstd":
         data = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
@@ -185,36 +186,13 @@ def decode(message: tensor_pb2.Tensor, spec: HasShape, *, max_bytes: int = 1 << 
             raise _bad(f"a {dtype} tensor came with scales, which only int8 has")
         values = stored.astype(np.float32, copy=False)
     else:
-        values = _dequantize(stored, np.asarray(message.scales, dtype=np.float32))
+        try:
+            values = dequantize(stored, np.asarray(message.scales, dtype=np.float32))
+        except ValueError as error:
+            raise _bad(str(error)) from error
     if not np.isfinite(values).all():
         raise _bad("the tensor holds NaN or infinite values: only finite features are accepted")
     return values
-
-
-def _quantize(values: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    channels = values.reshape(len(values), -1).astype(np.float64)
-    peak = np.abs(channels).max(axis=1)
-    scale = (peak / 127).astype(np.float32)
-    # where float32 runs out of digits (below 1e-38) rounding down would push q beyond 127
-    tiny = scale < np.finfo(np.float32).tiny
-    scale = np.where(tiny & (scale.astype(np.float64) * 127 < peak), np.nextafter(scale, np.float32(np.inf)), scale)
-    # and at the other end rounding up would push 127 * scale beyond the largest float32
-    with np.errstate(over="ignore"):
-        scale = np.where(np.isfinite(scale * np.float32(127)), scale, np.nextafter(scale, np.float32(0)))
-    divisor = np.where(scale > 0, scale, 1).astype(np.float64)[:, None]
-    q = np.clip(np.rint(channels / divisor), -127, 127).astype(np.int8)
-    return q.reshape(values.shape), scale.tolist()
-
-
-def _dequantize(q: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    if len(scales) != len(q):
-        raise _bad(f"an int8 tensor of {len(q)} channels came with {len(scales)} scales: one a channel is needed")
-    if not (np.isfinite(scales).all() and (scales >= 0).all()):
-        raise _bad("an int8 tensor came with a scale that is negative, NaN or infinite")
-    if (q == -128).any():
-        raise _bad("an int8 tensor holds -128, which stands for nothing: values lie in -127 … 127")
-    with np.errstate(over="ignore"):
-        return q.astype(np.float32) * scales.reshape(-1, *[1] * (q.ndim - 1))
 
 
 def _decompress(data: bytes, size: int) -> bytes:
