@@ -20,7 +20,7 @@ from adversary.live.fit import Fit, Start, fit_window
 from adversary.live.windows import Observation, Window
 from adversary.priors.prior import Prior, Text
 from adversary.whitebox.noise import seen_through
-from adversary.whitebox.solvers import Outcome, adam, plug_and_play
+from adversary.whitebox.solvers import UNAIDED_LEVELS, Outcome, adam, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, TemporalSmoothing, TotalVariation, agreement, coupling
 from adversary.whitebox.variables import Noise
 from splitsight.devices import standard_normal
@@ -39,6 +39,7 @@ class WindowSettings:
         solver: ``map`` (maximum a posteriori, :mod:`adversary.gaussian`), ``pnp`` (plug-and-play with the
             denoiser) or ``dmb`` (Algorithm 2).
         levels: plug-and-play's noise levels, one a round.
+        unaided_levels: the same, where there is no preview to start from.
         inner: fitting evaluations (a round, for pnp; on latents, for map), at most; fewer where the deadline asks for
             it.
         pixels: for map, fitting evaluations on pixels, at most, after those on latents.
@@ -58,6 +59,7 @@ class WindowSettings:
 
     solver: str = "map"
     levels: tuple[float, ...] = (0.3, 0.2, 0.12, 0.06, 0.0)
+    unaided_levels: tuple[float, ...] = UNAIDED_LEVELS
     inner: int = 12
     pixels: int = 120
     samples: int = 1
@@ -250,24 +252,24 @@ class Engine:
     ) -> Outcome:
         s = self.settings
         start = self._start(window, features)
+        aided = window.frames[0].latent is not None
+        levels = s.levels if aided else s.unaided_levels
         inner = s.inner
         if deadline is not None:
             # spread what fits before the deadline over all rounds, so that the last, least noisy one is reached
             step = self._step_seconds or self._probe(match, start)
             room = max(deadline - time.monotonic(), 0.0)
-            inner = max(1, min(s.inner, int(0.9 * room / (step * len(s.levels) * s.samples))))
+            inner = max(1, min(s.inner, int(0.9 * room / (step * len(levels) * s.samples))))
         return plug_and_play(
             self.prior,
             start,
             match,
-            levels=s.levels,
+            levels=levels,
             inner=inner,
             lr=s.lr,
             pull=s.pull,
             # the preview's answer, not the warm start: fits must not drift away over many windows
-            anchor=torch.cat([f.latent for f in window.frames if f.latent is not None])
-            if window.frames[0].latent is not None
-            else None,
+            anchor=torch.cat([f.latent for f in window.frames if f.latent is not None]) if aided else None,
             smoothing=coupling(features, s.smoothing, self.prior.latent_shape[-1]),
             text=self.text,
             samples=s.samples,

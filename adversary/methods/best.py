@@ -16,7 +16,7 @@ import torch
 from adversary.methods._stages import STAGES, State
 from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.whitebox.posterior import PIXEL_NOISE
-from adversary.whitebox.solvers import ANSWERS
+from adversary.whitebox.solvers import ANSWERS, UNAIDED_LEVELS
 
 __all__ = ["Best", "BestMulti"]
 
@@ -45,7 +45,7 @@ _FAITHFUL: dict[str, Any] = {
     "round_spread": 1.0,
     "samples": 4,
     "answer": "mean",
-    "unaided_levels": (0.9, 0.7, 0.5, 0.35, 0.2, 0.1),
+    "unaided_levels": UNAIDED_LEVELS,
     "unaided_samples": 8,
     "residual_evaluations": 30,
     "residual_pull": 1e-3,

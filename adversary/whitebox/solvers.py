@@ -21,13 +21,16 @@ from adversary.whitebox.terms import Proximal, Pull, TemporalSmoothing, Term
 from adversary.whitebox.variables import Latent, Variable
 from splitsight.errors import unknown_name
 
-__all__ = ["ANSWERS", "Outcome", "Progress", "Schedule", "adam", "lbfgs", "plug_and_play"]
+__all__ = ["ANSWERS", "UNAIDED_LEVELS", "Outcome", "Progress", "Schedule", "adam", "lbfgs", "plug_and_play"]
 
 Progress = Callable[[int, int, float], None]
 Schedule = Callable[[float], float]
 
 ANSWERS = ("mean", "pixels", "best")
 """How several samples become one answer."""
+
+UNAIDED_LEVELS = (0.9, 0.7, 0.5, 0.35, 0.2, 0.1)
+"""Plug-and-play's noise levels where no inversion network gives a start: from nearly pure noise."""
 
 
 @dataclass

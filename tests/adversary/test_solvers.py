@@ -264,6 +264,22 @@ def test_engine_answers_before_its_deadline_with_either_solver(flow_prior, solve
     assert result.images.shape == (4, 3, 16, 16) and result.iterations > 0 and result.model_evaluations > 0
 
 
+def test_plug_and_play_without_previews_starts_from_nearly_pure_noise(flow_prior):
+    _, head, z = _problem(flow_prior)
+    window = Window(0, _frames(z), True)
+
+    def answer(window=window, **changes):
+        settings = WindowSettings.of("pnp", inner=3, smoothing=0.0, **changes)
+        return Engine(flow_prior, head, None, settings).refine(window).images
+
+    unaided = answer(unaided_levels=(0.8, 0.3))
+    assert torch.equal(unaided, answer(unaided_levels=(0.8, 0.3), levels=(0.1,)))
+    assert not torch.equal(unaided, answer(unaided_levels=(0.1,)))
+    latents = flow_prior.encode(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
+    with_previews = Window(0, _frames(z, latents), True)
+    assert torch.equal(answer(with_previews), answer(with_previews, unaided_levels=(0.1,)))
+
+
 def test_unknown_window_solver_is_named(flow_prior):
     with pytest.raises(UserError, match="unknown window solver 'x'"):
         Engine(flow_prior, _Head(), None, WindowSettings(solver="x"))
