@@ -66,7 +66,7 @@ _FAST = {
     **_TEXT,
 }
 _PAPER = {**_FAST, "iterations": 1500, "steps": 20, "schedule": "constant"}
-_TUNED = {**_FAST, "iterations": 300, "relative": True, "tv": 0.1}
+_TUNED = {**_FAST, "iterations": 300, "relative": True, "tv": 0.1, "lambda_txt": 0.1}
 _CHOICES = {"schedule": tuple(SCHEDULES)}
 _LIMITS = {**LIMITS, "steps": (1, math.inf), "alpha": (1, 2)}
 _SPACE = {
