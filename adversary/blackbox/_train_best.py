@@ -10,8 +10,9 @@
    student as far as it can be relied on. That part shrinks with what the student explains of held-out features (R²).
 3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the student
    in F1's place. Whether the fit through the student brings answers nearer, and at which weight, is tried on further
-   such pairs; where it does not by more than twice its standard error, the student is dropped. The file records all of
-   it.
+   such pairs; where it does not by more than twice its standard error, answers that are to be near do without. Those
+   that are to be recognised fit it all the same: features tell what a blur leaves out. Only a student that explains
+   nothing is dropped. The file records all of it.
 """
 
 from __future__ import annotations
@@ -183,15 +184,16 @@ def _psnr(images: Tensor, x: Tensor) -> Tensor:
     return image_quality(images.clamp(0, 1), x)["psnr"]
 
 
-def choose(network: AttackNetwork, held: Pairs) -> dict[str, float]:
-    """Measure errors, find out whether the student helps, and keep or drop it.
+def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, float]:
+    """Measure errors, find out whether the student brings answers nearer, and drop one that explains nothing.
 
     Args:
         network: trained, on the CPU, in eval mode.
         held: pairs that it has not seen; one half measures, the other one tries.
+        explained: R² of the student on held-out pairs.
 
     Returns:
-        ``refine_trust``, 0 where it was dropped; ``refine_gain`` of the best weight in dB and its standard error;
+        ``refine_trust``, 0 where it does not; ``refine_gain`` of the best weight in dB and its standard error;
         ``refine_tried`` pairs.
     """
     core, student = _parts(network)
@@ -211,7 +213,8 @@ def choose(network: AttackNetwork, held: Pairs) -> dict[str, float]:
         found.append((float(gain.mean()), float(gain.std() / len(gain) ** 0.5), trust))
     mean, error, trust = max(found)
     _measure_errors(network, held)
-    network.decide(trust if mean > 2 * error else 0.0)
+    helps = mean > 2 * error
+    network.decide(trust if helps else 0.0, student=helps or explained > 0)
     return {
         "refine_trust": network.made.trust,
         "refine_gain": round(mean, 3),

@@ -418,7 +418,7 @@ def train_pairs(
     network.prior.cpu()
     network.cpu()
     if network.student is not None:
-        figures |= {**more, **choose(network, held)}
+        figures |= {**more, **choose(network, held, more["student_r2"])}
     return network, figures | {"minutes": round(minutes, 2), "finished": finished}
 
 

@@ -68,8 +68,8 @@ class Made:
         rank: of the adaptations, for ``net-flow``.
         everywhere: whether every linear layer is adapted, for ``net-flow``.
         student: whether a student of F1 goes with it, for ``net-best``.
-        trust: how far a fit through the student is believed, as a factor of its feature loss; 0 where held-out pairs
-            did not show that it brings answers nearer.
+        trust: how far a fit through the student is believed where answers are to be near, as a factor of its feature
+            loss; 0 where held-out pairs did not show that it brings them nearer.
         setting: named setting of the training.
         queries: pictures it was trained on.
         figures: mean quality on its test queries.
@@ -170,11 +170,11 @@ class AttackNetwork(nn.Module):
         """What standardises the features."""
         return self.core.standard  # type: ignore[return-value]
 
-    def decide(self, trust: float) -> None:
-        """Keep the student, believed so far, or at 0 go on without one."""
-        self.made = replace(self.made, trust=trust, student=trust > 0)
-        if trust == 0:
-            assert isinstance(self.core, LatentNetwork)
+    def decide(self, trust: float, *, student: bool = True) -> None:
+        """Believe the student so far where answers are to be near; and keep it, or go on without one."""
+        self.made = replace(self.made, trust=trust, student=student)
+        if not student:
+            assert isinstance(self.core, LatentNetwork) and trust == 0
             self.student = None
             self.core.without_student()
 

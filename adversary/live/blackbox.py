@@ -1,12 +1,10 @@
 """What a live black-box adversary knows: net-best, trained on an oracle's answers, and nothing else of F1.
 
-The preview is the network's answer. The window solver fits the student of F1 where held-out query pairs showed that it
-helps, at the weight that they showed; where not, the window's frames correct each other where their features agree.
+The preview is the network's answer. The window solver fits the student of F1, so that what the blur of a preview leaves
+out can be recognised; without one, the window's frames correct each other where their features agree.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from adversary.blackbox.networks import Made, load_network, prior_key
 from adversary.blackbox.surrogate import LatentNetwork
@@ -47,14 +45,13 @@ def know(options: LiveOptions) -> Known:
     network = load_network(wanted, prior, options.network)
     core, made = network.core, network.made
     assert isinstance(core, LatentNetwork)
-    settings = replace(options.settings, trust=made.trust) if made.trust else options.settings
     text = prior.embed_text([options.prompt]) if options.prompt else None
     return Known(
         made.target,
         made.split,
         made.target_digest,
         [FeatureSpec(f"z{i}", shape) for i, shape in enumerate(made.features)],
-        Engine(prior, network.student, core, settings, text),
+        Engine(prior, network.student, core, options.settings, text),
         {"network": digest(network.state_dict()), "prior": prior.digest},
         "train a network on what its oracle answers, with `splitsight train inversion --oracle HOST:PORT "
         f"--method {METHOD}`",

@@ -1,13 +1,13 @@
 """net-best: our strongest black-box attack, within the query budget of the others.
 
-The network's answer (:mod:`adversary.blackbox.surrogate`), and where pairs that the attacker held out showed that it
-helps, the white-box attack with a student in F1's place: what :mod:`adversary.methods.best` does, whitened by how
-wrong the student was on those pairs. Both settings come with the trained network, which says in its file what was
-found (``trust``); an answer without the student is one pass.
+The network's answer (:mod:`adversary.blackbox.surrogate`), and the white-box attack with a student in F1's place: what
+:mod:`adversary.methods.best` does, whitened by how wrong the student was on pairs that the attacker held out.
 
-* ``faithful``: the network's answer, or the mean of posterior samples around it.
-* ``sharp``: noise of a moderate level and one step of the denoiser back, from that answer; with the student, a fit and
-  plug-and-play rounds.
+* ``faithful``: the network's answer; where those pairs showed that the student brings it nearer, the mean of posterior
+  samples around it, at the weight that they showed (``trust`` in the network's file).
+* ``sharp``: the student's features are fitted from that answer at their full weight, then plug-and-play rounds. That is
+  farther in pixels, and tells what the network's blur leaves out. Without a student (one that explained nothing is
+  dropped), noise of a moderate level and one step of the denoiser back.
 * ``one-pass``: the network's answer alone, in milliseconds, for live streams.
 """
 
@@ -34,6 +34,7 @@ _KEYS = (
     "stages",
     "combine",
     "feature_noise",
+    "feature_trust",
     "fit_evaluations",
     "fit_samples",
     "fit_scale",
@@ -45,9 +46,12 @@ _KEYS = (
 )
 """What of the white-box attack's settings can be asked of the student too."""
 
+_STUDENT = ("nearer", "always", "never")
+"""When to fit the student: where it was found to bring answers nearer, at that weight; at ``feature_trust``; not."""
+
 
 def _setting(name: str, **changes: Any) -> dict[str, Any]:
-    own = {"student": True, "denoise": 0.0, **{key: Best.settings[name][key] for key in _KEYS}}
+    own = {"student": "nearer", "denoise": 0.0, **{key: Best.settings[name][key] for key in _KEYS}}
     return {**own, **changes}
 
 
@@ -61,25 +65,38 @@ class NetBest(NetAttack):
     settings: ClassVar = {
         "faithful": _setting("faithful", stages=("fit",), combine="last"),
         # a residual would fit what the student is wrong about
-        "sharp": _setting("sharp", stages=("fit", "rounds"), denoise=0.3),
+        "sharp": _setting(
+            "sharp", stages=("fit", "rounds"), student="always", fit_evaluations=30, samples=1, denoise=0.3
+        ),
     }
-    variants: ClassVar = {"one-pass": ("faithful", {"student": False})}
-    choices: ClassVar = {**Best.choices, "stages": ("fit", "rounds")}
+    variants: ClassVar = {"one-pass": ("faithful", {"student": "never"})}
+    choices: ClassVar = {**Best.choices, "stages": ("fit", "rounds"), "student": _STUDENT}
     limits: ClassVar = {"fit_samples": (1, math.inf), "samples": (1, math.inf), "denoise": (0, 1)}
 
-    def solve(self, problem: Problem, *, student: bool = True, denoise: float = 0.0, **settings: Any) -> Reconstruction:
+    def solve(
+        self,
+        problem: Problem,
+        *,
+        student: str = "nearer",
+        feature_trust: float = 1.0,
+        denoise: float = 0.0,
+        **settings: Any,
+    ) -> Reconstruction:
         """Reconstruct a problem's frames, without a look at ``problem.head``.
 
         Args:
             problem: what is known.
-            student: fit through the student, where the network was found to be the better for it.
+            student: fit through the student ``nearer``: where held-out pairs showed that it brings answers nearer, at
+                the weight they showed; ``always``, at ``feature_trust``; or ``never``.
+            feature_trust: weight of the student's feature loss; 1 takes its measured errors at their word.
             denoise: without a student, noise level from which the denoiser takes one step back; 0 leaves it out.
             **settings: of :class:`~adversary.methods.best.Best`, for the fit through the student.
         """
         first = super().solve(problem)
         assert problem.network is not None
         network = problem.network()
-        trust = network.made.trust if student else 0.0
+        found = network.made.trust if student == "nearer" else feature_trust
+        trust = found if network.student is not None and student != "never" else 0.0
         first.about |= {"student": f"trust {trust:g}" if trust else "not used"}
         if trust:
             return self._by_student(problem, network, first, {**settings, "feature_trust": trust})

@@ -12,19 +12,19 @@ from adversary.live.windows import Observation, Window
 from splitsight.errors import UserError
 
 
-@pytest.mark.parametrize("trust", [0.0, 0.3])
-def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, trust):
+@pytest.mark.parametrize("student", [False, True])
+def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
     monkeypatch.setattr(blackbox, "load_prior", lambda name: flow_prior)
     network, pairs = _fresh(flow_prior).eval(), _pairs(4)
     network.student.measure(pairs.features)
-    network.decide(trust)
+    network.decide(0.0, student=student)
     save_network(tmp_path / "n.safetensors", network, ["0" * 64], {})
     common = {"tap": "", "out": tmp_path, "target": "net", "split": "L1", "network": tmp_path / "n.safetensors"}
     known = blackbox.know(LiveOptions(**common))
     assert (known.target, known.split, known.digest, known.defense) == ("net", "L1", "a" * 64, "identity")
     assert [s.shape for s in known.specs] == [(5, 4, 4)] and set(known.weights) == {"network", "prior"}
     engine = known.engine
-    assert (engine.head is None) == (trust == 0) and engine.settings.trust == (trust or 1.0)
+    assert (engine.head is not None) == student and engine.settings.trust == 1.0
     z = torch.from_numpy(pairs.features[0])
     frames = [Observation(i, 0, 0.0, (z[:1],)) for i in range(3)]
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, trust):
     result = engine.refine(Window(0, frames, True))
     assert result.images.shape == (3, 3, 16, 16) and result.images.isfinite().all()
     # frames that are all the same have nothing to tell each other
-    if trust == 0:
+    if not student:
         torch.testing.assert_close(result.images[1], plain, atol=0.03, rtol=0.03)
         with pytest.raises(UserError, match="window solver pnp fits the features"):
             blackbox.know(LiveOptions(**common, settings=WindowSettings.of("pnp")))
@@ -46,7 +46,7 @@ def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, trust):
 
 def test_a_window_without_a_student_averages_what_agrees(flow_prior):
     network = _fresh(flow_prior).eval()
-    network.decide(0.0)
+    network.decide(0.0, student=False)
     z = torch.from_numpy(_pairs(1).features[0])
     noisy = [z + 0.01 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     apart = {}
