@@ -132,9 +132,11 @@ class InversionNetwork(nn.Module):
         return self.exit(self.blocks(torch.relu(h)))
 
     def save(self, path: Path, *, target_digest: str, prior_digest: str, target: str, split: str, prior: str) -> None:
-        """Write float16 safetensors; what the network was trained for travels in the metadata."""
+        """Write float16 safetensors, kernels in 8 bits; what the network was trained for travels in the metadata."""
+        kernels = [name for name, value in self.named_parameters() if value.ndim > 1]
         about = {"config": self.config, "target_digest": target_digest, "prior_digest": prior_digest}
-        save_weights(path, self.state_dict(), {**about, "target": target, "split": split, "prior": prior})
+        about |= {"target": target, "split": split, "prior": prior}
+        save_weights(path, self.state_dict(), about, kernels)
 
 
 def load_inversion(
