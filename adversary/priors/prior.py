@@ -55,6 +55,10 @@ class Text:
             return self
         return Text(self.states.expand(batch, -1, -1), self.mask.expand(batch, -1))
 
+    def first(self, count: int) -> Text:
+        """Of prompts for images, those of the first ``count``; one prompt stays that of all."""
+        return Text(self.states[:count], self.mask[:count])
+
 
 class Prior(nn.Module):
     """``D``, ``Dec``, ``E`` of one latent diffusion model; latents are scaled to about unit variance.

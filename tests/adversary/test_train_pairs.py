@@ -100,6 +100,23 @@ def test_the_loss_is_equation_12(flow_prior):
     torch.testing.assert_close(found, wanted.mean())
 
 
+def test_a_part_of_a_batch_is_decoded_and_all_of_it_told_the_truth(flow_prior):
+    from adversary.blackbox._train_pairs import _equation_11
+
+    network = _fresh(flow_prior, "net-dmb", text=True).eval()
+    _, s = setting_of("net-dmb", None, {"part": 0.5, "steps": 1, "gradient": 0.0, "absolute": 0.0, "squared": 1.0})
+    pairs, truths = _pairs(4), torch.randn(9, *flow_prior.latent_shape)
+    x, z, index = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])], torch.tensor([8, 2, 4, 0])
+    text = flow_prior.embed_text(["goldfish", "a car", "snow", "grass"])
+    value = network(z, text)
+    y = flow_prior.generate(value[:2], text.first(2), 1)
+    wanted = (y - x[:2]).square().mean() + 3 * Negentropy()(value[:2], y).mean()
+    wanted = wanted + s["value"] * (value - truths[index]).square().mean()
+    torch.testing.assert_close(_equation_11(s, truths)(network, index, x, z, text), wanted)
+    with pytest.raises(UserError, match="part of net-dmb must be more than 0"):
+        setting_of("net-dmb", None, {"part": 0.0})
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(flow_prior, tmp_path):
     train, test, s = _pairs(40), _pairs(16, 1), _settings("net-db", schedule="constant")
     whole, _ = train_pairs(_fresh(flow_prior, "net-db"), train, test, tmp_path / "a", s, steps=8)
