@@ -50,7 +50,7 @@ class WindowSettings:
             against their feature losses (map: half the squared error in standard deviations; pnp: relative).
         noise: for map, known standard deviation of noise on the tapped features; 0 for not known, and then it is
             estimated where the features show it (:mod:`adversary.whitebox.noise`).
-        trust: for map, weight of the feature loss; below 1 where a student stands in for F1.
+        trust: for map, weight of the feature loss; 1 takes its measured errors at their word.
         tv: λ_s.
         iterations: dmb's iterations at most.
         steps: dmb's sampling steps.
