@@ -46,16 +46,19 @@ class Budget:
     """When a run is finished: after so many seconds of training, or after so many steps.
 
     Args:
-        seconds: wall-clock seconds of training, summed over resumed runs; ``None`` for no limit.
+        seconds: of training, summed over resumed runs; ``None`` for no limit.
         steps: optimiser steps; ``None`` for no limit. At least one of the two must be given.
+        computing: count only seconds in which the training's thread computes, so that runs whose results are compared
+            get the same however busy the machine is. For CPUs: who waits for a GPU does not compute.
     """
 
-    def __init__(self, seconds: float | None = None, steps: int | None = None) -> None:
+    def __init__(self, seconds: float | None = None, steps: int | None = None, *, computing: bool = False) -> None:
         if seconds is None and steps is None:
             raise UserError("a training run needs a budget: give --minutes or --steps")
         if (seconds is not None and seconds <= 0) or (steps is not None and steps <= 0):
             raise UserError("a training budget must be positive")
         self.seconds, self.steps = seconds, steps
+        self.now: Callable[[], float] = time.thread_time if computing else time.monotonic
 
     def fraction(self, seconds: float, steps: int) -> float:
         """Spent part of the budget, in [0, 1]."""
@@ -187,15 +190,14 @@ class Run(AbstractContextManager["Run"]):
         with _bar(self._console) as bar:
             task = bar.add_task(self.title, total=1.0, completed=self.fraction())
             while (fraction := self.fraction()) < 1.0 and not self.interrupted:
-                start = time.monotonic()
+                start = self.budget.now()
                 yield fraction
-                now = time.monotonic()
                 self.step += 1
-                self.seconds += now - start
+                self.seconds += self.budget.now() - start
                 bar.update(task, completed=self.fraction())
-                if now - last_save > self._save_every:
+                if time.monotonic() - last_save > self._save_every:
                     self.save()
-                    last_save = now
+                    last_save = time.monotonic()
 
 
 def one_cycle(fraction: float, peak: float, warmup: float = 0.05, floor: float = 0.002) -> float:

@@ -297,6 +297,11 @@ def test_budget():
     assert Budget(steps=4).fraction(10**9, 1) == 0.25
     assert Budget(seconds=10, steps=100).fraction(1, 90) == 0.9
     assert Budget(steps=4).fraction(0, 9) == 1.0
+    # what another process has the core for does not count; sleep stands for that
+    wall, own = Budget(seconds=10), Budget(seconds=10, computing=True)
+    before = wall.now(), own.now()
+    time.sleep(0.05)
+    assert wall.now() - before[0] >= 0.05 > 0.04 > own.now() - before[1]
     for wrong in ({}, {"seconds": 0}, {"steps": -1}):
         with pytest.raises(UserError, match="budget"):
             Budget(**wrong)

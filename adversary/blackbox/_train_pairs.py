@@ -330,6 +330,7 @@ def train_pairs(
     seed: int = 0,
     device: torch.device | None = None,
     unasked: np.ndarray | None = None,
+    computing: bool = False,
 ) -> tuple[AttackNetwork, dict[str, float | int | bool]]:
     """Train on pairs, resuming from ``out``.
 
@@ -345,6 +346,7 @@ def train_pairs(
         seed: of shuffling and draws.
         device: where to train; CPU by default.
         unasked: for net-best, further pictures of the attacker, ``(N, S, S, 3)`` uint8, none of them in ``test``.
+        computing: on a CPU, count only seconds in which the training's thread computes.
 
     Returns:
         The network, in eval mode on the CPU, and its figures: quality on ``test``, pictures seen, minutes,
@@ -398,7 +400,9 @@ def train_pairs(
             trained = network.core if name == "align" else network.flow.adaptations
             loss = _align(truths) if name == "align" else _refine(settings, truths, generator)
         budget = Budget(
-            None if seconds is None else seconds * share, None if steps is None else max(1, round(steps * share))
+            None if seconds is None else seconds * share,
+            None if steps is None else max(1, round(steps * share)),
+            computing=computing and device.type == "cpu",
         )
         run = _run(
             network,

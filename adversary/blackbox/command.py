@@ -80,6 +80,8 @@ class PairOptions:
         ca: certificate authority of the oracle, PEM.
         patience: seconds to wait for an oracle that is away.
         minutes: time budget, over resumed runs.
+        computing: on a CPU, count only minutes in which the training's thread computes, so that networks that are
+            compared get the same however busy the machine is.
         steps: budget in optimiser steps.
         device: ``auto``, ``cpu``, ``cuda``.
         seed: of weights and draws.
@@ -107,6 +109,7 @@ class PairOptions:
     ca: Path | None = None
     patience: float = 10.0
     minutes: float | None = None
+    computing: bool = False
     steps: int | None = None
     device: str = "auto"
     seed: int = 0
@@ -172,6 +175,7 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
         seed=options.seed,
         device=pick_device(options.device),
         unasked=images,
+        computing=options.computing,
     )
     file = cache_file(made) if options.out is None else options.out / f"{network_name(made)}.safetensors"
     save_network(file, network, train.hashes, figures, unasked)

@@ -71,7 +71,7 @@ class Training(_Part):
         queries: pictures to train on.
         test_queries: pictures to measure the training with.
         unasked: further pictures that net-best learns from without asking; ``None`` for its own default.
-        minutes: of each network.
+        minutes: of each network; on a CPU, minutes in which it computes, however long others have the core.
         steps: of each network, where that is less.
         seed: of weights and draws.
     """

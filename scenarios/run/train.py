@@ -290,7 +290,7 @@ def _train(lesson: Lesson, data: Path, logs: Path) -> None:
         if not _asked(lesson):
             with _oracle(lesson, logs) as address:
                 collect_pairs(PairOptions(**options, oracle=address))
-    train_pairs_command(PairOptions(**options, out=Path(lesson.folder)))
+    train_pairs_command(PairOptions(**options, out=Path(lesson.folder), computing=True))
     if not lesson.done:
         raise _Interrupted
 
