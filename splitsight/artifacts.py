@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitsight.errors import UserError
 from splitsight.int8 import dequantize, quantize
 
-__all__ = ["asset", "digest", "home", "load_weights", "save_weights"]
+__all__ = ["asset", "digest", "home", "kernels", "load_weights", "save_weights"]
 
 _ASSETS = Path(__file__).with_name("assets")
 _SCALES = ":scales"
@@ -87,6 +87,11 @@ def save_weights(
     partial = path.with_suffix(".partial")
     save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
     partial.replace(path)
+
+
+def kernels(module: nn.Module) -> list[str]:
+    """Names of a module's parameters with more than one dimension: what :func:`save_weights` may keep in 8 bits."""
+    return [name for name, value in module.named_parameters() if value.ndim > 1]
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

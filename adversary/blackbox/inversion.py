@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from adversary.gaussian import GaussianErrors
-from splitsight.artifacts import asset, load_weights, save_weights
+from splitsight.artifacts import asset, kernels, load_weights, save_weights
 from splitsight.errors import UserError
 
 __all__ = ["WIDTH", "InversionNetwork", "NoInversionNetwork", "load_inversion"]
@@ -112,12 +112,14 @@ class InversionNetwork(nn.Module):
         self.errors = None
         self.pixels = None
 
-    def expect_errors(self) -> GaussianErrors:
-        """Make room for measured errors, to be filled by measuring or by loading."""
-        self.errors = GaussianErrors(
-            tuple(self.config["latent"]),  # type: ignore[arg-type]
-            [tuple(s) for s in self.config["features"]],  # type: ignore[union-attr]
-        )
+    def expect_errors(self, *, features: bool = True) -> GaussianErrors:
+        """Make room for measured errors, to be filled by measuring or by loading.
+
+        Args:
+            features: also for what F1, or who stands in for it, makes of a decoded image.
+        """
+        shapes = [tuple(s) for s in self.config["features"]] if features else []  # type: ignore[union-attr]
+        self.errors = GaussianErrors(tuple(self.config["latent"]), shapes)  # type: ignore[arg-type]
         return self.errors
 
     def expect_pixels(self, size: int) -> GaussianErrors:
@@ -133,10 +135,9 @@ class InversionNetwork(nn.Module):
 
     def save(self, path: Path, *, target_digest: str, prior_digest: str, target: str, split: str, prior: str) -> None:
         """Write float16 safetensors, kernels in 8 bits; what the network was trained for travels in the metadata."""
-        kernels = [name for name, value in self.named_parameters() if value.ndim > 1]
         about = {"config": self.config, "target_digest": target_digest, "prior_digest": prior_digest}
         about |= {"target": target, "split": split, "prior": prior}
-        save_weights(path, self.state_dict(), about, kernels)
+        save_weights(path, self.state_dict(), about, kernels(self))
 
 
 def load_inversion(

@@ -23,7 +23,7 @@ from adversary.blackbox.multiframe import FrameControl, FrameMixer
 from adversary.blackbox.surrogate import LatentNetwork, Student
 from adversary.blackbox.unet import FeatureUNet
 from adversary.priors.prior import Prior, Text
-from splitsight.artifacts import asset, home, load_weights, save_weights
+from splitsight.artifacts import asset, home, kernels, load_weights, save_weights
 from splitsight.data import image_hash
 from splitsight.errors import UserError, unknown_name
 
@@ -294,8 +294,7 @@ def save_network(
     made = replace(network.made, queries=len(hashes), figures=figures)
     state = {**network.state_dict(), _QUERIES: torch.from_numpy(_short([*hashes, *unasked]))}
     # an answer moves by less than a thousandth of a dB, and the package has to hold one for each split
-    kernels = [name for name, value in network.named_parameters() if value.ndim > 1]
-    save_weights(path, state, {"made": asdict(made)}, kernels)
+    save_weights(path, state, {"made": asdict(made)}, kernels(network))
 
 
 def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> AttackNetwork:

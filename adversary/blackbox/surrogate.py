@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork
 from adversary.blackbox.unet import Standardised
-from adversary.gaussian import GaussianErrors
 
 __all__ = ["LatentNetwork", "Student"]
 
@@ -51,14 +50,13 @@ class LatentNetwork(InversionNetwork):
     ) -> None:
         super().__init__(list(features), latent, width)
         self.standard = Standardised(features)
-        self.errors = GaussianErrors(latent, features if student else [])
+        self.expect_errors(features=student)
 
     def without_student(self) -> None:
         """Leave out what only a fit through a student looks at; at L16 it is as large as the network."""
         assert self.errors is not None
         latent = self.errors.latent
-        self.errors = GaussianErrors(tuple(self.config["latent"]), []).to(latent.device)  # type: ignore[arg-type]
-        self.errors.latent.copy_(latent)
+        self.expect_errors(features=False).to(latent.device).latent.copy_(latent)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)``, as they were tapped → latents ``(B, C, h, w)``."""

@@ -5,9 +5,10 @@ The network's answer (:mod:`adversary.blackbox.surrogate`), and the white-box at
 
 * ``faithful``: the network's answer; where those pairs showed that the student brings it nearer, the mean of posterior
   samples around it, at the weight that they showed (``trust`` in the network's file).
-* ``sharp``: the student's features are fitted from that answer at their full weight, then plug-and-play rounds. That is
-  farther in pixels, and tells what the network's blur leaves out. Without a student (one that explained nothing is
-  dropped), noise of a moderate level and one step of the denoiser back.
+* ``sharp``: the student's features are fitted from that answer at their full weight, then plug-and-play rounds. Where
+  ``faithful`` does without the student, that is farther in pixels, and tells what the network's blur leaves out.
+  Without a student (one that explained nothing is dropped), noise of a moderate level and one step of the denoiser
+  back.
 * ``one-pass``: the network's answer alone, in milliseconds, for live streams.
 """
 
@@ -95,8 +96,8 @@ class NetBest(NetAttack):
         first = super().solve(problem)
         assert problem.network is not None
         network = problem.network()
-        found = network.made.trust if student == "nearer" else feature_trust
-        trust = found if network.student is not None and student != "never" else 0.0
+        trusts = {"nearer": network.made.trust, "always": feature_trust, "never": 0.0}
+        trust = 0.0 if network.student is None else trusts[student]
         first.about |= {"student": f"trust {trust:g}" if trust else "not used"}
         if trust:
             return self._by_student(problem, network, first, {**settings, "feature_trust": trust})
