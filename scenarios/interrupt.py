@@ -5,7 +5,8 @@ library is being imported may be swallowed there, turned into another one, or pr
 (:func:`interruptible`) Ctrl-C is the ``KeyboardInterrupt`` that its clean-up waits for.
 
 Nothing here can catch what comes before the first line of this package: while the interpreter itself starts (some tens
-of milliseconds) Ctrl-C still ends it, but with the interpreter's own traceback.
+of milliseconds) Ctrl-C still ends it, but with the interpreter's own traceback; or it is lost, where it comes within a
+callback of which the interpreter prints and drops whatever is raised, and has to be pressed again.
 
 At the end the process leaves without dismantling the interpreter. With PyTorch loaded that takes a second of CPU time,
 and the second of an edge that is done would be the one in which an adversary refines its last window.
