@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
+from adversary.blackbox._truths import true_values
 from adversary.blackbox.networks import METHODS, AttackNetwork
 from adversary.blackbox.queries import Pairs
 from adversary.priors.prior import Prior, Text
 from adversary.whitebox.terms import Negentropy, TotalVariation
-from adversary.whitebox.variables import normalised
 from splitsight.data import to_tensor
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
@@ -137,7 +137,6 @@ _SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda fraction, lr: lr,
     "one_cycle": one_cycle,
 }
-_ENCODED_AT_ONCE = 64
 
 
 def setting_of(method: str, name: str | None, changes: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -240,20 +239,6 @@ def pair_quality(network: AttackNetwork, pairs: Pairs, batch: int = 32) -> dict[
         for name, values in image_quality(network.images(network(z, text), text), x).items():
             found.setdefault(name, []).append(values)
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
-
-
-@torch.no_grad()
-def _truths(network: AttackNetwork, batches: _Batches, captions: _Captions | None) -> Tensor:
-    """What the network should answer, as far as the prior can tell: latents, or the noise they come from."""
-    noise = METHODS[network.made.method] == "noise"
-    parts = []
-    for index in torch.arange(len(batches.pairs)).split(_ENCODED_AT_ONCE):
-        truth = network.prior.encode(batches.take(index)[0])
-        if noise:
-            text = None if captions is None else captions.text(index)
-            truth = normalised(network.prior.invert(truth, text, network.made.steps))
-        parts.append(truth)
-    return torch.cat(parts)
 
 
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
@@ -371,34 +356,36 @@ def train_pairs(
     if steps is None and seconds is None:
         steps = settings["iterations"] if "iterations" in settings else settings["epochs"] * batches.per_epoch
     stages = _stages(METHODS[made.method], settings)
-    truths = None
-    if METHODS[made.method] == "noise" and settings["value"] and not network.prior.flow:
+    values = None
+    noise = METHODS[made.method] == "noise"
+    if noise and settings["value"] and not network.prior.flow:
         raise UserError("only a flow-matching prior can tell the noise of a picture: train with --set value=0")
     if METHODS[made.method] != "pixels" and settings.get("value", 1.0):
-        truths = _truths(network, batches, captions)
+        text = None if captions is None else captions.text
+        values = true_values(network.prior, learnt, device, steps=made.steps if noise else None, text=text)
     seen, minutes, finished = 0, 0.0, True
     more: dict[str, float] = {}
     for name, lr, share in stages:
         generator = torch.Generator().manual_seed(seed)
         trained: nn.Module = network
         if name == "":
-            loss = _equation_11(settings, truths)
+            loss = _equation_11(settings, values)
         elif name == "student":
             assert network.student is not None
             trained, loss = network.student, follow
         elif name == "invert":
-            assert truths is not None
+            assert values is not None
             own = learnt.images if unasked is None else np.concatenate([learnt.images, unasked])
             pictures = Pictures(
                 network, own, held, share=settings["pictures"], crop=settings["crop"], generator=generator
             )
             more["student_r2"] = round(pictures.r2, 4)
-            trained, loss = network.core, invert(settings, truths, pictures, PERCEPTUAL[settings["perceptual"]])
+            trained, loss = network.core, invert(settings, values, pictures, PERCEPTUAL[settings["perceptual"]])
         else:
-            assert truths is not None and network.flow is not None
+            assert values is not None and network.flow is not None
             network.refines = name == "flow"
             trained = network.core if name == "align" else network.flow.adaptations
-            loss = _align(truths) if name == "align" else _refine(settings, truths, generator)
+            loss = _align(values) if name == "align" else _refine(settings, values, generator)
         budget = Budget(
             None if seconds is None else seconds * share,
             None if steps is None else max(1, round(steps * share)),
