@@ -35,7 +35,7 @@ from splitsight.data import image_hash
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 
-__all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
+__all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "setting_of", "train_pairs_command"]
 
 LEAST = 16
 """Fewest pictures that anything can be learnt from, or measured on."""

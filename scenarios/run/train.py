@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, train_pairs_command
+from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, setting_of, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
 from adversary.blackbox.queries import QueryStore
 from adversary.methods import ATTACKS
@@ -158,7 +158,9 @@ def lesson_of(
         "steps": training.steps,
         "seed": training.seed,
     }
-    text = json.dumps({**decides, "target": target_digest, "prior": prior_digest}, sort_keys=True)
+    # the values too, so that a network that was made with others is not taken for this one
+    values = setting_of(attack.method, cell.training)[1]
+    text = json.dumps({**decides, "values": values, "target": target_digest, "prior": prior_digest}, sort_keys=True)
     name = network_name(made)
     folder = home() / "inversion" / "lessons" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return Lesson(

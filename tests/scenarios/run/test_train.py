@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from adversary.blackbox._train_pairs import SETTINGS
 from adversary.blackbox.networks import AttackNetwork, Made, read_made, save_network
 from adversary.priors.prior import load_prior
 from scenarios.run import train
@@ -85,6 +86,13 @@ def test_another_network_is_kept_somewhere_else(change):
     else:
         training[change] = 32
     (after,) = lessons(_scenario(cells, train=training), **digests)
+    assert before.folder != after.folder
+
+
+def test_a_network_of_other_values_is_not_taken_for_it(monkeypatch):
+    (before,) = _lessons([{"method": "net-db"}])
+    monkeypatch.setitem(SETTINGS["net-db"]["tuned"], "lr", 1e-4)
+    (after,) = _lessons([{"method": "net-db"}])
     assert before.folder != after.folder
 
 
@@ -169,7 +177,8 @@ def test_the_package_s_scenarios_ask_for_the_networks_of_the_issue(name):
             assert methods == {"net-do", "net-db", "net-dmb", "net-flow", "net-best"}
         if not quick:
             # the same effort for all
-            assert {(lesson.minutes, lesson.test_queries) for lesson in found} == {(20.0, 1024)}
+            assert len({lesson.minutes for lesson in found}) == 1
+            assert {lesson.test_queries for lesson in found} == {1024}
         elif name == "figure-20b":
             assert {lesson.queries for lesson in found} == {16, 32, 64}
     if name == "figure-20b":
