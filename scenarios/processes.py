@@ -65,7 +65,10 @@ def die_with_parent() -> None:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise ``KeyboardInterrupt``, so that one clean-up serves all three."""
+    """Within the block SIGTERM and SIGHUP raise ``KeyboardInterrupt``, so that one clean-up serves all three.
+
+    What is ignored stays so: under ``nohup`` the end of a terminal ends nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -73,7 +76,8 @@ def terminate_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scenarios.processes import Supervisor
+from scenarios.processes import Supervisor, terminate_as_interrupt
 from splitsight.errors import UserError
 
 READY = "import json, sys, time; print(json.dumps({'event': 'ready', 'port': 7}), flush=True)\n"
@@ -129,3 +129,15 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     process.kill()
     process.wait(10)
     assert gone(pid)
+
+
+def test_the_end_of_a_terminal_ends_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminate_as_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
