@@ -86,6 +86,9 @@ class Pictures:
         images: ``(N, S, S, 3)`` uint8.
         held: pairs that the student has not seen.
         share: of a batch, where the student explains everything; it is multiplied by R².
+        epoch: how often each pair was seen by now. Pairs that are still new teach more than what a student says, so
+            that the share grows from nothing until each was seen ``fresh`` times.
+        fresh: see there; 0 for the whole share from the start.
         crop: least side of a crop, as a part of the picture's.
         generator: of all draws.
 
@@ -102,11 +105,18 @@ class Pictures:
         share: float,
         crop: float,
         generator: torch.Generator,
+        epoch: Callable[[], float] = lambda: 0.0,
+        fresh: float = 0.0,
     ) -> None:
         self.student = _parts(network)[1].eval()
         self.images, self.crop, self.generator = images, crop, generator
         self.residuals, self.r2 = self._measure(held)
-        self.share = share * max(self.r2, 0.0)
+        self._most, self._epoch, self._fresh = share * max(self.r2, 0.0), epoch, fresh
+
+    @property
+    def share(self) -> float:
+        """Of the batch that is next."""
+        return self._most * (min(1.0, self._epoch() / self._fresh) if self._fresh else 1.0)
 
     @torch.no_grad()
     def _measure(self, held: Pairs) -> tuple[list[Tensor], float]:

@@ -123,6 +123,7 @@ _BEST: Settings = {
     "perceptual": "autoencoder",
     "perceptual_weight": 0.05,
     "pictures": 0.5,
+    "fresh": 6.0,
     "crop": 0.6,
     "width": 48,
 }
@@ -167,6 +168,8 @@ def setting_of(method: str, name: str | None, changes: Mapping[str, Any] | None 
     for key, most in (("student_share", 0.9), ("pictures", 0.9), ("crop", 1.0), ("part", 1.0)):
         if key in values and not 0 <= values[key] <= most:
             raise UserError(f"{key} of {method} must be from 0 to {most:g}, not {values[key]}")
+    if values.get("fresh", 0.0) < 0:
+        raise UserError(f"fresh of {method} must be 0 or more, not {values['fresh']}")
     if values["schedule"] not in _SCHEDULES:
         raise unknown_name("schedule", values["schedule"], list(_SCHEDULES))
     if "perceptual" in values:
@@ -199,9 +202,16 @@ class _Batches:
         self.groups = len(pairs) // frames
         self.batch = max(1, min(batch // frames, self.groups))
         self.per_epoch = max(1, self.groups // self.batch)
+        self._step = 0
+
+    @property
+    def epoch(self) -> float:
+        """How often each pair was seen before the batch that :meth:`index` last told."""
+        return self._step / self.per_epoch
 
     def index(self, step: int) -> Tensor:
         """Which pairs, ``(B,)``; whole windows."""
+        self._step = step
         epoch, at = divmod(step, self.per_epoch)
         order = torch.randperm(self.groups, generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
         chosen = order[at * self.batch : (at + 1) * self.batch]
@@ -380,7 +390,14 @@ def train_pairs(
             assert values is not None
             own = learnt.images if unasked is None else np.concatenate([learnt.images, unasked])
             pictures = Pictures(
-                network, own, held, share=settings["pictures"], crop=settings["crop"], generator=generator
+                network,
+                own,
+                held,
+                share=settings["pictures"],
+                crop=settings["crop"],
+                generator=generator,
+                epoch=lambda: batches.epoch,
+                fresh=settings["fresh"],
             )
             more["student_r2"] = round(pictures.r2, 4)
             trained, loss = network.core, invert(settings, values, pictures, PERCEPTUAL[settings["perceptual"]])

@@ -10,7 +10,7 @@ from torch import nn
 
 from adversary.blackbox import _train_best, networks
 from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
-from adversary.blackbox._train_pairs import PERCEPTUAL, setting_of, train_pairs
+from adversary.blackbox._train_pairs import PERCEPTUAL, _Batches, setting_of, train_pairs
 from adversary.blackbox.networks import (
     AttackNetwork,
     Made,
@@ -88,6 +88,21 @@ def test_a_student_learns_f1_from_pairs(flow_prior):
     assert (features[0] - truth).square().mean() < 0.6 * (truth.roll(1, 0) - truth).square().mean()
     rest = (features[0] - own)[:, None] - pictures.residuals[0][None]
     assert rest.abs().amax((2, 3, 4)).amin(1).max() < 1e-5
+
+
+def test_pairs_that_are_new_are_not_displaced_by_pictures(flow_prior):
+    network, pairs = _fresh(flow_prior), _pairs(20)
+    network.student.measure(pairs.features)
+    batches = _Batches(pairs, 1, 4, 0, torch.device("cpu"))
+    more = {"share": 0.5, "crop": 0.6, "generator": torch.Generator(), "epoch": lambda: batches.epoch}
+    pictures = Pictures(network, pairs.images, pairs, fresh=2.0, **more)
+    pictures._most = 0.5
+    # five batches an epoch
+    for step, share in ((0, 0.0), (5, 0.25), (10, 0.5), (30, 0.5)):
+        batches.index(step)
+        assert pictures.share == share
+    with pytest.raises(UserError, match="fresh of net-best must be 0 or more"):
+        setting_of("net-best", None, {"fresh": -1.0})
 
 
 def test_a_student_that_explains_nothing_makes_no_pictures(flow_prior):
