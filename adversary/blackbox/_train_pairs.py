@@ -119,7 +119,7 @@ _BEST: Settings = {
     "squared": 4.0,
     "absolute": 1.0,
     "gradient": 0.25,
-    "value": 0.1,
+    "value": 3.0,
     "perceptual": "autoencoder",
     "perceptual_weight": 0.05,
     "pictures": 0.5,
@@ -129,7 +129,7 @@ _BEST: Settings = {
 }
 SETTINGS: dict[str, dict[str, Settings]] = {
     "net-do": {"tuned": _TUNED, "paper": _PAPER},
-    "net-db": {"tuned": {**_TUNED, "lr": 4e-3}, "paper": _PAPER},
+    "net-db": {"tuned": {**_TUNED, "lr": 4e-3, "value": 1.0}, "paper": _PAPER},
     # the sampler costs four times the rest: with a quarter of each batch decoded it sees three times the batches
     "net-dmb": {"tuned": {**_TUNED, "lr": 1e-3, "part": 0.25}, "paper": _PAPER},
     "net-flow": {"tuned": _FLOW, "paper": _FLOW_PAPER},
