@@ -89,7 +89,8 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
                         _Cell(str(cell.n) if cell.n >= cell.planned else f"{cell.n} of {cell.planned}"),
                         *(_measured(interval_of(cell, m), m) for m in measures),
                         *(_Cell(_number(cell.scores.get(s), 2)) for s in scores),
-                        _Cell(_number(cell.seconds_per_image, 2)),
+                        # networks answer in milliseconds
+                        _Cell(_number(cell.seconds_per_image, 3 if (cell.seconds_per_image or 1) < 0.1 else 2)),
                         _Cell(_number(cell.iterations, 0)),
                         _Cell(_number(cell.model_evaluations, 0)),
                     ]
