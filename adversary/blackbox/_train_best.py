@@ -86,11 +86,11 @@ class Pictures:
         images: ``(N, S, S, 3)`` uint8.
         held: pairs that the student has not seen.
         share: of a batch, where the student explains everything; it is multiplied by R².
+        crop: least side of a crop, as a part of the picture's.
+        generator: of all draws.
         epoch: how often each pair was seen by now. Pairs that are still new teach more than what a student says, so
             that the share grows from nothing until each was seen ``fresh`` times.
         fresh: see there; 0 for the whole share from the start.
-        crop: least side of a crop, as a part of the picture's.
-        generator: of all draws.
 
     Attributes:
         r2: the part of the held-out features' variance that the student explains, at most 1; a mean over tensors.

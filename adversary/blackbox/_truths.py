@@ -85,6 +85,6 @@ def _read(file: Path, count: int) -> Tensor | None:
     """What is there; ``None`` where nothing is, or nothing that can be used."""
     try:
         found = load_file(str(file))["truths"]
-    except (FileNotFoundError, SafetensorError, OSError, KeyError):
+    except (SafetensorError, OSError, KeyError):
         return None
     return found if len(found) == count and bool(found.isfinite().all()) else None

@@ -159,8 +159,8 @@ def lesson_of(
         "seed": training.seed,
     }
     # the values too, so that a network that was made with others is not taken for this one
-    values = setting_of(attack.method, cell.training)[1]
-    text = json.dumps({**decides, "values": values, "target": target_digest, "prior": prior_digest}, sort_keys=True)
+    taught = setting_of(attack.method, cell.training)[1]
+    text = json.dumps({**decides, "values": taught, "target": target_digest, "prior": prior_digest}, sort_keys=True)
     name = network_name(made)
     folder = home() / "inversion" / "lessons" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return Lesson(

@@ -17,11 +17,11 @@ def start(*arguments: str, out: Path, options: tuple[str, ...] = ()) -> subproce
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def interrupt(process: subprocess.Popen) -> str:
+def interrupt(process: subprocess.Popen, patience: float = 60) -> str:
     """Ctrl-C; returns what the process then said on standard error."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=patience)
     assert not psutil.wait_procs(children, timeout=10)[1]
     return said
 
@@ -30,9 +30,8 @@ def interrupt(process: subprocess.Popen) -> str:
 def test_from_the_start_of_the_process(tmp_path: Path, delay: float) -> None:
     process = start("demo", out=tmp_path / "run")
     time.sleep(delay)
-    process.send_signal(signal.SIGINT)
     try:
-        _, said = process.communicate(timeout=15)
+        said = interrupt(process, patience=15)
     except subprocess.TimeoutExpired:
         # raised within a callback of the interpreter's own imports, which prints and drops whatever is raised there;
         # nothing before our first line can be told to keep it, so one presses again
