@@ -483,9 +483,8 @@ def _run(
     schedule = _SCHEDULES[s["schedule"]]
     title = f"train {network.made.method}{'' if trained is network else ' ' + folder.name.removeprefix('run-')}"
     total, count = 0.0, 0
-    every = max(1, min(250, batches.per_epoch))
     with Run(folder, budget, parts, title=title) as run:
-        begun = run.step
+        begun, logged = run.step, -1.0
         generator.manual_seed(batches.seed + run.step)
         for fraction in run.steps():
             for group in optimizer.param_groups:
@@ -507,9 +506,10 @@ def _run(
             if average is not None:
                 average.update_parameters(trained)
             total, count = total + float(value.detach()), count + 1
-            if count >= every:
+            # the first one, and then as fine as the curve that is kept
+            if fraction - logged >= 0.01:
                 run.log(loss=total / count, fraction=fraction)
-                total, count = 0.0, 0
+                total, count, logged = 0.0, 0, fraction
         if count:
             run.log(loss=total / count, fraction=run.fraction())
     if average is not None and run.step:

@@ -102,7 +102,9 @@ def cell_summaries(
                 setting=own[0]["setting"],
                 prompt=" | ".join(cell.prompts),
                 noise=cell.noise,
-                options=cell.options | ({"queries": cell.queries} if cell.queries else {}),
+                options=cell.options
+                | ({"queries": cell.queries} if cell.queries else {})
+                | ({"training": cell.training} if cell.training else {}),
                 n=len(own),
                 planned=planned.get(cell_id(i), len(own)),
                 **{measure: _interval(own, measure) for measure in MEASURES if measure not in _MATCHES},

@@ -179,7 +179,10 @@ def _plots(run: ScenarioSummary, rows: Sequence[Mapping[str, Any]]) -> list[_Plo
     found = []
     loss = plots.curves(run.cells, rows)
     if loss:
-        found.append(_Plot("Loss", loss, "Mean over images of the loss that each method lowers; methods differ in it."))
+        note = "Mean over images of the loss that each method lowers; methods differ in it."
+        if any(cell.method.startswith("net-") for cell in run.cells):
+            note += " Of a network: the loss of its training, of the last part where it has several."
+        found.append(_Plot("Loss", loss, note))
     found += [_Plot(f"Over {key}", html) for key, html in plots.sweeps(run.cells)]
     if html := plots.plane(run.cells):
         note = "To the right: closer to the original on average. Upwards: more recognisable, or more like real images."

@@ -40,11 +40,21 @@ _COLOURS = (
     "#15803d",
     "#4338ca",
 )
+_DASHES = ("solid", "dash", "dot")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A line's style by name; dashes come before colours that are hard to tell apart."""
+    few = len(_COLOURS) // 2
+    different = list(dict.fromkeys(names))
+    return {
+        name: {"color": _COLOURS[i % few], "dash": _DASHES[i // few % len(_DASHES)]} for i, name in enumerate(different)
+    }
 
 
 def _figure(columns: int, rows: int = 1, **options: Any) -> Any:
@@ -175,7 +185,7 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
         ]
         measures = measures[:4]
         figure = _figure(len(measures), horizontal_spacing=0.07)
-        colours = _colours(f"{same} at {split}" for split, same in varied)
+        lines_of = _lines(f"{same} at {split}" for split, same in varied)
         for column, measure in enumerate(measures, 1):
             for (split, same), points in varied.items():
                 intervals = [interval_of(cell, measure) for _, cell in points]
@@ -185,7 +195,7 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
                         y=[_mean(i) for i in intervals],
                         error_y=_bars(intervals),
                         mode="lines+markers",
-                        line={"color": colours[f"{same} at {split}"]},
+                        line=lines_of[f"{same} at {split}"],
                         name=f"{same} at {split}",
                         legendgroup=f"{same} at {split}",
                         showlegend=column == 1,
@@ -202,7 +212,8 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
 def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Loss over the steps, mean over images, one panel a split; ``None`` where no curve was kept.
 
-    Networks have the loss of their training, at each hundredth of it.
+    Networks have the loss of their training, at each hundredth of it. Settings of the training, which differ in what
+    they lower, have panels of their own.
     """
     import plotly.graph_objects as go
 
@@ -213,9 +224,10 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
     shown = [cell for cell in cells if cell.cell in kept]
     if not shown:
         return None
-    splits = list(dict.fromkeys(cell.split for cell in shown))
-    figure = _figure(len(splits), subplot_titles=splits, horizontal_spacing=0.07)
-    colours = _colours(cell.label for cell in shown)
+    panel_of = {cell.cell: " ".join([cell.split, *_training(cell)]) for cell in shown}
+    panels = list(dict.fromkeys(panel_of.values()))
+    figure = _figure(len(panels), subplot_titles=panels, horizontal_spacing=0.07)
+    lines = _lines(cell.label for cell in shown)
     named = set()
     for cell in shown:
         mean = _mean_curve(kept[cell.cell])
@@ -224,13 +236,13 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
                 x=list(range(1, len(mean) + 1)),
                 y=mean,
                 mode="lines",
-                line={"color": colours[cell.label], "width": 1.5},
+                line={**lines[cell.label], "width": 1.5},
                 name=cell.label,
                 legendgroup=cell.label,
                 showlegend=cell.label not in named,
             ),
             row=1,
-            col=splits.index(cell.split) + 1,
+            col=panels.index(panel_of[cell.cell]) + 1,
         )
         named.add(cell.label)
     figure.update_yaxes(type="log")
@@ -238,6 +250,11 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
     trained = all(cell.method.startswith("net-") for cell in shown)
     figure.update_xaxes(title_text="part of the training, %" if trained else "step")
     return _html(figure)
+
+
+def _training(cell: CellSummary) -> list[str]:
+    """Words for a setting of the training that is not the default one."""
+    return [f"trained {cell.options['training']}"] if "training" in cell.options else []
 
 
 def _mean_curve(found: Sequence[Sequence[float]]) -> list[float | None]:
@@ -263,7 +280,7 @@ def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, fl
     axes = {"seconds": "seconds an image", "model_evaluations": "model evaluations an image"}
     measures = ("psnr", "ssim")
     figure = _figure(len(axes), len(measures), horizontal_spacing=0.09, vertical_spacing=0.1)
-    colours = _colours(found)
+    lines = _lines(found)
     for column, (axis, title) in enumerate(axes.items(), 1):
         for row, measure in enumerate(measures, 1):
             for name, by_axis in found.items():
@@ -274,7 +291,7 @@ def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, fl
                         x=np.maximum(own.x, 1.0) if axis == "model_evaluations" else own.x,
                         y=getattr(own, measure),
                         mode="lines",
-                        line={"color": colours[name], "width": 1.8, "shape": "hv"},
+                        line={**lines[name], "width": 1.8, "shape": "hv"},
                         name=name,
                         legendgroup=name,
                         showlegend=row == column == 1,

@@ -95,10 +95,14 @@ class Lesson:
         return file.is_file() and bool(read_made(file).figures.get("finished"))
 
     @property
+    def runs(self) -> list[Path]:
+        """Folders of the parts of its training that have begun."""
+        return [p for p in Path(self.folder).glob("run*") if p.is_dir()]
+
+    @property
     def fraction(self) -> float:
         """About how much of its training is done, by its logs."""
-        runs = [p for p in Path(self.folder).glob("run*") if p.is_dir()]
-        parts = [_last_fraction(run / "log.jsonl") for run in runs]
+        parts = [_last_fraction(run / "log.jsonl") for run in self.runs]
         stages = 2 if self.method in ("net-flow", "net-best") else 1
         return 1.0 if self.done else min(1.0, sum(parts) / stages)
 
@@ -244,8 +248,7 @@ def _watch(left: Sequence[Lesson], supervisor: Supervisor) -> None:
             parts = [lesson.fraction for lesson in left]
             done, spent = sum(parts), time.monotonic() - begun
             rest = f"about {duration(spent / (done - first) * (len(left) - done))} left" if done > first else ""
-            now = next((x.name for x, part in zip(left, parts, strict=True) if 0 < part < 1), "asking the oracle")
-            words = f"training {sum(part == 1 for part in parts)} of {len(left)} networks done ({now})"
+            words = f"training {sum(part == 1 for part in parts)} of {len(left)} networks done ({_now(left, parts)})"
             bar.update(task, completed=done, description=words, rest=rest)
             if not console.is_terminal and time.monotonic() - said > _SAY_S:
                 said = time.monotonic()
@@ -254,6 +257,17 @@ def _watch(left: Sequence[Lesson], supervisor: Supervisor) -> None:
         supervisor.check()
     if missing := [lesson for lesson in left if not lesson.done]:
         raise UserError(f"training {missing[0].name} ended before its budget: run this again to go on", code=1)
+
+
+def _now(left: Sequence[Lesson], parts: Sequence[float]) -> str:
+    """What is being done, by how much of each is."""
+    for lesson, part in zip(left, parts, strict=True):
+        if 0 < part < 1:
+            return lesson.name
+    if all(part == 1 for part in parts):
+        return "measuring"
+    # before its first step a training asks, and works out what the pictures' latents are
+    return next((lesson.name for lesson in left if lesson.runs and not lesson.done), "asking the oracle")
 
 
 class _Interrupted(Exception):

@@ -1,7 +1,10 @@
 """Figures from rows, against values worked out by hand; the estimate."""
 
+import re
+
 import pytest
 
+from scenarios.run import plots
 from scenarios.run.figures import cell_summaries, comparisons, interval_of
 from scenarios.run.plan import Unit
 from scenarios.run.progress import Estimate, duration
@@ -39,6 +42,24 @@ def test_means_and_parts(scenario):
     assert interval_of(cell, "matched_top1").mean == pytest.approx(1 / 6)
     assert interval_of(cell, "matched_top5").mean == pytest.approx(5 / 6)
     assert cell.match.gallery == 100 and cell.match.features == "judge"
+
+
+def test_losses_on_different_scales_have_panels_of_their_own():
+    cells = [{"split": "L8", "method": m, "training": t} for t in (None, "paper") for m in ("net-do", "net-db")]
+    rows = [row(i, 0, 10.0, curve=[100.0**i, 50.0**i]) for i in range(4)]
+    found = cell_summaries(
+        load_scenario({"title": "", "about": "", "cells": cells}), rows, {}, planned={}, features="judge"
+    )
+    assert [cell.options for cell in found] == [{}, {}, {"training": "paper"}, {"training": "paper"}]
+    html = plots.curves(found, rows)
+    assert '"text":"L8"' in html and '"text":"L8 trained paper"' in html and "part of the training" in html
+    # in the order of the cells, with the axis of each
+    assert re.findall(r'"xaxis":"(x\d?)","yaxis":"(y\d?)"', html) == [("x", "y")] * 2 + [("x2", "y2")] * 2
+
+
+def test_lines_can_be_told_apart():
+    styles = plots._lines(f"method {i}" for i in range(18))
+    assert len({(s["color"], s["dash"]) for s in styles.values()}) == 18
 
 
 def test_differences_are_paired(scenario):

@@ -127,6 +127,15 @@ def test_how_far_a_network_is(tmp_path):
     assert _lesson(tmp_path, method="net-flow").fraction == 0.25
 
 
+def test_what_is_being_done_is_said(tmp_path):
+    first, second = _lesson(tmp_path), _lesson(tmp_path, folder=str(tmp_path / "m"), method="net-do", queries=32)
+    assert train._now([first, second], [0.0, 0.0]) == "asking the oracle"
+    (tmp_path / "m" / "run").mkdir(parents=True)
+    assert train._now([first, second], [0.0, 0.0]) == second.name != first.name
+    assert train._now([first, second], [0.5, 0.0]) == first.name
+    assert train._now([first, second], [1.0, 1.0]) == "measuring"
+
+
 def test_a_lesson_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
     taught, release = [], threading.Event()
     monkeypatch.setattr(train, "_train", lambda lesson, data, logs: taught.append(lesson.folder))
