@@ -63,9 +63,11 @@ def _measured(interval: Interval | None, measure: str, *, sign: bool = False) ->
         return _Cell("–")
     factor, digits, unit = (100, 1, " %") if measure in PARTS else (1, _DIGITS[measure], "")
     mean, low, high = (None if v is None else v * factor for v in (interval.mean, interval.low, interval.high))
-    apart = low is not None and high is not None and (low > 0 or high < 0)
+    shown = _number(mean, digits, sign=sign) + unit
+    if low is None or high is None or low == high:  # one observation has no spread
+        return _Cell(shown)
     span = f"{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}"
-    return _Cell(_number(mean, digits, sign=sign) + unit, span, sign and apart)
+    return _Cell(shown, span, sign and (low > 0 or high < 0))
 
 
 def _present(cells: Sequence[CellSummary]) -> list[str]:

@@ -4,13 +4,14 @@ import re
 
 import pytest
 
-from scenarios.run import plots
+from scenarios.run import page, plots
 from scenarios.run.figures import cell_summaries, comparisons, interval_of
 from scenarios.run.plan import Unit
 from scenarios.run.progress import Estimate, duration
 from scenarios.run.spec import load_scenario
 from splitsight.errors import UserError
 from splitsight.metrics import mean_interval, proportion_interval
+from splitsight.summary import Interval
 
 
 def row(cell, index, psnr, rank=1, clip=None, **more):
@@ -60,6 +61,14 @@ def test_losses_on_different_scales_have_panels_of_their_own():
 def test_lines_can_be_told_apart():
     styles = plots._lines(f"method {i}" for i in range(18))
     assert len({(s["color"], s["dash"]) for s in styles.values()}) == 18
+
+
+def test_one_observation_is_not_told_apart_from_nothing():
+    one, three = (
+        page._measured(Interval(**mean_interval(seen)), "psnr", sign=True) for seen in ([2.0], [2.0, 2.1, 2.2])
+    )
+    assert (one.text, one.range, one.win) == ("+2.00", "", False)
+    assert (three.text, three.win) == ("+2.10", True) and three.range.startswith("+1.85")
 
 
 def test_differences_are_paired(scenario):
