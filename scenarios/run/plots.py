@@ -204,7 +204,10 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
                     col=column,
                 )
             figure.update_yaxes(title_text=TITLES[measure], row=1, col=column)
-        figure.update_xaxes(title_text=key)
+        numbers = [at for points in varied.values() for at, _ in points]
+        # a range of more than tenfold is one of multiples
+        wide = min(numbers) > 0 and max(numbers) > 10 * min(numbers)
+        figure.update_xaxes(title_text=key, type="log" if wide else "linear")
         plots.append((key, _html(figure)))
     return plots
 

@@ -58,6 +58,16 @@ def test_losses_on_different_scales_have_panels_of_their_own():
     assert re.findall(r'"xaxis":"(x\d?)","yaxis":"(y\d?)"', html) == [("x", "y")] * 2 + [("x2", "y2")] * 2
 
 
+@pytest.mark.parametrize(("most", "kind"), [(4096, "log"), (1024, "linear")])
+def test_what_grows_by_multiples_has_an_axis_of_multiples(most, kind):
+    cells = [{"split": "L8", "method": "net-db", "queries": q} for q in (256, 512, most)]
+    scenario = load_scenario({"title": "", "about": "", "cells": cells})
+    rows = [row(i, 0, 10.0 + i) for i in range(3)]
+    ((name, html),) = plots.sweeps(cell_summaries(scenario, rows, {}, planned={}, features="judge"))
+    kinds = re.findall(r'"title":{"text":"queries"},"type":"(\w+)"', html)
+    assert name == "queries" and kinds and set(kinds) == {kind}
+
+
 def test_lines_can_be_told_apart():
     styles = plots._lines(f"method {i}" for i in range(18))
     assert len({(s["color"], s["dash"]) for s in styles.values()}) == 18

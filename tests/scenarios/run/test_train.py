@@ -186,7 +186,7 @@ def test_the_package_s_scenarios_ask_for_the_networks_of_the_issue(name):
             assert methods == {"net-do", "net-db", "net-dmb", "net-flow", "net-best"}
         if not quick:
             # the same effort for all
-            minutes = {"black-box-frames": 3.0, "figure-20b": 2.0}.get(name, 5.0)
+            minutes = {"black-box-frames": 3.0}.get(name, 5.0)
             assert {(lesson.minutes, lesson.test_queries) for lesson in found} == {(minutes, 1024)}
         elif name == "figure-20b":
             assert {lesson.queries for lesson in found} == {16, 32, 64}
