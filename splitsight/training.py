@@ -31,7 +31,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Budget", "Run", "ema", "flattened", "gradient_distance", "one_cycle", "progress_of", "random_crops"]
+__all__ = ["Best", "Budget", "Run", "ema", "flattened", "gradient_distance", "one_cycle", "progress_of", "random_crops"]
 
 
 class Stateful(Protocol):
@@ -68,6 +68,39 @@ class Budget:
         if self.steps is not None:
             parts.append(steps / self.steps)
         return min(1.0, max(parts))
+
+
+class Best:
+    """Weights that did best on data put aside: early stopping for a run that goes on to the end of its budget.
+
+    A part of a run's checkpoint, so that a resumed run remembers them.
+
+    Attributes:
+        value: how far they were off; infinite before the first.
+        weights: state dict; ``None`` before the first.
+    """
+
+    def __init__(self) -> None:
+        self.value = math.inf
+        self.weights: dict[str, Tensor] | None = None
+
+    def offer(self, value: float, module: nn.Module) -> None:
+        """Keep a copy of a module's weights if their value, less being better, is the least so far."""
+        if value < self.value:
+            self.value = value
+            self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"value": self.value, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint.
+
+        Raises:
+            KeyError: it holds something else.
+        """
+        self.value, self.weights = state["value"], state["weights"]
 
 
 def _bar(console: Console) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 
@@ -21,7 +22,17 @@ from splitsight.data import cached_images, draw_images, encode_png, fit, load_im
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
-from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, progress_of, random_crops
+from splitsight.training import (
+    Best,
+    Budget,
+    Run,
+    ema,
+    flattened,
+    gradient_distance,
+    one_cycle,
+    progress_of,
+    random_crops,
+)
 
 # ---------------------------------------------------------------- errors, registry
 
@@ -305,6 +316,21 @@ def test_budget():
     for wrong in ({}, {"seconds": 0}, {"steps": -1}):
         with pytest.raises(UserError, match="budget"):
             Budget(**wrong)
+
+
+def test_the_best_weights_are_remembered_by_a_checkpoint(tmp_path):
+    model, best = nn.Linear(1, 1), Best()
+    for value, weight in ((3.0, 1.0), (math.nan, 2.0), (1.0, 3.0), (2.0, 4.0), (1.0, 5.0)):
+        nn.init.constant_(model.weight, weight)
+        best.offer(value, model)
+    assert best.value == 1.0 and best.weights["weight"].item() == 3.0
+    run = Run(tmp_path, Budget(steps=1), {"best": best}, title="t")
+    run.save()
+    again = Best()
+    assert again.weights is None
+    Run(tmp_path, Budget(steps=1), {"best": again}, title="t")
+    again.offer(1.5, model)
+    assert again.value == 1.0 and again.weights["weight"].item() == 3.0
 
 
 def test_one_cycle():

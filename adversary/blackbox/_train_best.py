@@ -8,6 +8,8 @@
    therefore crops and mirror images of the attacker's own pictures, asked about or not, with features ``S(x') + r``: r
    is what the student got wrong on a pair that it had not seen, drawn anew each time, so that the network relies on the
    student as far as it can be relied on. That part shrinks with what the student explains of held-out features (R²).
+   Both parts end with the weights that were best on held-out pairs: a few hundred pairs are known by heart, by a
+   student too, long before minutes are over.
 3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the student
    in F1's place. Whether the fit through the student brings answers nearer, and at which weight, is tried on further
    such pairs; where it does not by more than twice its standard error, answers that are to be near do without. Those
@@ -17,13 +19,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adversary.blackbox.networks import AttackNetwork
 from adversary.blackbox.queries import Pairs
@@ -35,7 +37,7 @@ from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
 from splitsight.training import gradient_distance, random_crops
 
-__all__ = ["TRUSTS", "Pictures", "choose", "follow", "held_out", "invert"]
+__all__ = ["TRUSTS", "Pictures", "choose", "follow", "following", "held_out", "invert", "inverting"]
 
 Settings = Mapping[str, Any]
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
@@ -46,6 +48,8 @@ _EVALUATIONS = 30
 _TRIED = 32
 """Held-out pairs, at most, that the weights are tried on."""
 _AT_ONCE = 32
+_LOOKED_AT = 100
+"""Held-out pairs, at most, that tell which weights are best."""
 
 
 def held_out(train: Pairs) -> tuple[Pairs, Pairs]:
@@ -73,9 +77,35 @@ def _parts(network: AttackNetwork) -> tuple[LatentNetwork, Student]:
 def follow(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
     """Stage 1's loss; a mean over numbers in standard deviations."""
     student = _parts(network)[1]
-    found, wanted = student.standard(student(x)), student.standard(z)
-    errors = [(a - b).square().mean() for a, b in zip(found, wanted, strict=True)]
-    return torch.stack(errors).mean()
+    return _apart(student, student(x), z)
+
+
+def _apart(student: Student, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance of features in standard deviations; a mean over tensors."""
+    pairs = zip(student.standard(found), student.standard(wanted), strict=True)
+    return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
+
+
+def _on(module: nn.Module, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
+    """Images in [0, 1] and features, where a module is."""
+    device = next(module.parameters()).device
+    return to_tensor(pairs.images).to(device), [torch.from_numpy(f).to(device) for f in pairs.features]
+
+
+@torch.no_grad()
+def following(student: nn.Module, held: Pairs) -> float:
+    """Stage 1's loss of any weights on held-out pairs."""
+    assert isinstance(student, Student)
+    x, z = _on(student, _part(held, slice(_LOOKED_AT)))
+    return float(_apart(student, _batched(lambda part: list(student(part)), x), z))
+
+
+@torch.no_grad()
+def inverting(core: nn.Module, prior: Prior, held: Pairs) -> float:
+    """How far the answers of any weights are from held-out pictures: dB below a PSNR of 0."""
+    x, z = _on(core, _part(held, slice(_LOOKED_AT)))
+    parts = zip(x.split(_AT_ONCE), *(f.split(_AT_ONCE) for f in z), strict=True)
+    return -float(torch.cat([_psnr(prior.decode(core(list(some))), truth) for truth, *some in parts]).mean())
 
 
 class Pictures:
@@ -120,8 +150,7 @@ class Pictures:
 
     @torch.no_grad()
     def _measure(self, held: Pairs) -> tuple[list[Tensor], float]:
-        device = next(self.student.parameters()).device
-        x, z = to_tensor(held.images).to(device), [torch.from_numpy(f).to(device) for f in held.features]
+        x, z = _on(self.student, held)
         found = _batched(lambda part: list(self.student(part)), x)
         residuals = [a - b for a, b in zip(z, found, strict=True)]
         # in the features' own units, where a channel that hardly ever moves counts for little

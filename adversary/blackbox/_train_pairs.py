@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
+from adversary.blackbox._train_best import Pictures, choose, follow, following, held_out, invert, inverting
 from adversary.blackbox._truths import true_values
 from adversary.blackbox.networks import METHODS, AttackNetwork
 from adversary.blackbox.queries import Pairs
@@ -36,7 +37,7 @@ from splitsight.data import to_tensor
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips_distance, lpips_missing
-from splitsight.training import Budget, Run, ema, gradient_distance, one_cycle
+from splitsight.training import Best, Budget, Run, ema, gradient_distance, one_cycle
 
 __all__ = ["PERCEPTUAL", "SETTINGS", "pair_quality", "setting_of", "train_pairs"]
 
@@ -125,6 +126,7 @@ _BEST: Settings = {
     "pictures": 0.5,
     "fresh": 6.0,
     "crop": 0.6,
+    "early_stopping": True,
     "width": 48,
 }
 SETTINGS: dict[str, dict[str, Settings]] = {
@@ -256,6 +258,8 @@ def pair_quality(network: AttackNetwork, pairs: Pairs, batch: int = 32) -> dict[
 
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
 """(network, which pairs, their images, their features, their captions) → one number."""
+Measure = Callable[[nn.Module], float]
+"""The part that is trained, with any weights, in eval mode → how far it is off on pairs put aside."""
 _Stage = tuple[str, float, float]
 """Name, learning rate, share of the budget."""
 
@@ -381,11 +385,12 @@ def train_pairs(
     for name, lr, share in stages:
         generator = torch.Generator().manual_seed(seed)
         trained: nn.Module = network
+        measure: Measure | None = None
         if name == "":
             loss = _equation_11(settings, values)
         elif name == "student":
             assert network.student is not None
-            trained, loss = network.student, follow
+            trained, loss, measure = network.student, follow, partial(following, held=held)
         elif name == "invert":
             assert values is not None
             own = learnt.images if unasked is None else np.concatenate([learnt.images, unasked])
@@ -401,6 +406,7 @@ def train_pairs(
             )
             more["student_r2"] = round(pictures.r2, 4)
             trained, loss = network.core, invert(settings, values, pictures, PERCEPTUAL[settings["perceptual"]])
+            measure = partial(inverting, prior=network.prior, held=held)
         else:
             assert values is not None and network.flow is not None
             network.refines = name == "flow"
@@ -423,6 +429,7 @@ def train_pairs(
             settings,
             lr,
             generator,
+            measure if settings.get("early_stopping") else None,
         )
         seen, minutes = seen + run.step * batches.batch * made.frames, minutes + run.seconds / 60
         finished = finished and run.fraction() >= 1.0
@@ -472,19 +479,36 @@ def _run(
     s: Settings,
     lr: float,
     generator: torch.Generator,
+    measure: Measure | None,
 ) -> Run:
-    """Train one part of a network to the end of its budget; it has its averaged weights then."""
+    """Train one part of a network to the end of its budget; it has its averaged weights then.
+
+    With a measure, those averaged weights that were best on the pairs put aside. They are looked at after each epoch,
+    though not more often than the loss is logged, and in the end.
+    """
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=s["decay"])
     average = ema(trained, s["average"]) if s["average"] else None
     parts: dict[str, Any] = {"network": trained, "optimizer": optimizer}
     if average is not None:
         parts["average"] = average
+    ends = trained if average is None else average.module
+    best = Best()
+    if measure is not None:
+        parts["best"] = best
     schedule = _SCHEDULES[s["schedule"]]
     title = f"train {network.made.method}{'' if trained is network else ' ' + folder.name.removeprefix('run-')}"
     total, count = 0.0, 0
     with Run(folder, budget, parts, title=title) as run:
-        begun, logged = run.step, -1.0
+
+        def look() -> dict[str, float]:
+            if measure is None:
+                return {}
+            value = measure(ends.eval())
+            best.offer(value, ends)
+            return {"held_out": value}
+
+        begun, logged, looked = run.step, -1.0, run.step
         generator.manual_seed(batches.seed + run.step)
         for fraction in run.steps():
             for group in optimizer.param_groups:
@@ -508,11 +532,16 @@ def _run(
             total, count = total + float(value.detach()), count + 1
             # the first one, and then as fine as the curve that is kept
             if fraction - logged >= 0.01:
-                run.log(loss=total / count, fraction=fraction)
+                found = {}
+                if run.step - looked >= batches.per_epoch:
+                    found, looked = look(), run.step
+                run.log(loss=total / count, fraction=fraction, **found)
                 total, count, logged = 0.0, 0, fraction
         if count:
-            run.log(loss=total / count, fraction=run.fraction())
-    if average is not None and run.step:
+            run.log(loss=total / count, fraction=run.fraction(), **look())
+    if best.weights is not None:
+        trained.load_state_dict(best.weights)
+    elif average is not None and run.step:
         trained.load_state_dict(average.module.state_dict())
     network.eval()
     if run.step > begun and not run.interrupted and trained is not network.student:

@@ -1,5 +1,6 @@
 """net-best: a student of F1 from pairs alone, a choice by held-out pairs, attacks through it, files."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from adversary.blackbox import _train_best, networks
-from adversary.blackbox._train_best import Pictures, choose, follow, held_out, invert
+from adversary.blackbox._train_best import Pictures, choose, follow, following, held_out, invert, inverting
 from adversary.blackbox._train_pairs import PERCEPTUAL, _Batches, setting_of, train_pairs
 from adversary.blackbox.networks import (
     AttackNetwork,
@@ -173,6 +174,43 @@ def test_training_brings_answers_nearer_and_says_what_it_found(flow_prior, tmp_p
     assert not torch.equal(errors.latent, torch.eye(flow_prior.latent_shape[0]).expand_as(errors.latent))
     # what a student is wrong about goes with it; the network's own errors are needed for live windows
     assert hasattr(errors, "feature0") == (trained.student is not None)
+
+
+def _log(folder):
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["held_out"] for row in rows if "held_out" in row]
+
+
+@pytest.mark.parametrize("average", [0.9, 0.0])
+def test_few_pairs_are_not_learnt_by_heart(flow_prior, tmp_path, average):
+    train, test = _pairs(24), _pairs(8, 1)
+    learnt, held = held_out(train)
+    changes = {"batch": 8, "width": 8, "lr": 0.01, "student_lr": 0.02, "average": average}
+    steps = 150
+    ends = {}
+    for stop in (True, False):
+        _, s = setting_of("net-best", None, {**changes, "early_stopping": stop})
+        network, _ = train_pairs(_fresh(flow_prior), train, test, tmp_path / str(stop), s, steps=steps)
+        ends[stop] = inverting(network.core, flow_prior, held)
+        if stop:
+            best = following(network.student, held)
+    looked = _log(tmp_path / "True" / "run-invert")
+    # pairs put aside are looked at after each epoch of two batches, and in the end
+    assert len(looked) >= 0.7 * steps // (len(learnt) // 8) - 1
+    # the last weights are worse than the best ones, which are those that are kept
+    assert ends[True] == pytest.approx(min(looked), abs=1e-5) and looked[-1] > min(looked)
+    assert ends[True] < ends[False] and not _log(tmp_path / "False" / "run-invert")
+    # the student, too
+    assert best == pytest.approx(min(_log(tmp_path / "True" / "run-student")), abs=1e-5)
+
+
+def test_a_training_that_goes_on_remembers_its_best_weights(flow_prior, tmp_path):
+    train, test = _pairs(24), _pairs(8, 1)
+    _, s = setting_of("net-best", None, {"batch": 8, "width": 8, "lr": 0.01})
+    for steps in (40, 80):
+        network, _ = train_pairs(_fresh(flow_prior), train, test, tmp_path, s, steps=steps)
+    looked = _log(tmp_path / "run-invert")
+    assert inverting(network.core, flow_prior, held_out(train)[1]) == pytest.approx(min(looked), abs=1e-5)
 
 
 @pytest.mark.parametrize(("trust", "student"), [(0.0, False), (0.0, True), (0.3, True)])
