@@ -8,8 +8,6 @@
    therefore crops and mirror images of the attacker's own pictures, asked about or not, with features ``S(x') + r``: r
    is what the student got wrong on a pair that it had not seen, drawn anew each time, so that the network relies on the
    student as far as it can be relied on. That part shrinks with what the student explains of held-out features (R²).
-   Both parts end with the weights that were best on held-out pairs: a few hundred pairs are known by heart, by a
-   student too, long before minutes are over.
 3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the student
    in F1's place. Whether the fit through the student brings answers nearer, and at which weight, is tried on further
    such pairs; where it does not by more than twice its standard error, answers that are to be near do without. Those
@@ -37,7 +35,7 @@ from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
 from splitsight.training import gradient_distance, random_crops
 
-__all__ = ["TRUSTS", "Pictures", "choose", "follow", "following", "held_out", "invert", "inverting"]
+__all__ = ["TRUSTS", "Pictures", "choose", "first", "follow", "following", "held_out", "invert"]
 
 Settings = Mapping[str, Any]
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
@@ -48,14 +46,17 @@ _EVALUATIONS = 30
 _TRIED = 32
 """Held-out pairs, at most, that the weights are tried on."""
 _AT_ONCE = 32
-_LOOKED_AT = 100
-"""Held-out pairs, at most, that tell which weights are best."""
 
 
-def held_out(train: Pairs) -> tuple[Pairs, Pairs]:
-    """Pairs to learn from, and the last tenth of them (at least 4, at most 400) to measure on."""
-    count = min(400, max(4, len(train) // 10))
-    return _part(train, slice(None, -count)), _part(train, slice(-count, None))
+def held_out(train: Pairs, most: int = 400, frames: int = 1) -> tuple[Pairs, Pairs]:
+    """Pairs to learn from, and the last tenth of them to measure on: at least 4, at most ``most``, whole windows."""
+    count = max(frames, min(most, max(4, len(train) // 10)) // frames * frames)
+    return first(train, len(train) - count), _part(train, slice(-count, None))
+
+
+def first(pairs: Pairs, count: int) -> Pairs:
+    """So many of them, or all."""
+    return _part(pairs, slice(None, count))
 
 
 def _part(pairs: Pairs, rows: slice) -> Pairs:
@@ -93,19 +94,11 @@ def _on(module: nn.Module, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
 
 
 @torch.no_grad()
-def following(student: nn.Module, held: Pairs) -> float:
-    """Stage 1's loss of any weights on held-out pairs."""
-    assert isinstance(student, Student)
-    x, z = _on(student, _part(held, slice(_LOOKED_AT)))
+def following(network: AttackNetwork, held: Pairs) -> float:
+    """Stage 1's loss on pairs put aside."""
+    student = _parts(network)[1]
+    x, z = _on(student, held)
     return float(_apart(student, _batched(lambda part: list(student(part)), x), z))
-
-
-@torch.no_grad()
-def inverting(core: nn.Module, prior: Prior, held: Pairs) -> float:
-    """How far the answers of any weights are from held-out pictures: dB below a PSNR of 0."""
-    x, z = _on(core, _part(held, slice(_LOOKED_AT)))
-    parts = zip(x.split(_AT_ONCE), *(f.split(_AT_ONCE) for f in z), strict=True)
-    return -float(torch.cat([_psnr(prior.decode(core(list(some))), truth) for truth, *some in parts]).mean())
 
 
 class Pictures:

@@ -11,7 +11,9 @@ one after the other, with its own losses (its equations 5 to 10); net-best, too,
 The setting ``paper`` is as published. ``tuned`` adds what training with few pairs on a CPU is better for: absolute
 differences and those of gradients, a learning rate that falls to zero, averaged weights, and for latents and noise a
 share of the loss on the value itself, whose truth the prior's encoder (and its sampler, run backwards) gives. ``part``
-of each batch is decoded; the value's loss is over all of it.
+of each batch is decoded; the value's loss is over all of it. Networks, and net-best's student, know a few hundred pairs
+by heart long before five minutes are over, so that each part of a training stops early: some pairs are put aside, and
+it ends with the averaged weights that did best on those.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adversary.blackbox._train_best import Pictures, choose, follow, following, held_out, invert, inverting
+from adversary.blackbox._train_best import Pictures, choose, first, follow, following, held_out, invert
 from adversary.blackbox._truths import true_values
 from adversary.blackbox.networks import METHODS, AttackNetwork
 from adversary.blackbox.queries import Pairs
@@ -61,6 +63,7 @@ _TUNED: Settings = {
     "lambda_txt": 3.0,
     "alpha": 1.0,
     "steps": 4,
+    "early_stopping": True,
     "width": 48,
 }
 _PAPER: Settings = {
@@ -78,6 +81,7 @@ _PAPER: Settings = {
     "tv": 1.0,
     "value": 0.0,
     "steps": 20,
+    "early_stopping": False,
 }
 _FLOW: Settings = {
     "iterations": 24000,
@@ -92,6 +96,7 @@ _FLOW: Settings = {
     "width": 64,
     "rank": 16,
     "everywhere": True,
+    "early_stopping": True,
 }
 _FLOW_PAPER: Settings = {
     **_FLOW,
@@ -106,6 +111,7 @@ _FLOW_PAPER: Settings = {
     "perceptual": "lpips",
     "rank": 4,
     "everywhere": False,
+    "early_stopping": False,
 }
 _BEST: Settings = {
     "iterations": 20000,
@@ -258,8 +264,10 @@ def pair_quality(network: AttackNetwork, pairs: Pairs, batch: int = 32) -> dict[
 
 Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
 """(network, which pairs, their images, their features, their captions) → one number."""
-Measure = Callable[[nn.Module], float]
-"""The part that is trained, with any weights, in eval mode → how far it is off on pairs put aside."""
+_LOOKED_AT = 32
+"""Pairs put aside, at most, that tell which weights are best."""
+_LOOKS = 20
+"""Times, at most, that weights are looked at: as seldom as this, it costs the slowest network a few per cent."""
 _Stage = tuple[str, float, float]
 """Name, learning rate, share of the budget."""
 
@@ -362,7 +370,12 @@ def train_pairs(
     made, device = network.made, device or torch.device("cpu")
     if made.text and not any(train.captions):
         raise UserError("a network with text needs captions: give --data with classes.tsv, or leave --text out")
-    learnt, held = held_out(train) if made.student else (train, train)
+    learnt, held = train, train
+    if made.student:
+        learnt, held = held_out(train)
+    elif settings["early_stopping"]:
+        learnt, held = held_out(train, _LOOKED_AT, made.frames)
+    shown = first(held, _LOOKED_AT)
     batches = _Batches(learnt, made.frames, settings["batch"], seed, device)
     network.standard.measure(learnt.features)
     if network.student is not None:
@@ -385,12 +398,12 @@ def train_pairs(
     for name, lr, share in stages:
         generator = torch.Generator().manual_seed(seed)
         trained: nn.Module = network
-        measure: Measure | None = None
+        measure = partial(_distance, network, shown)
         if name == "":
             loss = _equation_11(settings, values)
         elif name == "student":
             assert network.student is not None
-            trained, loss, measure = network.student, follow, partial(following, held=held)
+            trained, loss, measure = network.student, follow, partial(following, network, shown)
         elif name == "invert":
             assert values is not None
             own = learnt.images if unasked is None else np.concatenate([learnt.images, unasked])
@@ -406,7 +419,6 @@ def train_pairs(
             )
             more["student_r2"] = round(pictures.r2, 4)
             trained, loss = network.core, invert(settings, values, pictures, PERCEPTUAL[settings["perceptual"]])
-            measure = partial(inverting, prior=network.prior, held=held)
         else:
             assert values is not None and network.flow is not None
             network.refines = name == "flow"
@@ -429,7 +441,7 @@ def train_pairs(
             settings,
             lr,
             generator,
-            measure if settings.get("early_stopping") else None,
+            measure if settings["early_stopping"] else None,
         )
         seen, minutes = seen + run.step * batches.batch * made.frames, minutes + run.seconds / 60
         finished = finished and run.fraction() >= 1.0
@@ -445,6 +457,11 @@ def train_pairs(
     if network.student is not None:
         figures |= {**more, **choose(network, held, more["student_r2"])}
     return network, figures | {"minutes": round(minutes, 2), "finished": finished}
+
+
+def _distance(network: AttackNetwork, pairs: Pairs) -> float:
+    """Of its answers: dB below a PSNR of 0."""
+    return -pair_quality(network, pairs)["psnr"]
 
 
 def _curve(log: Path) -> tuple[float, ...]:
@@ -479,12 +496,12 @@ def _run(
     s: Settings,
     lr: float,
     generator: torch.Generator,
-    measure: Measure | None,
+    measure: Callable[[], float] | None,
 ) -> Run:
     """Train one part of a network to the end of its budget; it has its averaged weights then.
 
-    With a measure, those averaged weights that were best on the pairs put aside. They are looked at after each epoch,
-    though not more often than the loss is logged, and in the end.
+    With a measure of how far off it is on pairs put aside, those averaged weights that were best. They are looked at
+    in the end, and before that :data:`_LOOKS` times, though not twice in an epoch.
     """
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=s["decay"])
@@ -492,7 +509,6 @@ def _run(
     parts: dict[str, Any] = {"network": trained, "optimizer": optimizer}
     if average is not None:
         parts["average"] = average
-    ends = trained if average is None else average.module
     best = Best()
     if measure is not None:
         parts["best"] = best
@@ -502,13 +518,18 @@ def _run(
     with Run(folder, budget, parts, title=title) as run:
 
         def look() -> dict[str, float]:
-            if measure is None:
+            if measure is None or run.interrupted:
                 return {}
-            value = measure(ends.eval())
-            best.offer(value, ends)
+            own = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+            if average is not None:
+                trained.load_state_dict(average.module.state_dict())
+            network.eval()
+            value = measure()
+            best.offer(value, trained)
+            trained.load_state_dict(own)
             return {"held_out": value}
 
-        begun, logged, looked = run.step, -1.0, run.step
+        begun, logged, looked = run.step, -1.0, (run.step, run.fraction())
         generator.manual_seed(batches.seed + run.step)
         for fraction in run.steps():
             for group in optimizer.param_groups:
@@ -533,12 +554,15 @@ def _run(
             # the first one, and then as fine as the curve that is kept
             if fraction - logged >= 0.01:
                 found = {}
-                if run.step - looked >= batches.per_epoch:
-                    found, looked = look(), run.step
+                if run.step - looked[0] >= batches.per_epoch and fraction - looked[1] >= 1 / _LOOKS:
+                    found, looked = look(), (run.step, fraction)
                 run.log(loss=total / count, fraction=fraction, **found)
                 total, count, logged = 0.0, 0, fraction
-        if count:
-            run.log(loss=total / count, fraction=run.fraction(), **look())
+        if run.step > begun:
+            found = look()
+            if count:
+                found["loss"] = total / count
+            run.log(fraction=run.fraction(), **found)
     if best.weights is not None:
         trained.load_state_dict(best.weights)
     elif average is not None and run.step:
