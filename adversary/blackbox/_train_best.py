@@ -18,27 +18,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adversary.blackbox._batches import Batch
 from adversary.blackbox.networks import AttackNetwork
 from adversary.blackbox.queries import Pairs
 from adversary.blackbox.surrogate import LatentNetwork, Student
-from adversary.priors.prior import Prior, Text
+from adversary.priors.prior import Prior
 from adversary.whitebox.posterior import GaussianPull, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import lbfgs
 from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
 from splitsight.training import gradient_distance, random_crops
 
-__all__ = ["TRUSTS", "Pictures", "choose", "first", "follow", "following", "held_out", "invert"]
+__all__ = ["TRUSTS", "Loss", "Pictures", "choose", "follow", "following", "invert"]
 
 Settings = Mapping[str, Any]
-Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
+Loss = Callable[[AttackNetwork, Batch], Tensor]
+"""Of a network's answers; one number."""
 
 TRUSTS = (0.03, 0.1, 0.3, 1.0)
 """Weights of the student's feature loss that are tried; 1 takes its measured errors for independent."""
@@ -48,37 +49,16 @@ _TRIED = 32
 _AT_ONCE = 32
 
 
-def held_out(train: Pairs, most: int = 400, frames: int = 1) -> tuple[Pairs, Pairs]:
-    """Pairs to learn from, and the last tenth of them to measure on: at least 4, at most ``most``, whole windows."""
-    count = max(frames, min(most, max(4, len(train) // 10)) // frames * frames)
-    return first(train, len(train) - count), _part(train, slice(-count, None))
-
-
-def first(pairs: Pairs, count: int) -> Pairs:
-    """So many of them, or all."""
-    return _part(pairs, slice(None, count))
-
-
-def _part(pairs: Pairs, rows: slice) -> Pairs:
-    return replace(
-        pairs,
-        images=pairs.images[rows],
-        features=[z[rows] for z in pairs.features],
-        captions=pairs.captions[rows],
-        hashes=pairs.hashes[rows],
-    )
-
-
 def _parts(network: AttackNetwork) -> tuple[LatentNetwork, Student]:
     core, student = network.core, network.student
     assert isinstance(core, LatentNetwork) and student is not None
     return core, student
 
 
-def follow(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+def follow(network: AttackNetwork, batch: Batch) -> Tensor:
     """Stage 1's loss; a mean over numbers in standard deviations."""
     student = _parts(network)[1]
-    return _apart(student, student(x), z)
+    return _apart(student, student(batch.x), batch.z)
 
 
 def _apart(student: Student, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
@@ -111,9 +91,8 @@ class Pictures:
         share: of a batch, where the student explains everything; it is multiplied by R².
         crop: least side of a crop, as a part of the picture's.
         generator: of all draws.
-        epoch: how often each pair was seen by now. Pairs that are still new teach more than what a student says, so
-            that the share grows from nothing until each was seen ``fresh`` times.
-        fresh: see there; 0 for the whole share from the start.
+        fresh: pairs that are still new teach more than what a student says, so that the share grows from nothing until
+            each was seen so often; 0 for the whole share from the start.
 
     Attributes:
         r2: the part of the held-out features' variance that the student explains, at most 1; a mean over tensors.
@@ -128,18 +107,16 @@ class Pictures:
         share: float,
         crop: float,
         generator: torch.Generator,
-        epoch: Callable[[], float] = lambda: 0.0,
         fresh: float = 0.0,
     ) -> None:
         self.student = _parts(network)[1].eval()
         self.images, self.crop, self.generator = images, crop, generator
         self.residuals, self.r2 = self._measure(held)
-        self._most, self._epoch, self._fresh = share * max(self.r2, 0.0), epoch, fresh
+        self._most, self._fresh = share * max(self.r2, 0.0), fresh
 
-    @property
-    def share(self) -> float:
-        """Of the batch that is next."""
-        return self._most * (min(1.0, self._epoch() / self._fresh) if self._fresh else 1.0)
+    def share(self, epoch: float) -> float:
+        """Of a batch before which each pair was seen so often."""
+        return self._most * (min(1.0, epoch / self._fresh) if self._fresh else 1.0)
 
     @torch.no_grad()
     def _measure(self, held: Pairs) -> tuple[list[Tensor], float]:
@@ -174,9 +151,10 @@ def invert(
         perceptual: out of :data:`~adversary.blackbox._train_pairs.PERCEPTUAL`.
     """
 
-    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
-        drawn = round(pictures.share * len(x))
-        truth = truths[index[drawn:].to(truths.device)]
+    def loss(network: AttackNetwork, batch: Batch) -> Tensor:
+        x, z = batch.x, batch.z
+        drawn = round(pictures.share(batch.epoch) * len(x))
+        truth = truths[batch.index[drawn:].to(truths.device)]
         if drawn:
             more, features = pictures.draw(drawn)
             x = torch.cat([more, x[drawn:]])
@@ -230,8 +208,8 @@ def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, f
     """
     core, student = _parts(network)
     half = len(held) // 2
-    _measure_errors(network, _part(held, slice(None, half)))
-    tried = _part(held, slice(half, half + _TRIED))
+    _measure_errors(network, held[:half])
+    tried = held[half : half + _TRIED]
     x, z = to_tensor(tried.images), [torch.from_numpy(f) for f in tried.features]
     with torch.no_grad():
         centre = core(z)

@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adversary.blackbox._train_best import Pictures, choose, first, follow, following, held_out, invert
+from adversary.blackbox._batches import Batch, Batches, Captions, held_out
+from adversary.blackbox._train_best import Loss, Pictures, choose, follow, following, invert
 from adversary.blackbox._truths import true_values
 from adversary.blackbox.networks import METHODS, AttackNetwork
 from adversary.blackbox.queries import Pairs
-from adversary.priors.prior import Prior, Text
+from adversary.priors.prior import Prior
 from adversary.whitebox.terms import Negentropy, TotalVariation
-from splitsight.data import to_tensor
 from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips_distance, lpips_missing
@@ -202,68 +202,20 @@ PERCEPTUAL: dict[str, Callable[[Prior, Tensor, Tensor], Tensor]] = {
 }
 
 
-class _Batches:
-    """Pairs on a device, shuffled anew each epoch, the same for the same step whether resumed or not."""
-
-    def __init__(self, pairs: Pairs, frames: int, batch: int, seed: int, device: torch.device) -> None:
-        self.pairs, self.frames, self.seed, self.device = pairs, frames, seed, device
-        self.groups = len(pairs) // frames
-        self.batch = max(1, min(batch // frames, self.groups))
-        self.per_epoch = max(1, self.groups // self.batch)
-        self._step = 0
-
-    @property
-    def epoch(self) -> float:
-        """How often each pair was seen before the batch that :meth:`index` last told."""
-        return self._step / self.per_epoch
-
-    def index(self, step: int) -> Tensor:
-        """Which pairs, ``(B,)``; whole windows."""
-        self._step = step
-        epoch, at = divmod(step, self.per_epoch)
-        order = torch.randperm(self.groups, generator=torch.Generator().manual_seed(self.seed * 100_003 + epoch))
-        chosen = order[at * self.batch : (at + 1) * self.batch]
-        return (chosen[:, None] * self.frames + torch.arange(self.frames)).flatten()
-
-    def take(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Images ``(B, 3, S, S)`` in [0, 1] and features."""
-        rows = index.numpy()
-        x = to_tensor(self.pairs.images[rows]).to(self.device)
-        return x, [torch.from_numpy(z[rows]).to(self.device) for z in self.pairs.features]
-
-
-class _Captions:
-    """Each picture's caption, embedded once."""
-
-    def __init__(self, prior: Prior, captions: list[str]) -> None:
-        different = sorted(set(captions))
-        parts = [prior.embed_text(different[i : i + 64]) for i in range(0, len(different), 64)]
-        self.states, self.mask = torch.cat([p.states for p in parts]), torch.cat([p.mask for p in parts])
-        place = {caption: i for i, caption in enumerate(different)}
-        self.rows = torch.tensor([place[c] for c in captions])
-
-    def text(self, index: Tensor) -> Text:
-        rows = self.rows[index].to(self.states.device)
-        return Text(self.states[rows], self.mask[rows])
-
-
 @torch.no_grad()
 def pair_quality(network: AttackNetwork, pairs: Pairs, batch: int = 32) -> dict[str, float]:
     """Mean ``psnr``, ``psnr_eq14`` and ``ssim`` of a network's answers over pairs that it was not trained on."""
     device = next(network.parameters()).device
-    batches = _Batches(pairs, network.made.frames, batch, 0, device)
-    captions = _Captions(network.prior, pairs.captions) if network.made.text else None
+    captions = Captions(network.prior, pairs.captions) if network.made.text else None
+    batches = Batches(pairs, network.made.frames, batch, device=device, captions=captions)
     found: dict[str, list[Tensor]] = {}
-    for part in torch.arange(batches.groups * batches.frames).split(batches.batch * batches.frames):
-        x, z = batches.take(part)
-        text = None if captions is None else captions.text(part)
-        for name, values in image_quality(network.images(network(z, text), text), x).items():
+    for part in batches.in_order():
+        answers = network.images(network(part.z, part.text), part.text)
+        for name, values in image_quality(answers, part.x).items():
             found.setdefault(name, []).append(values)
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
 
 
-Loss = Callable[[AttackNetwork, Tensor, Tensor, list[Tensor], Text | None], Tensor]
-"""(network, which pairs, their images, their features, their captions) → one number."""
 _LOOKED_AT = 32
 """Pairs put aside, at most, that tell which weights are best."""
 _LOOKS = 20
@@ -275,11 +227,12 @@ _Stage = tuple[str, float, float]
 def _equation_11(s: Settings, truths: Tensor | None) -> Loss:
     variation, negentropy = TotalVariation(), Negentropy(s["lambda_txt"], s["alpha"])
 
-    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
-        value = network(z, text)
+    def loss(network: AttackNetwork, batch: Batch) -> Tensor:
+        x, text = batch.x, batch.text
+        value = network(batch.z, text)
         truth_loss = value.new_zeros(())
         if truths is not None:
-            truth_loss = s["value"] * (value - truths[index.to(truths.device)]).square().mean()
+            truth_loss = s["value"] * (value - truths[batch.index.to(truths.device)]).square().mean()
         # what comes behind the network, the sampler above all, costs many times as much
         some = max(1, round(s["part"] * len(x)))
         value, x, text = value[:some], x[:some], None if text is None else text.first(some)
@@ -302,10 +255,10 @@ def _equation_11(s: Settings, truths: Tensor | None) -> Loss:
 def _align(truths: Tensor) -> Loss:
     """Stage 1 of FIA-Flow: ``‖z_s − z_x‖² + ‖Dec(z_s) − x‖₁``, means over their numbers."""
 
-    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
-        aligned = network(z, text)
-        truth = truths[index.to(truths.device)]
-        return (aligned - truth).square().mean() + (network.images(aligned) - x).abs().mean()
+    def loss(network: AttackNetwork, batch: Batch) -> Tensor:
+        aligned = network(batch.z, batch.text)
+        truth = truths[batch.index.to(truths.device)]
+        return (aligned - truth).square().mean() + (network.images(aligned) - batch.x).abs().mean()
 
     return loss
 
@@ -314,11 +267,12 @@ def _refine(s: Settings, truths: Tensor, generator: torch.Generator) -> Loss:
     """Stage 2: ``‖v(z_t, t) − (z_x − z_s)‖² + perceptual(x', x) + ‖x' − x‖₁``; one t a batch."""
     perceptual = PERCEPTUAL[s["perceptual"]]
 
-    def loss(network: AttackNetwork, index: Tensor, x: Tensor, z: list[Tensor], text: Text | None) -> Tensor:
+    def loss(network: AttackNetwork, batch: Batch) -> Tensor:
         assert network.flow is not None
+        x, text = batch.x, batch.text
         with torch.no_grad():
-            aligned = network.core.eval()(z)
-        truth = truths[index.to(truths.device)]
+            aligned = network.core.eval()(batch.z)
+        truth = truths[batch.index.to(truths.device)]
         t = float(torch.rand(1, generator=generator))
         moved = network.flow.velocity(t * truth + (1 - t) * aligned, t, text)
         y = network.images(network.flow(aligned, text))
@@ -375,14 +329,14 @@ def train_pairs(
         learnt, held = held_out(train)
     elif settings["early_stopping"]:
         learnt, held = held_out(train, _LOOKED_AT, made.frames)
-    shown = first(held, _LOOKED_AT)
-    batches = _Batches(learnt, made.frames, settings["batch"], seed, device)
+    shown = held[:_LOOKED_AT]
     network.standard.measure(learnt.features)
     if network.student is not None:
         network.student.measure(learnt.features)
     network.prior.to(device)
     network.to(device, memory_format=torch.channels_last)
-    captions = _Captions(network.prior, train.captions) if made.text else None
+    captions = Captions(network.prior, train.captions) if made.text else None
+    batches = Batches(learnt, made.frames, settings["batch"], seed=seed, device=device, captions=captions)
     if steps is None and seconds is None:
         steps = settings["iterations"] if "iterations" in settings else settings["epochs"] * batches.per_epoch
     stages = _stages(METHODS[made.method], settings)
@@ -414,7 +368,6 @@ def train_pairs(
                 share=settings["pictures"],
                 crop=settings["crop"],
                 generator=generator,
-                epoch=lambda: batches.epoch,
                 fresh=settings["fresh"],
             )
             more["student_r2"] = round(pictures.r2, 4)
@@ -434,7 +387,6 @@ def train_pairs(
             trained,
             loss,
             batches,
-            captions,
             test,
             out / f"run{name and '-'}{name}",
             budget,
@@ -443,7 +395,7 @@ def train_pairs(
             generator,
             measure if settings["early_stopping"] else None,
         )
-        seen, minutes = seen + run.step * batches.batch * made.frames, minutes + run.seconds / 60
+        seen, minutes = seen + run.step * batches.size, minutes + run.seconds / 60
         finished = finished and run.fraction() >= 1.0
         if not finished:
             break
@@ -488,8 +440,7 @@ def _run(
     network: AttackNetwork,
     trained: nn.Module,
     loss: Loss,
-    batches: _Batches,
-    captions: _Captions | None,
+    batches: Batches,
     test: Pairs,
     folder: Path,
     budget: Budget,
@@ -534,10 +485,9 @@ def _run(
         for fraction in run.steps():
             for group in optimizer.param_groups:
                 group["lr"] = schedule(fraction, lr)
-            index = batches.index(run.step)
-            x, z = batches.take(index)
+            batch = batches.at(run.step)
             trained.train()
-            value = loss(network, index, x, z, None if captions is None else captions.text(index))
+            value = loss(network, batch)
             if not torch.isfinite(value):
                 raise UserError(
                     f"training {network.made.method} diverged at step {run.step}: give a lower lr with --set lr=…",

@@ -336,6 +336,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: slice) -> Pairs:
+        return Pairs(self.images[rows], [z[rows] for z in self.features], self.captions[rows], self.hashes[rows])
+
 
 @dataclass
 class QueryStore:

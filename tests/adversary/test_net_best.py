@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from adversary.blackbox import _train_best, networks
-from adversary.blackbox._train_best import Pictures, choose, follow, following, held_out, invert
-from adversary.blackbox._train_pairs import PERCEPTUAL, _Batches, pair_quality, setting_of, train_pairs
+from adversary.blackbox._batches import Batch, Batches, held_out
+from adversary.blackbox._train_best import Pictures, choose, follow, following, invert
+from adversary.blackbox._train_pairs import PERCEPTUAL, pair_quality, setting_of, train_pairs
 from adversary.blackbox.networks import (
     AttackNetwork,
     Made,
@@ -78,10 +79,10 @@ def test_a_student_learns_f1_from_pairs(flow_prior):
     optimizer = torch.optim.Adam(network.student.train().parameters(), 3e-3)
     for _ in range(80):
         optimizer.zero_grad()
-        follow(network, torch.arange(200), x, z, None).backward()
+        follow(network, Batch(torch.arange(200), x, z)).backward()
         optimizer.step()
     pictures = Pictures(network, pairs.images, held, share=0.5, crop=0.6, generator=generator)
-    assert pictures.r2 > 0.6 > before and pictures.share == pytest.approx(0.5 * pictures.r2)
+    assert pictures.r2 > 0.6 > before and pictures.share(9.0) == pytest.approx(0.5 * pictures.r2)
     # what it draws is nearer to F1 than another picture's features, and is what it says plus a known residual
     images, features = pictures.draw(16)
     with torch.no_grad():
@@ -94,14 +95,12 @@ def test_a_student_learns_f1_from_pairs(flow_prior):
 def test_pairs_that_are_new_are_not_displaced_by_pictures(flow_prior):
     network, pairs = _fresh(flow_prior), _pairs(20)
     network.student.measure(pairs.features)
-    batches = _Batches(pairs, 1, 4, 0, torch.device("cpu"))
-    more = {"share": 0.5, "crop": 0.6, "generator": torch.Generator(), "epoch": lambda: batches.epoch}
-    pictures = Pictures(network, pairs.images, pairs, fresh=2.0, **more)
+    batches = Batches(pairs, 1, 4)
+    pictures = Pictures(network, pairs.images, pairs, share=0.5, crop=0.6, generator=torch.Generator(), fresh=2.0)
     pictures._most = 0.5
     # five batches an epoch
     for step, share in ((0, 0.0), (5, 0.25), (10, 0.5), (30, 0.5)):
-        batches.index(step)
-        assert pictures.share == share
+        assert pictures.share(batches.at(step).epoch) == share
     with pytest.raises(UserError, match="fresh of net-best must be 0 or more"):
         setting_of("net-best", None, {"fresh": -1.0})
 
@@ -111,12 +110,12 @@ def test_a_student_that_explains_nothing_makes_no_pictures(flow_prior):
     for parameter in network.student.exits.parameters():
         nn.init.constant_(parameter, 5.0)
     pictures = Pictures(network, pairs.images, pairs, share=0.5, crop=0.6, generator=torch.Generator())
-    assert pictures.r2 < 0 and pictures.share == 0
+    assert pictures.r2 < 0 and pictures.share(9.0) == 0
     # so that every picture of a batch is one that was asked about
     _, s = setting_of("net-best", None, {"perceptual_weight": 0.0, "gradient": 0.0, "value": 0.0})
     x, z = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])]
     truths = torch.zeros(20, *flow_prior.latent_shape)
-    loss = invert(s, truths, pictures, PERCEPTUAL["none"])(network, torch.arange(20), x, z, None)
+    loss = invert(s, truths, pictures, PERCEPTUAL["none"])(network, Batch(torch.arange(20), x, z))
     y = flow_prior.decode(network(z))
     torch.testing.assert_close(loss, (y - x).abs().mean() + 4 * (y - x).square().mean())
 

@@ -10,6 +10,7 @@ import torch
 from fake_oracle import FakeOracle, features
 from safetensors.torch import load_file
 
+from adversary.blackbox._batches import Batch
 from adversary.blackbox._train_pairs import SETTINGS, pair_quality, setting_of, train_pairs
 from adversary.blackbox.command import PairOptions, train_pairs_command
 from adversary.blackbox.networks import (
@@ -96,7 +97,7 @@ def test_the_loss_is_equation_12(flow_prior):
     value = network(z, text)
     y = flow_prior.generate(value, text, 1)
     wanted = (y - x).square().sum((1, 2, 3)) + TotalVariation()(value, y) + 3 * Negentropy()(value, y)
-    found = _equation_11(paper, None)(network, torch.arange(3), x, z, text)
+    found = _equation_11(paper, None)(network, Batch(torch.arange(3), x, z, text))
     torch.testing.assert_close(found, wanted.mean())
 
 
@@ -112,7 +113,7 @@ def test_a_part_of_a_batch_is_decoded_and_all_of_it_told_the_truth(flow_prior):
     y = flow_prior.generate(value[:2], text.first(2), 1)
     wanted = (y - x[:2]).square().mean() + 3 * Negentropy()(value[:2], y).mean()
     wanted = wanted + s["value"] * (value - truths[index]).square().mean()
-    torch.testing.assert_close(_equation_11(s, truths)(network, index, x, z, text), wanted)
+    torch.testing.assert_close(_equation_11(s, truths)(network, Batch(index, x, z, text)), wanted)
     with pytest.raises(UserError, match="part of net-dmb must be more than 0"):
         setting_of("net-dmb", None, {"part": 0.0})
 
