@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -90,9 +91,9 @@ class Batches:
         index = (chosen[:, None] * self.frames + torch.arange(self.frames)).flatten()
         return self._take(index, step / self.per_epoch)
 
-    def in_order(self) -> list[Batch]:
-        """All pairs of whole windows, once."""
-        return [self._take(index) for index in torch.arange(self.groups * self.frames).split(self.size)]
+    def in_order(self) -> Iterator[Batch]:
+        """All pairs of whole windows, once; one batch at a time is in memory."""
+        return (self._take(index) for index in torch.arange(self.groups * self.frames).split(self.size))
 
     def _take(self, index: Tensor, epoch: float = 0.0) -> Batch:
         rows = index.numpy()

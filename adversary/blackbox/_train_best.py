@@ -182,7 +182,7 @@ def _batched(answer: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor
 def _measure_errors(network: AttackNetwork, pairs: Pairs) -> None:
     """What answer and student do not know, from pairs that neither has seen."""
     core, student = _parts(network)
-    x, z = to_tensor(pairs.images), [torch.from_numpy(f) for f in pairs.features]
+    x, z = _on(core, pairs)
     truth = _batched(lambda part: [network.prior.encode(part)], x)[0]
     answer = torch.cat([core(part) for part in zip(*(f.split(_AT_ONCE) for f in z), strict=True)])
     found = _batched(lambda part: list(student(network.prior.decode(part))), truth)
@@ -210,7 +210,7 @@ def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, f
     half = len(held) // 2
     _measure_errors(network, held[:half])
     tried = held[half : half + _TRIED]
-    x, z = to_tensor(tried.images), [torch.from_numpy(f) for f in tried.features]
+    x, z = _on(core, tried)
     with torch.no_grad():
         centre = core(z)
         before = _psnr(network.prior.decode(centre), x)
