@@ -9,7 +9,7 @@ import pytest
 
 from adversary.bench import bench_attack, curve, speed
 from adversary.lab import Lab, score
-from adversary.methods import ATTACKS
+from adversary.attacks import ATTACKS
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
 

@@ -25,7 +25,7 @@ from adversary.blackbox.networks import (
 from adversary.blackbox.queries import Pairs
 from adversary.blackbox.surrogate import LatentNetwork, Student
 from adversary.live.engine import Engine
-from adversary.methods import ATTACKS, Problem
+from adversary.attacks import ATTACKS, Problem
 from splitsight.data import image_hash, to_tensor
 from splitsight.errors import UserError
 

@@ -23,7 +23,7 @@ from adversary.blackbox.networks import (
     save_network,
 )
 from adversary.blackbox.queries import Pairs
-from adversary.methods import ATTACKS, Problem
+from adversary.attacks import ATTACKS, Problem
 from adversary.whitebox.terms import Negentropy, TotalVariation
 from splitsight.data import image_hash, to_tensor, write_png
 from splitsight.errors import UserError
