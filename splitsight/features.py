@@ -57,7 +57,7 @@ class FeatureSpec:
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "layout", layout)
         if len(shape) != _DIMENSIONS.get(layout, len(shape)):
-            raise ValueError(f"a {layout} has {_DIMENSIONS[layout]} dimensions, not {self.show}")
+            raise ValueError(f"the layout {layout} has {_DIMENSIONS[layout]} dimensions, not {self.show}")
 
     @property
     def show(self) -> str:
@@ -82,7 +82,9 @@ class FeatureSpec:
         if self.layout == "map":
             first = self.shape[1] == self.shape[2] or self.shape[0] != self.shape[1]
             return 0 if first else 2
-        return len(self.shape) - 1 if len(self.shape) in (1, 2) else None
+        if self.layout == "tokens":
+            return 1
+        return 0 if len(self.shape) == 1 else None
 
     @property
     def channels(self) -> int:

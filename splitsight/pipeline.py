@@ -30,7 +30,7 @@ _NO_LIMIT = 1 << 40
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """Images ``(B, 3, H, W)`` → ``(B, 3, size, size)``: bilinear; averages where it shrinks, untouched where it fits."""
+    """Images ``(B, 3, H, W)`` → ``(B, 3, size, size)``: bilinear, averaging; untouched where it fits."""
     if images.shape[-2:] == (size, size):
         return images
     return interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -62,10 +62,10 @@ class EdgePipeline(nn.Module):
         self.defense = parse_defense(defense) if isinstance(defense, str) else defense
         self.codec = codec or CodecSpec()
         self.cut: Cut = target.cut(split)
-        self.head, tail = self.defense.adapted(self.cut.head, self.cut.tail)
+        self.head, self._tail = self.defense.adapted(self.cut.head, self.cut.tail)
         self.specs: tuple[FeatureSpec, ...] = self.defense.output_specs(self.cut.specs)
         self.protection, server = self.defense.build(self.cut.specs)
-        self.tail = tail if server is None else _Served(server, tail)
+        self.tail = self._tail if server is None else _Served(server, self._tail)
         self._defense_digest = weights_digest(self.protection, server)
         self.eval()
 
@@ -90,10 +90,14 @@ class EdgePipeline(nn.Module):
         Raises:
             WireError: features that are not finite, or too large for the codec.
         """
-        features = [z.detach().cpu().contiguous().numpy() for z in self.protected(images, draws)]
+        return self.encoded(self.protected(images, draws))
+
+    def encoded(self, features: tuple[Tensor, ...]) -> list[list[tensor_pb2.Tensor]]:
+        """The same from features behind the defence, each ``(B, …)``."""
+        arrays = [z.detach().cpu().contiguous().numpy() for z in features]
         return [
-            [encode(z[i], self.codec, spec) for z, spec in zip(features, self.specs, strict=True)]
-            for i in range(len(images))
+            [encode(z[i], self.codec, spec) for z, spec in zip(arrays, self.specs, strict=True)]
+            for i in range(len(arrays[0]))
         ]
 
     def forward(self, images: Tensor, draws: Draws | None = None) -> tuple[Tensor, ...]:
@@ -127,8 +131,8 @@ class EdgePipeline(nn.Module):
             split=self.split,
             features=self.specs,
             defense=str(self.defense),
-            head_digest=self.cut.head_digest,
-            tail_digest=self.cut.tail_digest,
+            head_digest=self.cut.head_digest if self.head is self.cut.head else weights_digest(self.head),
+            tail_digest=self.cut.tail_digest if self._tail is self.cut.tail else weights_digest(self._tail),
             defense_digest=self._defense_digest,
             task=self.target.task.name,
             input_size=self.input_size,

@@ -75,7 +75,7 @@ def shrunk(
         distance = (values - mean).square().mean(-1, keepdim=True)
         alone = sigma**2 * (frames - 1) / frames
         kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
-        moved.append(spec.from_channels_last(mean + kept * (values - mean)))
+        moved.append(spec.from_channels_last(mean + kept * (values - mean)).contiguous())
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
 

@@ -195,7 +195,10 @@ class Target:
             except UserError as error:
                 if not self.aliases:
                     raise
-                raise UserError(f"{error}; {self.name} names {', '.join(self.aliases)}, and {OUTPUT}") from error
+                named = f"{', '.join(self.aliases)}, {OUTPUT}"
+                raise UserError(
+                    f"unknown split of {self.name} '{point}': choose one of {named}, or a point of its graph ({error})"
+                ) from error
         head, tail = Head(self.preprocess, halves[0]).eval(), Tail(halves[1]).eval()
         features = head(self._blank(2))
         if not all(isinstance(z, Tensor) and z.is_floating_point() and len(z) == 2 for z in features):

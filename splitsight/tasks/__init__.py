@@ -12,13 +12,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from splitsight.registry import Registry
 from splitsight.wire.v1 import session_pb2
 from splitsight.wire.v1 import split_inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["TASKS", "Free", "Ranked", "Reading", "Task", "labels_of", "ranked", "read_answer"]
 

@@ -76,12 +76,12 @@ class SessionDescription:
                 FeatureSpec(str(f["name"]), tuple(int(n) for n in f["shape"]), str(f["layout"]))
                 for f in data["features"]
             )
-            rest = {name: data[name] for name in cls.__dataclass_fields__ if name != "features"}
         except (KeyError, TypeError) as error:
-            raise ValueError("a field of the session's description is missing or of the wrong kind") from error
+            raise ValueError("'features' of the session's description is missing or incomplete") from error
+        rest = {name: data.get(name) for name in cls.__dataclass_fields__ if name != "features"}
         for name, value in rest.items():
             if not isinstance(value, int if name == "input_size" else str):
-                raise ValueError(f"'{name}' of the session's description is of the wrong kind")
+                raise ValueError(f"'{name}' of the session's description is missing or of the wrong kind")
         return cls(features=features, **rest)
 
     def difference(self, other: SessionDescription) -> str | None:
