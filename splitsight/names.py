@@ -24,7 +24,7 @@ _UNSAFE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def natural_key(name: str | Path) -> tuple[tuple[list[str | int], str], ...]:
-    """Sort key by which ``2.png`` comes before ``10.png``: runs of digits count as numbers; folders come first."""
+    """Sort key by which ``2.png`` comes before ``10.png``: runs of digits count as numbers, a path folder by folder."""
     parts = name.parts if isinstance(name, Path) else (name,)
     return tuple(
         ([int(piece) if i % 2 else piece for i, piece in enumerate(_DIGITS.split(part))], part) for part in parts

@@ -81,12 +81,12 @@ class FrameSource(ABC):
     """
 
     live: bool = False
+    lost: int = 0
 
     def __init__(self, name: str, fps: float | None, size: int | None, seconds: float | None) -> None:
         self.name = name
         self.fps = fps
         self.skipped = 0
-        self.lost = 0
         self._size = size
         self._seconds = seconds
         self._rate = _DEFAULT_FPS
@@ -177,20 +177,27 @@ class _Losses:
     Args:
         rate: frames a second.
         announced: frames by the header; not above 0 where it says nothing.
+
+    Attributes:
+        ended: the clip has been read to its end, so that frames which the header announces further are missing.
     """
 
     def __init__(self, rate: float, announced: float) -> None:
         self._rate = rate
         self._announced = announced
+        self.ended = False
         self._last = 0.0
         self._frames = 0
-        self._regular = 0  # intervals of one period
+        self._before = 0  # packets that failed before the first frame, whose time is 0
+        self._regular = 0  # frames one period after the one before
         self._reported = 0  # packets that failed
         self._missing = 0  # frames for which there is time where packets failed
         self._silent = 0  # likewise where none did
 
     def add(self, now: float, failed: int) -> None:
         """A frame at ``now`` seconds, after so many packets that failed."""
+        if not self._frames:
+            self._before = failed
         periods = (now - self._last) * self._rate if self._frames else failed + 1
         missing = max(0, round(periods) - 1)
         self._regular += abs(periods - 1) < 0.25
@@ -202,20 +209,16 @@ class _Losses:
         self._frames += 1
         self._last = now
 
-    def total(self, *, ended: bool) -> int:
-        """Frames lost so far.
-
-        Args:
-            ended: the clip has been read to its end, so that frames which the header announces are missing.
-        """
-        if self._regular < 0.9 * self._frames - 1:
+    def total(self) -> int:
+        """Frames lost so far."""
+        if self._regular < 0.9 * self._frames:
             return self._reported
         lost = self._missing
         if self._announced > 0:
             lost += min(self._silent, max(0, round(self._announced) - self._frames - lost))
             # a header's length is often that of the sound, and a little longer
-            tail = round(self._announced - self._last * self._rate) - 1
-            lost += tail if ended and tail >= max(3, 0.05 * self._announced) else 0
+            tail = round(self._announced - self._last * self._rate) - self._before - 1
+            lost += tail if self.ended and tail >= max(3, 0.05 * self._announced) else 0
         return lost
 
 
@@ -236,6 +239,8 @@ class _File(FrameSource):
         self._opener = opener
         self._loop = loop
         self._patience = patience_s
+        self._losses: _Losses | None = None  # of this play of the clip
+        self._lost_before = 0  # by the earlier play that lost most
         self._said = False
         self._capture = opener()
         self._rate = _rate(self._capture)
@@ -247,6 +252,11 @@ class _File(FrameSource):
                 f"{name} holds no frame that can be decoded: convert it with `ffmpeg -i IN OUT.mp4` or give another"
             )
         self._fresh = True
+
+    @property
+    def lost(self) -> int:
+        """Of the play of the clip that lost most."""
+        return max(self._lost_before, 0 if self._losses is None else self._losses.total())
 
     def close(self) -> None:
         self._capture.release()
@@ -268,7 +278,7 @@ class _File(FrameSource):
         if self._capture.grab():
             return 0
         left = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) - self._capture.get(cv2.CAP_PROP_POS_FRAMES)
-        tries = int(min(max(_TRIES, left), 1e6)) if math.isfinite(left) else _TRIES
+        tries = int(min(max(_TRIES, left), 5_000)) if math.isfinite(left) else _TRIES
         begun = time.monotonic()
         for failed in range(1, tries):
             if self._patience is not None and time.monotonic() - begun > self._patience:
@@ -293,7 +303,8 @@ class _File(FrameSource):
         offset = 0.0
         while True:
             failed: int | None = self._rewind()
-            losses = _Losses(self._rate, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            self._lost_before = self.lost
+            losses = self._losses = _Losses(self._rate, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
             position = 0  # of the grabbed frame, counted in frames
             first = self._capture.get(cv2.CAP_PROP_POS_MSEC)
             now = 0.0
@@ -312,7 +323,6 @@ class _File(FrameSource):
                         if self.fps is not None:
                             continue
                 losses.add(now, failed)
-                self.lost = max(self.lost, losses.total(ended=False))
                 image = None
                 failed = self._grab()
                 if failed is not None:
@@ -320,7 +330,7 @@ class _File(FrameSource):
                     stamp = (self._capture.get(cv2.CAP_PROP_POS_MSEC) - first) / 1000
                     # Some containers carry no time stamps; counting frames is the next best clock.
                     now = stamp if math.isfinite(stamp) and stamp > now else max(now, position / self._rate)
-            self.lost = max(self.lost, losses.total(ended=True))
+            losses.ended = True
             if not self._loop:
                 return
             offset += now + 1 / self._rate

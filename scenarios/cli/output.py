@@ -26,9 +26,14 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="splitsight")
     logger = logging.getLogger("splitsight")
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(PREFIX + "%(message)s"))
-        logger.addHandler(handler)
+        logger.addHandler(_Said())
+
+
+class _Said(logging.Handler):
+    """One sentence on standard error, as errors are said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(PREFIX + " ".join(record.getMessage().split()), file=sys.stderr, flush=True)
 
 
 def _degraded(error: UnicodeError) -> tuple[bytes, int]:
