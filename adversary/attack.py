@@ -342,7 +342,9 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
+    table = pa.BufferOutputStream()  # pyarrow takes names in UTF-8 only
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    _write(out / "rows.parquet", lambda path: path.write_bytes(table.getvalue()))
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(

@@ -122,7 +122,8 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial, compression="zstd")
+    with partial.open("wb") as file:  # pyarrow takes names in UTF-8 only
+        pq.write_table(pa.table(columns), file, compression="zstd")
     partial.replace(path)
 
 

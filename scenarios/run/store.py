@@ -215,7 +215,8 @@ class Store:
             if not self.done(unit):
                 continue
             try:
-                tables.append(pq.read_table(self.part(unit), schema=ROW))
+                with self.part(unit).open("rb") as file:  # pyarrow takes names in UTF-8 only
+                    tables.append(pq.read_table(file, schema=ROW))
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{self.part(unit)} is damaged: remove it and run again") from error
         return pa.concat_tables(tables) if tables else ROW.empty_table()

@@ -71,7 +71,7 @@ class Bench:
                 f"{self.target.input_size}: choose another prior"
             )
         self.judge = judges.load(scenario.judge) if scenario.judge is not None else None
-        self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
+        self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size, self.target.synonyms)
         if self.judge is not None and int(self.inputs.labels.max()) >= len(self.judge.labels):
             raise UserError(
                 f"the data have labels up to {int(self.inputs.labels.max())} and the judge '{self.judge.name}' knows "

@@ -10,13 +10,13 @@ import torch
 
 from splitsight.artifacts import save_weights
 from splitsight.cards import write_card
-from splitsight.data import shards_of
 from splitsight.devices import pick_device
 from splitsight.judges import EMBEDDED
 from splitsight.judges.mbconv import build
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
 from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
 
 __all__ = ["train_judge_command"]
 
@@ -39,8 +39,8 @@ def train_judge_command(
     """Train (or go on training) the judge in ``out/run``; write the model to ``out/model``.
 
     Args:
-        data: folder of Parquet shards in Hugging Face image format with ``classes.tsv``; the last shard is
-            held out.
+        data: Parquet file, or folder of them, in Hugging Face image format with ``classes.tsv``; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
         out: folder of the run.
         minutes: time budget, summed over resumed runs.
         steps: step budget.
@@ -56,14 +56,16 @@ def train_judge_command(
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, classes = shards_of(data)
+    pictures = TrainingSet.open(data, labelled=True)
+    classes = pictures.classes
+    assert classes is not None
     count = sum(1 for line in classes.read_text(encoding="utf-8").splitlines() if line.strip())
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
     state, figures = train_classifier(
         build(count),
         Normalize(_MEAN, _STD),
-        shards,
+        pictures,
         out / "run",
         budget,
         title="train judge",
@@ -91,10 +93,7 @@ def train_judge_command(
             f"A small network of inverted bottlenecks (`splitsight/judges/mbconv.py`), {count} classes, input "
             f"{_SIZE} × {_SIZE}, float16 weights. It measures what reconstructions give away; no attack uses it."
         ),
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
-            "out and gave the figures."
-        ),
+        data=f"{pictures.description}.",
         command="splitsight train judge --data DIR"
         + (f" --minutes {minutes:g}" if minutes else "")
         + (f" --steps {steps}" if steps else ""),
