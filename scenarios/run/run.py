@@ -18,7 +18,7 @@ from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
 from scenarios.run.spec import Scenario, load_scenario, read_scenario
 from scenarios.run.store import Store
-from scenarios.run.train import teach
+from scenarios.run.train import train_missing
 from scenarios.run.work import Bench, work
 from splitsight.artifacts import home
 from splitsight.errors import UserError
@@ -131,7 +131,7 @@ def run_scenario(options: RunOptions) -> Path:
         with terminate_as_interrupt():
             threads = torch.get_num_threads()
             logs = home() / "inversion" / "logs" / str(os.getpid())
-            teach(bench.lessons(), scenario.train.data, logs, workers=options.workers, threads=threads)
+            train_missing(bench.jobs(), scenario.train.data, logs, workers=options.workers, threads=threads)
     settings, skipped = _settle(bench)
     run = {
         "name": name,

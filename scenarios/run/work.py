@@ -26,12 +26,13 @@ from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
-from scenarios.run.train import Lesson, lesson_of, lessons
+from scenarios.run.train import TrainingJob, job_of, jobs
 from splitsight import judges, targets
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips
 from splitsight.numerics import subnormals_flushed
@@ -113,48 +114,45 @@ class Bench:
         self.head(cell.split)
         if issubclass(attack, NetAttack):
             index = [i for unit in self.units if self.scenario.cells[unit.cell] is cell for i in unit.indices]
-            self._taught(cell).check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
+            self._trained(cell).check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
         elif cell.network is not None:
             raise UserError(f"'{cell.method}' has no use for a network: leave 'network' out of its cell")
         return attack, name, values
 
-    def _taught(self, cell: Cell) -> AttackNetwork:
+    def _trained(self, cell: Cell) -> AttackNetwork:
         """The network of a black-box attack.
 
         Raises:
             UserError: there is none for this target, split, prior and prompt.
         """
-        attack = ATTACKS.get(cell.method)()
+        attack = ATTACKS.get(cell.method).configured(
+            cell.setting, target=self.scenario.target, split=cell.split, changes=cell.options
+        )
         assert isinstance(attack, NetAttack)
-        text = any(cell.prompts)
-        lesson = lesson_of(self.scenario, cell, **self._named())
-        path = cell.network if lesson is None else Path(lesson.file)
-        key = (cell.method, cell.setting, cell.split, text, path)
+        text, about = any(cell.prompts), self._about(cell)
+        job = job_of(self.scenario, cell, about, **self._named())
+        path = cell.network if job is None else Path(job.file)
+        key = (cell.method, cell.setting, cell.split, about.defense, text, path)
         if key not in self._networks:
-            self._networks[key] = attack.load(
-                self.prior,
-                target=self.scenario.target,
-                split=cell.split,
-                digest=self.target.digest,
-                frames=self.scenario.data.frames,
-                text=text,
-                path=path,
-                **attack.setting(cell.setting, cell.split, cell.options)[1],
-            ).to(self.device)
+            found = attack.load(self.prior, about, frames=self.scenario.data.frames, text=text, path=path)
+            self._networks[key] = found.to(self.device)
         return self._networks[key]
 
-    def _named(self) -> dict[str, str]:
-        """What identifies the models that black-box networks are trained for."""
-        digests = {"target_digest": self.target.digest, "prior_digest": self._prior_digest}
-        return {**digests, "prior_name": self.prior.name}
+    def _about(self, cell: Cell) -> SessionDescription:
+        """What a cell attacks."""
+        return EdgePipeline(self.target, cell.split).description()
 
-    def lessons(self) -> list[Lesson]:
+    def _named(self) -> dict[str, str]:
+        """The prior that black-box networks are trained for."""
+        return {"prior_digest": self._prior_digest, "prior_name": self.prior.name}
+
+    def jobs(self) -> list[TrainingJob]:
         """Networks that the scenario trains for its attacks.
 
         Raises:
             UserError: no such attack or setting.
         """
-        return lessons(self.scenario, **self._named())
+        return jobs(self.scenario, self._about, **self._named())
 
     def _head(self, split: str) -> nn.Module:
         if split in self.target.points():
@@ -216,7 +214,7 @@ class Bench:
         # whoever only queries gets no F1 at all
         blind = issubclass(attack, NetAttack)
         if blind:
-            asked.append(self._taught(cell))
+            asked.append(self._trained(cell))
         clock = Clock()
         limit = cell.seconds or self.scenario.seconds
         problem = Problem(
@@ -224,7 +222,7 @@ class Bench:
             head=None if blind else head,
             features=features,
             inversion=ask,
-            network=(lambda: self._taught(cell)) if blind else None,
+            network=(lambda: self._trained(cell)) if blind else None,
             seed=self.scenario.seed,
             first=index[0],
             deadline=None if limit is None else clock.now() + limit * len(index),
