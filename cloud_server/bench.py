@@ -30,6 +30,7 @@ import grpc
 import numpy as np
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import Address, aio_channel, channel
 
 __all__ = ["ARMS", "bench_tap", "summarize"]
 
@@ -163,8 +164,8 @@ async def _measure(
 
     warm = 5
     samples: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = SplitInferenceStub(channel)
+    async with aio_channel(Address("127.0.0.1", port)) as opened:
+        stub = SplitInferenceStub(opened)
         served = await stub.Describe(pb.DescribeRequest())
         codec = CodecSpec()
         # what comes out of a ReLU: about half of it zero
@@ -276,8 +277,8 @@ def _subscriber(port: int) -> None:
             for _ in call:
                 pass
 
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub, call = TapStub(channel), None
+    with channel(Address("127.0.0.1", port)) as opened:
+        stub, call = TapStub(opened), None
         for line in sys.stdin:
             command = line.strip()
             if call is not None:
