@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
+from splitsight.files import write_json, writing
 from splitsight.metrics import image_quality, mean_interval
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
@@ -342,7 +342,8 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
+    with writing(out / "rows.parquet") as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(
@@ -369,18 +370,8 @@ def run_attack(
         "gallery": None if gallery is None else str(gallery),
         "seconds": time.monotonic() - start,
     }
-    _write(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_json(out / "config.json", config)
     return out
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_windows(attack: Attack, frames: int, inputs: int, limit: int | None) -> None:

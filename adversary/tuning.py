@@ -29,11 +29,12 @@ import numpy as np
 import torch
 
 from adversary.lab import Lab, score
-from adversary.ledger import Ledger, write_json
+from adversary.ledger import Ledger
 from adversary.methods import ATTACKS, Attack
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
+from splitsight.files import write_json
 from splitsight.metrics.gallery import SPACES
 from splitsight.numerics import subnormals_flushed
 from splitsight.summary import environment

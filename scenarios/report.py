@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
+from splitsight.files import write_text, writing
 from splitsight.metrics import image_quality, mean_interval, percentile
 from splitsight.metrics.gallery import Gallery
 from splitsight.pictures import Panel, grid, panels, spread, write_video
@@ -118,9 +119,8 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial, compression="zstd")
-    partial.replace(path)
+    with writing(path) as partial:
+        pq.write_table(pa.table(columns), partial, compression="zstd")
 
 
 def _known(value: float | None) -> float | None:
@@ -278,8 +278,7 @@ def write_report(
         The summary.
 
     Raises:
-        UserError: the video cannot be encoded.
-        OSError: the disk is full or the folder is gone.
+        UserError: the video cannot be encoded, the disk is full, or the folder cannot be written to.
     """
     say = progress or (lambda word: None)
     rows = join.rows()
@@ -300,11 +299,5 @@ def write_report(
         )
         write_png(out / "grid.png", picture)
     say("writing index.html")
-    _replace(out / "index.html", render_page(out, rows, summary, info.options).encode())
+    write_text(out / "index.html", render_page(out, rows, summary, info.options))
     return summary
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

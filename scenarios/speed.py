@@ -10,6 +10,7 @@ from typing import Any
 from adversary.bench import curve
 from scenarios.page import STYLE
 from scenarios.run.plots import quality
+from splitsight.files import write_text
 from splitsight.summary import Interval, Reached, SpeedSummary, Summary
 
 __all__ = ["HEAD", "sentences", "table", "write_page"]
@@ -114,6 +115,4 @@ pass of an image through F1 or of a latent through the denoiser, with its gradie
 <p class="lead">Means with 95 % intervals over images.</p>
 </main></body></html>
 """
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_text(file, text)

@@ -6,11 +6,9 @@ that could not be measured (no originals to compare with) is ``null``. NaN and i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitsight.errors import UserError
+from splitsight.files import write_json
 
 __all__ = [
     "SCHEMA",
@@ -360,23 +359,7 @@ def write_summary(path: Path, summary: Summary | Mapping[str, Any]) -> None:
         pydantic.ValidationError: the data are not in the form of the schema.
     """
     whole = summary if isinstance(summary, Summary) else Summary.model_validate(dict(summary))
-    text = json.dumps(whole.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        partial = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)  # mkstemp's 0600 would hide the file from whoever reads the results
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}): free space or give another --out") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    write_json(path, whole.to_dict(), sync=True)
 
 
 def read_summary(path: Path) -> Summary:

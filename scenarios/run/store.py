@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from splitsight.errors import UserError
+from splitsight.files import write_bytes
 
 __all__ = ["ROW", "Store", "held"]
 
@@ -198,7 +199,7 @@ class Store:
         """File a unit's rows, all at once and for good.
 
         Raises:
-            OSError: the disk is full.
+            UserError: the disk is full.
         """
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=ROW), sink, compression="zstd")
@@ -245,19 +246,7 @@ class Store:
             sync: wait until the disk has it.
         """
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        write_bytes(path, data, sync=sync)
         return path
 
 
