@@ -154,8 +154,8 @@ class CellSummary(MethodSummary):
         options: values laid over the setting's.
         planned: images, once the run is complete.
         lpips: see :mod:`splitsight.metrics.perceptual`.
-        recognised: part that the judge puts into the right class, with its 95 % Wilson interval.
-        scores: of the set of reconstructions, by name (``inception_score_<judge>``).
+        recognised: part that the evaluator puts into the right class, with its 95 % Wilson interval.
+        scores: of the set of reconstructions, by name (``inception_score_<evaluator>``).
     """
 
     cell: str

@@ -148,7 +148,7 @@ def run_scenario(
     ] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of all draws of the attacks; default: the scenario's.")] = None,
-    judge: Annotated[
+    evaluator: Annotated[
         str | None,
         typer.Option(help="Independent classifier, a name or a folder, or none; default: the scenario's."),
     ] = None,
@@ -177,7 +177,7 @@ def run_scenario(
             data=data,
             rivals=rivals,
             train_data=train_data,
-            judge=judge,
+            evaluator=evaluator,
             quick=quick,
             limit=limit,
             seed=seed,

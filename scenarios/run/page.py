@@ -106,7 +106,7 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
 
 
 def _originals(run: ScenarioSummary, measures: Sequence[str], scores: Sequence[str]) -> list[_Row]:
-    """What the judge says of the originals themselves: about the most there is to reach."""
+    """What the evaluator says of the originals themselves: about the most there is to reach."""
     if not run.originals:
         return []
     own = run.originals.get("recognised")
@@ -135,12 +135,12 @@ def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> st
     if scenario.data.kind == "clips":
         parts = ["Means with 95 % intervals.", _CLIPS]
         if any(cell.recognised for cell in cells):
-            parts.append("Recognised: the judge calls it what it calls the original, whose class nobody knows.")
+            parts.append("Recognised: the evaluator calls it what it calls the original, whose class nobody knows.")
     matches = [cell.match for cell in cells if cell.match is not None]
     if matches:
         gallery = matches[0].gallery
         parts.append(
-            f"Found first, in five: the original’s place among {gallery} images in the judge’s features; "
+            f"Found first, in five: the original’s place among {gallery} images in the evaluator’s features; "
             f"a guess finds {100 / gallery:.1f} % first."
         )
     if any(cell.scores for cell in cells):

@@ -72,12 +72,12 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
 
 
 def _recognised_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The judge's accuracy on the originals, where their classes are known."""
+    """The evaluator's accuracy on the originals, where their classes are known."""
     known = {row["index"]: row["class_label"] for row in rows if row["class_label"] is not None}
-    if bench.judge is None or not known:
+    if bench.evaluator is None or not known:
         return {}
     images = to_tensor(bench.inputs.images[list(known)])
-    return {"recognised": float(bench.judge.recognised(images, list(known.values())).double().mean())}
+    return {"recognised": float(bench.evaluator.recognised(images, list(known.values())).double().mean())}
 
 
 def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summary:
@@ -103,10 +103,10 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         planned[cell_id(unit.cell)] = planned.get(cell_id(unit.cell), 0) + len(unit.indices)
     notes = [note for note in (lpips_missing(), inception_missing()) if note is not None]
     classifiers: dict[str, Any] = {} if inception_missing() else {"inception_score": None}
-    if bench.judge is not None:
-        classifiers[f"inception_score_{bench.judge.name}"] = bench.judge.logits
+    if bench.evaluator is not None:
+        classifiers[f"inception_score_{bench.evaluator.name}"] = bench.evaluator.logits
     scores, originals = score_sets(scenario, store, rows, classifiers)
-    features = f"{bench.judge.name}-penultimate" if bench.judge is not None else ""
+    features = f"{bench.evaluator.name}-penultimate" if bench.evaluator is not None else ""
     cells = cell_summaries(scenario, rows, scores, planned=planned, features=features)
     run = ScenarioSummary(
         name=config["run"]["name"],

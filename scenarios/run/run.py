@@ -38,7 +38,7 @@ class RunOptions:
         data: what is attacked; the scenario's own where not given.
         rivals: for clips, the other images of a gallery.
         train_data: pictures that black-box attackers ask their oracle about, where networks must be trained.
-        judge: independent classifier; ``"none"`` goes without. The scenario's own where not given.
+        evaluator: independent classifier; ``"none"`` goes without. The scenario's own where not given.
         quick: the scenario's quick form.
         limit: at most this many images, or windows of a clip.
         seed: of all draws of the attacks; the scenario's own where not given.
@@ -53,7 +53,7 @@ class RunOptions:
     data: Path | None = None
     rivals: Path | None = None
     train_data: Path | None = None
-    judge: str | None = None
+    evaluator: str | None = None
     quick: bool = False
     limit: int | None = None
     seed: int | None = None
@@ -78,8 +78,8 @@ def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
         changes["train"] = {"data": str(options.train_data.resolve())}
     if options.seed is not None:
         changes["seed"] = options.seed
-    if options.judge is not None:
-        changes["judge"] = None if options.judge == "none" else options.judge
+    if options.evaluator is not None:
+        changes["evaluator"] = None if options.evaluator == "none" else options.evaluator
     return changes
 
 

@@ -230,7 +230,7 @@ class Scenario(_Part):
         target: attacked network.
         weights: its weights, a file; the embedded ones by default.
         prior: generative prior, a name or a folder.
-        judge: independent classifier, a name or a folder; ``None`` measures neither recognition nor matching.
+        evaluator: independent classifier, a name or a folder; ``None`` measures neither recognition nor matching.
         seed: of all draws of the attacks.
         batch: images solved side by side.
         seconds: an image may take, where its cell does not say.
@@ -247,7 +247,7 @@ class Scenario(_Part):
     target: str = "resnet18"
     weights: Path | None = None
     prior: str = "small"
-    judge: str | None = "mbconv"
+    evaluator: str | None = "mbconv"
     seed: int = 0
     batch: int = Field(default=8, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -277,7 +277,7 @@ class Scenario(_Part):
     def dump(self) -> dict[str, Any]:
         """Plain data as YAML takes it; reading it again gives the same scenario."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        data["judge"] = self.judge  # whose default is not None
+        data["evaluator"] = self.evaluator  # whose default is not None
         for cell in data["cells"]:
             # a list means one cell a value, so a list that is one value goes into another list
             if isinstance(cell["prompt"], list):

@@ -65,7 +65,7 @@ ROW = pa.schema(
         ("about", _STRING),  # JSON: what the attack has to say, e.g. where it started
         ("target_digest", _STRING),
         ("prior_digest", _STRING),
-        ("judge_digest", _STRING),
+        ("evaluator_digest", _STRING),
         ("inversion_digest", _STRING),  # of the network that the attack asked for; null for none
         ("reconstruction", _STRING),  # PNG, relative to the run's folder
         ("original", _STRING),

@@ -27,7 +27,7 @@ from scenarios.run.plan import Unit, cell_id, plan
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
 from scenarios.run.train import Lesson, lesson_of, lessons
-from splitsight import judges, targets
+from splitsight import evaluators, targets
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name, pick_device, standard_normal
@@ -70,12 +70,12 @@ class Bench:
                 f"prior '{scenario.prior}' makes images of {self.prior.image_size} pixels, {scenario.target} takes "
                 f"{self.target.input_size}: choose another prior"
             )
-        self.judge = judges.load(scenario.judge) if scenario.judge is not None else None
+        self.evaluator = evaluators.load(scenario.evaluator) if scenario.evaluator is not None else None
         self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
-        if self.judge is not None and int(self.inputs.labels.max()) >= len(self.judge.labels):
+        if self.evaluator is not None and int(self.inputs.labels.max()) >= len(self.evaluator.labels):
             raise UserError(
-                f"the data have labels up to {int(self.inputs.labels.max())} and the judge '{self.judge.name}' knows "
-                f"{len(self.judge.labels)} classes: give a judge trained on these classes, or --judge none"
+                f"the data have labels up to {int(self.inputs.labels.max())} and the evaluator '{self.evaluator.name}' knows "
+                f"{len(self.evaluator.labels)} classes: give an evaluator trained on these classes, or --evaluator none"
             )
         self.units: list[Unit] = plan(scenario, self.inputs)
         self.head = lru_cache(maxsize=None)(self._head)
@@ -89,7 +89,7 @@ class Bench:
         return {
             "target": self.target.digest,
             "prior": self._prior_digest,
-            **({"judge": self.judge.digest} if self.judge else {}),
+            **({"evaluator": self.evaluator.digest} if self.evaluator else {}),
         }
 
     def settings(self, cell: Cell) -> tuple[type[Attack], str, dict[str, Any]]:
@@ -183,8 +183,8 @@ class Bench:
 
     @cached_property
     def _pool(self) -> Tensor:
-        assert self.judge is not None
-        return self.judge.features(to_tensor(self.inputs.pool))
+        assert self.evaluator is not None
+        return self.evaluator.features(to_tensor(self.inputs.pool))
 
     @subnormals_flushed()
     def compute(self, unit: Unit, step: Step | None = None) -> tuple[list[dict[str, Any]], Tensor]:
@@ -307,10 +307,10 @@ class Bench:
         quality = {k: [_known(v) for v in values.tolist()] for k, values in image_quality(images, originals).items()}
         far = lpips(images, originals)
         quality["lpips"] = [None] * len(index) if far is None else [_known(v) for v in far.tolist()]
-        if self.judge is None:
+        if self.evaluator is None:
             return quality
         labels = torch.from_numpy(self.inputs.labels[list(index)])
-        quality["recognised"] = self.judge.recognised(images, labels, originals).tolist()
+        quality["recognised"] = self.evaluator.recognised(images, labels, originals).tolist()
         ranks, sizes = [], []
         for image, i in zip(images, index, strict=True):
             rivals = self.inputs.rivals(i)
@@ -319,7 +319,7 @@ class Bench:
                 sizes.append(None)
                 continue
             gallery = self._pool[np.concatenate([[self.inputs.places[i]], rivals])]
-            ranks.append(int(self.judge.matched(image[None], gallery, [0]).ranks[0]))
+            ranks.append(int(self.evaluator.matched(image[None], gallery, [0]).ranks[0]))
             sizes.append(len(gallery))
         return {**quality, "match_rank": ranks, "gallery": sizes}
 

@@ -36,20 +36,20 @@ def scenario():
 
 def test_means_and_parts(scenario):
     rows = [row(0, i, 10.0 + i, rank=i + 1) for i in range(6)]
-    (cell,) = cell_summaries(scenario, rows, {"c000": {"s": 2.0}}, planned={"c000": 8}, features="judge")
+    (cell,) = cell_summaries(scenario, rows, {"c000": {"s": 2.0}}, planned={"c000": 8}, features="evaluator")
     assert (cell.n, cell.planned, cell.scores) == (6, 8, {"s": 2.0})
     assert cell.psnr.model_dump() == mean_interval([10, 11, 12, 13, 14, 15]) and cell.ssim is None
     assert cell.recognised.model_dump() == proportion_interval([True, False] * 3)
     assert interval_of(cell, "matched_top1").mean == pytest.approx(1 / 6)
     assert interval_of(cell, "matched_top5").mean == pytest.approx(5 / 6)
-    assert cell.match.gallery == 100 and cell.match.features == "judge"
+    assert cell.match.gallery == 100 and cell.match.features == "evaluator"
 
 
 def test_losses_on_different_scales_have_panels_of_their_own():
     cells = [{"split": "L8", "method": m, "training": t} for t in (None, "paper") for m in ("net-do", "net-db")]
     rows = [row(i, 0, 10.0, curve=[100.0**i, 50.0**i]) for i in range(4)]
     found = cell_summaries(
-        load_scenario({"title": "", "about": "", "cells": cells}), rows, {}, planned={}, features="judge"
+        load_scenario({"title": "", "about": "", "cells": cells}), rows, {}, planned={}, features="evaluator"
     )
     assert [cell.options for cell in found] == [{}, {}, {"training": "paper"}, {"training": "paper"}]
     html = plots.curves(found, rows)
@@ -63,7 +63,7 @@ def test_what_grows_by_multiples_has_an_axis_of_multiples(most, kind):
     cells = [{"split": "L8", "method": "net-db", "queries": q} for q in (256, 512, most)]
     scenario = load_scenario({"title": "", "about": "", "cells": cells})
     rows = [row(i, 0, 10.0 + i) for i in range(3)]
-    ((name, html),) = plots.sweeps(cell_summaries(scenario, rows, {}, planned={}, features="judge"))
+    ((name, html),) = plots.sweeps(cell_summaries(scenario, rows, {}, planned={}, features="evaluator"))
     kinds = re.findall(r'"title":{"text":"queries"},"type":"(\w+)"', html)
     assert name == "queries" and kinds and set(kinds) == {kind}
 

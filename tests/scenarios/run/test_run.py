@@ -92,7 +92,7 @@ def test_a_run_leaves_what_the_contract_says(scenario, tmp_path):
         assert words in page, words
     assert {p.name for p in out.glob("grid-*.png")} == {"grid-l8.png", "grid-l16.png", "grid-output.png"}
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert set(config["run"]["weights"]) == {"target", "prior", "judge"} and config["data"]["count"] == 4
+    assert set(config["run"]["weights"]) == {"target", "prior", "evaluator"} and config["data"]["count"] == 4
 
 
 def test_going_on_computes_nothing_twice(scenario, tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_a_changed_configuration_is_refused_by_key(scenario, tmp_path, models):
     changed = [
         ({"seed": 5}, {}, "seed = 0, not 5"),
         ({}, {"limit": 3}, "data.count = 4, not 3"),
-        ({}, {"judge": "none"}, "judge = "),
+        ({}, {"evaluator": "none"}, "evaluator = "),
         ({"cells": [{"split": "L8", "method": "fake", "with": {"level": 0.9}}]}, {}, "cells.0."),
         ({"batch": 3}, {}, "batch = 2, not 3"),
     ]
