@@ -31,7 +31,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary path with the same ending as ``path``, which takes its place when the block ends well.
+    """A temporary path beside ``path``, which takes its place when the block ends well.
 
     Args:
         path: the file; its folder is created. A file that is there is replaced.
@@ -43,7 +43,8 @@ def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}-{next(_NUMBER)}{path.suffix}")
+    # with another ending, so that no search for files of a kind finds it
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBER)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -154,7 +154,18 @@ def write_video(
                 pix_fmt_out="yuv420p",
                 macro_block_size=2,
                 quality=None,
-                output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart", "-threads", "2"],
+                output_params=[
+                    "-crf",
+                    "18",
+                    "-preset",
+                    "medium",
+                    "-movflags",
+                    "+faststart",
+                    "-threads",
+                    "2",
+                    "-f",
+                    "mp4",
+                ],
                 ffmpeg_log_level="error",
             )
             writer.send(None)

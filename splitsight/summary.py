@@ -74,8 +74,12 @@ class MatchSummary(_Part):
     top5: Interval
 
 
+MATCHED = {"matched_top1": "top1", "matched_top5": "top5"}
+"""Metrics that stand in the section ``match``."""
+
+
 class MethodSummary(_Part):
-    """One method's figures.
+    """One method's figures. Further metrics (:data:`splitsight.metrics.METRICS`) stand beside these, by name.
 
     Attributes:
         n: images.
@@ -88,6 +92,9 @@ class MethodSummary(_Part):
         match: finding the right image among many, where a gallery was given.
     """
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Interval | None] = Field(init=False)
+
     n: int = Field(ge=0)
     psnr: Interval | None = None
     psnr_eq14: Interval | None = None
@@ -96,6 +103,12 @@ class MethodSummary(_Part):
     iterations: float | None = None
     model_evaluations: float | None = None
     match: MatchSummary | None = None
+
+    def interval(self, metric: str) -> Interval | None:
+        """A metric's figure, by name; ``None`` where it was not measured."""
+        if metric in MATCHED:
+            return None if self.match is None else getattr(self.match, MATCHED[metric])
+        return getattr(self, metric, None)
 
 
 class ServingSummary(_Part):

@@ -26,9 +26,9 @@ def test_others_see_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "rows.parquet"
     write_text(path, "old")
     with writing(path) as partial:
-        assert partial.suffix == ".parquet" and partial.name.startswith(".") and partial.parent == tmp_path
+        assert partial.name.startswith(".") and partial.parent == tmp_path
         partial.write_text("ne")
-        assert path.read_text() == "old"
+        assert path.read_text() == "old" and list(tmp_path.glob("*.parquet")) == [path]
         partial.write_text("new")
     assert path.read_text() == "new" and not partial.exists()
 

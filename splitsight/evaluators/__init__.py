@@ -128,7 +128,7 @@ def load(evaluator: str | Path = EMBEDDED) -> Evaluator:
     if not (folder / "config.json").is_file():
         if given.is_dir():
             raise UserError(
-                f"{given} is not an evaluator: it has no config.json; give the folder that `splitsight train evaluator` "
+                f"{given} is not an evaluator: it has no config.json; give a folder that `splitsight train evaluator` "
                 "wrote"
             )
         if evaluator == EMBEDDED:

@@ -13,9 +13,10 @@ import yaml
 from elsewhere import ELSEWHERE, SecondDevice
 
 from scenarios import cli
+from scenarios.run.rows import row_schema
 from scenarios.run.run import RunOptions, run_scenario
 from scenarios.run.spec import load_scenario, read_scenario
-from scenarios.run.store import ROW, Store
+from scenarios.run.store import Store
 from scenarios.run.work import Bench
 from splitsight.errors import UserError
 from splitsight.metrics import image_quality, mean_interval
@@ -49,7 +50,7 @@ def test_a_run_leaves_what_the_contract_says(scenario, tmp_path):
     out = run(scenario(cells=cells, compare=compare, paper=paper), tmp_path / "out")
 
     table = pq.read_table(out / "rows.parquet")
-    assert table.schema.equals(ROW)
+    assert table.schema.equals(row_schema()) and table.schema.metadata[b"splitsight.rows"] == b"2"
     rows = table.to_pylist()
     assert len(rows) == 4 * 4 + 3 * 4 + 1 + 4
     first = rows[0]
@@ -116,7 +117,7 @@ def test_a_changed_configuration_is_refused_by_key(scenario, tmp_path, models):
     changed = [
         ({"seed": 5}, {}, "seed = 0, not 5"),
         ({}, {"limit": 3}, "data.count = 4, not 3"),
-        ({}, {"evaluator": "none"}, "evaluator = "),
+        ({}, {"evaluators": ["none"]}, "evaluator = "),
         ({"cells": [{"split": "L8", "method": "fake", "with": {"level": 0.9}}]}, {}, "cells.0."),
         ({"batch": 3}, {}, "batch = 2, not 3"),
     ]
