@@ -16,8 +16,8 @@ from torch import Tensor
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
-from adversary.methods import ATTACKS, Attack, Problem, Reconstruction, check_features
-from adversary.methods.blackbox import NetAttack
+from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction, check_features
+from adversary.attacks.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED, load_prior
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets

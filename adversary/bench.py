@@ -30,8 +30,8 @@ from torch import Tensor
 
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger
-from adversary.methods import ATTACKS, Attack, Problem
-from adversary.methods.blackbox import NetAttack
+from adversary.attacks import ATTACKS, Attack, Problem
+from adversary.attacks.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED
 from adversary.whitebox.clock import Clock
 from splitsight.devices import device_name

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.methods import Problem
+from adversary.attacks import Problem
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.artifacts import digest

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adversary.methods.base import Attack, Problem, Reconstruction
+from adversary.attacks.base import Attack, Problem, Reconstruction
 from adversary.priors.prior import Prior, Text
 from splitsight.errors import UserError
 

@@ -30,7 +30,7 @@ import torch
 
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger
-from adversary.methods import ATTACKS, Attack
+from adversary.attacks import ATTACKS, Attack
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
@@ -267,7 +267,7 @@ def merge(result: dict[str, Any], file: Path) -> None:
 
     Args:
         result: with ``method``, ``setting``, ``any`` and ``splits``.
-        file: in the form of :data:`adversary.methods.base.TUNED`; made if it is not there.
+        file: in the form of :data:`adversary.attacks.base.TUNED`; made if it is not there.
 
     Raises:
         UserError: the file is something else.

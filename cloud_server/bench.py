@@ -168,14 +168,11 @@ async def _measure(
         served = await stub.Describe(pb.DescribeRequest())
         codec = CodecSpec()
         # what comes out of a ReLU: about half of it zero
-        tensors = [encode(np.maximum(rng.normal(size=tuple(f.shape)), 0), codec) for f in served.features]
+        tensors = [encode(np.maximum(rng.normal(size=tuple(f.shape)), 0), codec) for f in served.session.features]
         call = stub.Infer()
         opening = pb.SessionOpen(
             session_id="bench",
-            target=served.target,
-            split=served.split,
-            features=served.features,
-            weights_digest=served.weights_digest,
+            session=served.session,
             codec=codec.proto(),
             resume_after=-1,
         )

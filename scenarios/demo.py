@@ -324,7 +324,7 @@ class _Demo:
             table.add_row(
                 "edge", f"{rate:.2f} fps · round trip {newest.rtt_ms:.1f} ms (median {rtts[len(rtts) // 2]:.1f} ms)"
             )
-            table.add_row("cloud says", f"{newest.prediction} {newest.probability:.0%}")
+            table.add_row("cloud says", newest.says or "nothing")
         for tier in TIERS:
             known = [r for r in rows if tier in r.psnr]
             if known:
@@ -364,7 +364,7 @@ def _display(demo: _Demo) -> Iterator[Callable[[], None]]:
         text = demo.status
         if answered:
             r = answered[-1]
-            text += f" · {len(answered)} frames · {r.rtt_ms:.1f} ms · {r.prediction} {r.probability:.0%}"
+            text += f" · {len(answered)} frames · {r.rtt_ms:.1f} ms · {r.says}"
             for tier in TIERS:
                 known = [x for x in demo.join.rows() if tier in x.psnr]
                 if known:

@@ -111,7 +111,7 @@ def _plots(rows: Sequence[FrameRow]) -> str:
             mode="lines+markers",
             line={"color": _COLOURS["rtt"], "width": 2},
             marker={"size": 5},
-            text=[f"{r.prediction} {r.probability:.0%}" if r.prediction else "" for r in timed],
+            text=[r.says for r in timed],
         ),
         row=3,
         col=1,
@@ -176,13 +176,13 @@ def _matching(summary: Mapping[str, Any]) -> str:
 def _frames(rows: Sequence[FrameRow]) -> str:
     head = "".join(
         f"<th>{h}</th>"
-        for h in ("frame", "prediction", "round trip, ms", "bytes", "preview, dB", "window, dB", "lag, ms", "on time")
+        for h in ("frame", "answer", "round trip, ms", "bytes", "preview, dB", "window, dB", "lag, ms", "on time")
     )
     lines = []
     for r in rows:
-        prediction = f"{escape(r.prediction)} <small>{r.probability:.0%}</small>" if r.prediction else "–"
+        said = escape(r.says) or "–"
         lines.append(
-            f'<tr><td>{r.sequence}</td><td class="t">{prediction}</td><td>{_number(r.rtt_ms)}</td>'
+            f'<tr><td>{r.sequence}</td><td class="t">{said}</td><td>{_number(r.rtt_ms)}</td>'
             f"<td>{r.bytes:,}</td><td>{_number(r.psnr.get('preview'))}</td><td>{_number(r.psnr.get('window'))}</td>"
             f"<td>{_number(r.lag_ms.get('window'), 0)}</td>"
             f"<td>{'–' if r.window < 0 else 'yes' if r.on_time else 'no'}</td></tr>"
@@ -227,7 +227,7 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         f"<style>{STYLE}</style></head><body><main>",
         "<h1>What the cloud saw</h1>",
         f"<p class='lead'>An edge device ran {escape(summary['target'])} up to {escape(summary['split'])} and sent "
-        "only the features to a cloud server, which ran the rest and answered with a prediction. A reader at the "
+        "only the features to a cloud server, which ran the rest and answered. A reader at the "
         f"server’s tap had those features{_KNOWN.get(run.get('threat', ''), '')}, never the frames, and reconstructed "
         "them while the stream ran.</p>",
     ]

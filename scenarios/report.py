@@ -6,6 +6,7 @@ has left behind.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,8 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["sequence"] = pa.array([r.sequence for r in rows], pa.int64())
     columns["capture_time_us"] = pa.array([r.capture_time_us for r in rows], pa.int64())
     columns["answered"] = pa.array([r.answered for r in rows], pa.bool_())
+    columns["says"] = pa.array([r.says or None for r in rows], pa.string())
+    columns["answer"] = pa.array([json.dumps(r.answer) if r.answer else None for r in rows], pa.string())
     columns["prediction"] = pa.array([r.prediction or None for r in rows], pa.string())
     columns["probability"] = pa.array([_known(r.probability) for r in rows], floats)
     label = pa.struct([("index", pa.int64()), ("name", pa.string()), ("probability", pa.float64())])
@@ -229,8 +232,7 @@ def _figures(row: FrameRow, tier: str) -> str:
 
 def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
     """Original, preview and window of one frame; a tier that is missing shows the best one there is and says so."""
-    # the name comes last: where it is too long, its end is cut off
-    cloud = f"cloud: {row.probability:.0%} {row.prediction}" if row.prediction else "no answer from the cloud"
+    cloud = f"cloud: {row.says}" if row.says else "no answer from the cloud"
     preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
     figures = _figures(row, "preview")
     if window is not None:

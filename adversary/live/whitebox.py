@@ -41,7 +41,7 @@ def know(options: LiveOptions) -> Known:
     return Known(
         target.name,
         options.split,
-        target.digest,
+        target.cut(options.split).head_digest,
         target.feature_specs(options.split),
         Engine(prior, head, network, options.settings, text),
         {"target": target.digest, "prior": prior.digest},

@@ -106,7 +106,7 @@ def bench_tune(
         typer.Option(
             metavar="FILE",
             help="Put the result into this file of tuned settings; 'package' is the one that attacks read, "
-            "adversary/methods/tuned.json. Default: nowhere.",
+            "adversary/attacks/tuned.json. Default: nowhere.",
         ),
     ] = None,
     target: Target = "resnet18",
@@ -123,7 +123,7 @@ def bench_tune(
     Give every method the same --images, --limit, --split and --trials. Images that were tuned on must not be reported
     on: with one held-out shard, cut it in two.
     """
-    from adversary.methods.base import TUNED
+    from adversary.attacks.base import TUNED
     from adversary.tuning import merge as put
     from adversary.tuning import tune
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
-from adversary.methods import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.blackbox import NetAttack
+from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.blackbox import NetAttack
 from adversary.priors.prior import Prior, load_prior
 from adversary.prompts import solve_with_prompts
 from adversary.whitebox.clock import Clock

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from elsewhere import ELSEWHERE, SecondDevice
 
 from adversary.attack import _groups, run_attack
-from adversary.methods import ATTACKS
+from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
@@ -85,7 +85,7 @@ def test_another_device_gives_the_same_images(tmp_path, prior, images):
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
-    from adversary.methods import Problem
+    from adversary.attacks import Problem
     from adversary.priors.prior import load_prior
     from splitsight import targets
     from splitsight.data import load_images

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from adversary.attacks import ATTACKS, Problem
+from adversary.attacks._stages import STAGES, State, _perturbations
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
-from adversary.methods import ATTACKS, Problem
-from adversary.methods._stages import STAGES, State, _perturbations
 from splitsight.errors import UserError
 
 QUICK = {"fit_evaluations": 6, "pixel_evaluations": 6, "round_evaluations": 3, "residual_evaluations": 5}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from adversary.attacks import ATTACKS, Problem, base, check_features
 from adversary.blackbox.inversion import NoInversionNetwork
-from adversary.methods import ATTACKS, Problem, base, check_features
 from adversary.prompts import embed_prompts, solve_with_prompts
 from adversary.whitebox.clock import Clock
 from splitsight.errors import UserError

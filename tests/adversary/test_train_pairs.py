@@ -10,6 +10,7 @@ import torch
 from fake_oracle import FakeOracle, features
 from safetensors.torch import load_file
 
+from adversary.attacks import ATTACKS, Problem
 from adversary.blackbox._batches import Batch
 from adversary.blackbox._train_pairs import SETTINGS, pair_quality, setting_of, train_pairs
 from adversary.blackbox.command import PairOptions, train_pairs_command
@@ -23,7 +24,6 @@ from adversary.blackbox.networks import (
     save_network,
 )
 from adversary.blackbox.queries import Pairs
-from adversary.methods import ATTACKS, Problem
 from adversary.whitebox.terms import Negentropy, TotalVariation
 from splitsight.data import image_hash, to_tensor, write_png
 from splitsight.errors import UserError

@@ -8,9 +8,9 @@ import torch
 from elsewhere import ELSEWHERE, SecondDevice
 
 from adversary import tuning
+from adversary.attacks import ATTACKS, base
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger
-from adversary.methods import ATTACKS, base
 from splitsight.errors import UserError
 from splitsight.metrics.retrieval import matched
 

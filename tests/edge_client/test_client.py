@@ -20,7 +20,9 @@ from edge_client.client import EdgeOptions, run_edge
 from splitsight import targets
 from splitsight.data import fit
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline
 from splitsight.video import open_source
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import decode
 from splitsight.wire.v1 import tensor_pb2
 
@@ -77,13 +79,15 @@ def test_a_run_sends_f1_of_the_sampled_frames(cloud, clip, target, tmp_path):
     assert (report.captured, report.answered, report.lost, report.exit_code) == (15, 15, 0, 0)
     rows = lines(tmp_path / "edge.jsonl")
     assert [r["sequence"] for r in rows] == list(range(15))
-    assert rows[0]["top"] == [{"index": 1, "name": "thing", "probability": 0.5}]
+    thing = {"index": 1, "name": "thing", "probability": 0.5}
+    assert (rows[0]["says"], rows[0]["best"], rows[0]["answer"]) == ("thing 50%", thing, {"top": [thing]})
     assert all(r["rtt_ms"] > 0 and r["sent_us"] <= r["answered_us"] and r["bytes"] > 32768 for r in rows)
     assert json.loads((tmp_path / "edge.summary.json").read_text())["answered"] == 15
     assert [e[0] for e in events] == ["connected", *["answer"] * 15, "done"]
     opening = server.opens[0]
-    assert (opening.target, opening.split, opening.weights_digest) == ("resnet18", "L8", target.digest)
-    assert opening.codec.dtype == tensor_pb2.DTYPE_FLOAT32 and opening.defense == "identity"
+    about = SessionDescription.read(opening.session)
+    assert about == EdgePipeline(target, "L8").description() and about.defense == "identity"
+    assert opening.codec.dtype == tensor_pb2.DTYPE_FLOAT32
     head, specs = target.head("L8"), target.feature_specs("L8")
     with open_source(clip, fps=5) as source, torch.inference_mode():
         for frame, sent in zip(source, server.frames, strict=True):
@@ -164,7 +168,10 @@ def test_gives_up_and_leaves_its_report(cloud, clip, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"weights_digest": "0" * 64}, "other weights"),
+        ({"head_digest": "0" * 64}, "weights of F1 with digest 000000000000.*the same --weights"),
+        ({"tail_digest": "0" * 64}, "weights of F2 with digest 000000000000.*the same --weights"),
+        ({"defense": "gaussian:sigma=2"}, "asks for the defence gaussian:sigma=2.*--defense 'gaussian:sigma=2'"),
+        ({"task": "detect"}, "task detect, this edge classify: run the same version"),
         ({"split": "L4"}, "serves split L4, not L8"),
         ({"target": "vit"}, "serves target vit"),
         ({"input_size": 224}, "same version"),

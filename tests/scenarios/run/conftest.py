@@ -14,7 +14,7 @@ import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from adversary.methods import ATTACKS
+from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
@@ -31,7 +31,7 @@ import time
 
 import torch
 
-from adversary.methods import Attack, Reconstruction
+from adversary.attacks import Attack, Reconstruction
 from splitsight.errors import UserError
 
 

@@ -239,8 +239,8 @@ def test_rows_from_another_device_are_the_same(scenario):
 
 
 def test_black_box_attacks_get_their_network_and_no_f1(scenario, tmp_path, models, monkeypatch):
+    from adversary.attacks.blackbox import NetDO
     from adversary.blackbox.networks import AttackNetwork, Made, prior_key, save_network
-    from adversary.methods.blackbox import NetDO
     from adversary.priors.prior import load_prior
     from splitsight import targets
 

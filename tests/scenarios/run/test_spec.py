@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from adversary.methods import ATTACKS
+from adversary.attacks import ATTACKS
 from scenarios.run.prompts import check_template
 from scenarios.run.spec import load_scenario, read_scenario, scenario_names
 from splitsight.errors import UserError

@@ -273,4 +273,4 @@ def _tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     return json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
 
 
-ATTACKS: Registry[type[Attack]] = Registry("attack", "adversary.methods")
+ATTACKS: Registry[type[Attack]] = Registry("attack", "adversary.attacks")

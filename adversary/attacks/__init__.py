@@ -7,7 +7,7 @@ images. To add one, add a file here, or another package declares one under the e
 
 from __future__ import annotations
 
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction, check_features
-from adversary.methods.descent import cosine
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction, check_features
+from adversary.attacks.descent import cosine
 
 __all__ = ["ATTACKS", "Attack", "Problem", "Reconstruction", "check_features", "cosine"]

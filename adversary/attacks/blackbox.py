@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from adversary.blackbox.networks import AttackNetwork, Made, load_network, prior_key
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.priors.prior import Prior
 from splitsight.errors import UserError
 

@@ -2,7 +2,7 @@
 
 Fidelity and naturalness pull apart, so there are two settings: ``faithful`` lowers the expected error (the mean of
 posterior samples), ``sharp`` gives what a person recognises (one image, which the denoiser has seen). Both run
-stages, described in :mod:`adversary.methods._stages`, which are data: any setting may name them in any order.
+stages, described in :mod:`adversary.attacks._stages`, which are data: any setting may name them in any order.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from adversary.methods._stages import STAGES, State
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks._stages import STAGES, State
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.whitebox.posterior import PIXEL_NOISE
 from adversary.whitebox.solvers import ANSWERS, UNAIDED_LEVELS
 
@@ -102,7 +102,7 @@ class Best(Attack):
 
         Args:
             problem: what is known; its deadline is shared among the stages.
-            stages: names out of :data:`~adversary.methods._stages.STAGES`, in order. One that has nothing to go by
+            stages: names out of :data:`~adversary.attacks._stages.STAGES`, in order. One that has nothing to go by
                 (no measured errors, too few features for a residual) is left out; the answer says which ran.
             combine: ``mean`` of what the stages answered, or the ``last`` one.
             smoothing: λ_c, weighted by how well the tapped features agree; couples the frames.

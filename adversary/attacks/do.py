@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.descent import LIMITS, SCHEDULES, descend
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.variables import Pixels
 from splitsight.devices import standard_normal
 

@@ -9,7 +9,7 @@ import torch
 
 from adversary.live.engine import Engine, WindowSettings
 from adversary.live.windows import Observation, Window
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
 
 __all__ = ["Preview", "WindowAttack"]
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adversary.methods.base import ATTACKS, Attack, Problem, Reconstruction
-from adversary.methods.descent import LIMITS, SCHEDULES, descend
+from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.descent import LIMITS, SCHEDULES, descend
 from adversary.whitebox.terms import Negentropy, TemporalSmoothing, Term
 from adversary.whitebox.variables import Noise
 from splitsight.devices import standard_normal

@@ -1,7 +1,7 @@
 """net-best: our strongest black-box attack, within the query budget of the others.
 
 The network's answer (:mod:`adversary.blackbox.surrogate`), and the white-box attack with a student in F1's place: what
-:mod:`adversary.methods.best` does, whitened by how wrong the student was on pairs that the attacker held out.
+:mod:`adversary.attacks.best` does, whitened by how wrong the student was on pairs that the attacker held out.
 
 * ``faithful``: the network's answer; where those pairs showed that the student brings it nearer, the mean of posterior
   samples around it, at the weight that they showed (``trust`` in the network's file).
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from adversary.blackbox.networks import AttackNetwork
 from adversary.blackbox.surrogate import LatentNetwork
-from adversary.methods.base import ATTACKS, Problem, Reconstruction
-from adversary.methods.best import Best
-from adversary.methods.blackbox import NetAttack
+from adversary.attacks.base import ATTACKS, Problem, Reconstruction
+from adversary.attacks.best import Best
+from adversary.attacks.blackbox import NetAttack
 from splitsight.devices import standard_normal
 
 __all__ = ["NetBest"]
@@ -91,7 +91,7 @@ class NetBest(NetAttack):
                 the weight they showed; ``always``, at ``feature_trust``; or ``never``.
             feature_trust: weight of the student's feature loss; 1 takes its measured errors at their word.
             denoise: without a student, noise level from which the denoiser takes one step back; 0 leaves it out.
-            **settings: of :class:`~adversary.methods.best.Best`, for the fit through the student.
+            **settings: of :class:`~adversary.attacks.best.Best`, for the fit through the student.
         """
         first = super().solve(problem)
         assert problem.network is not None

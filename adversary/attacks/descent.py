@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from adversary.methods.base import Problem, Reconstruction
+from adversary.attacks.base import Problem, Reconstruction
 from adversary.whitebox.solvers import Outcome, Schedule, adam
 from adversary.whitebox.terms import BatchNormStatistics, FeatureMatch, Term, TotalVariation
 from adversary.whitebox.variables import Variable

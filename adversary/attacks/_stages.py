@@ -1,4 +1,4 @@
-"""The stages of :mod:`adversary.methods.best`, each a function on the state that the last one left.
+"""The stages of :mod:`adversary.attacks.best`, each a function on the state that the last one left.
 
 ``fit``
     From the inversion network's latent u₀ to the most probable one given the features. Where the network's errors
@@ -46,8 +46,8 @@ import torch
 from torch import Tensor
 
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
-from adversary.methods.base import Problem
-from adversary.methods.descent import cosine
+from adversary.attacks.base import Problem
+from adversary.attacks.descent import cosine
 from adversary.whitebox.noise import seen_through
 from adversary.whitebox.posterior import (
     OnImages,
