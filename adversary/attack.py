@@ -25,7 +25,7 @@ from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
 from splitsight.files import write_json, writing
-from splitsight.metrics import image_quality, mean_interval
+from splitsight.metrics import Batch, image_metrics, measure
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
@@ -418,10 +418,10 @@ def _row(
     image = answer.images[position]
     # scored as it is written to disk: eight bits a channel
     stored = (image.clamp(0, 1) * 255).round() / 255
-    quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
+    quality: dict[str, float | None] = dict.fromkeys(metric.name for metric in image_metrics())
     if data.originals is not None:
-        scores = image_quality(stored[None], data.originals[index][None])
-        quality = {k: float(v[0]) for k, v in scores.items()}
+        scores = measure(image_metrics(), Batch(reconstruction=stored[None], original=data.originals[index][None]))
+        quality = {name: values[0] for name, values in scores.items()}
     return {
         "name": data.names[index],
         "index": index,
@@ -440,12 +440,12 @@ def _row(
 
 
 def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
-    known = rows[0]["psnr"] is not None
+    known = any(r["psnr"] is not None for r in rows)
     return MethodSummary(
         n=len(rows),
         seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
         iterations=float(np.mean([r["iterations"] for r in rows])),
         model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
         match=None if match is None else MatchSummary.model_validate(match),
-        **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
+        **{m.name: m.interval(r[m.name] for r in rows) if known else None for m in image_metrics()},
     )

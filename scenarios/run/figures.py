@@ -7,7 +7,7 @@ count as one observation, their mean (where there is one clip only, its windows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -21,7 +21,7 @@ from splitsight.data import to_tensor
 from splitsight.errors import UserError
 from splitsight.metrics import Metric, mean_interval, metrics_named
 from splitsight.metrics.perceptual import inception_score
-from splitsight.summary import MATCHED, CellSummary, ComparisonSummary, Interval, MatchSummary
+from splitsight.summary import MATCHED, CellSummary, ComparisonSummary, Interval, MatchSummary, MethodSummary
 
 __all__ = ["by_cell", "cell_summaries", "comparisons", "measured", "score_sets"]
 
@@ -32,8 +32,9 @@ def _value(row: Row, metric: Metric) -> float | None:
     return metric.value(row.get(metric.column))
 
 
-def measured(cells: Sequence[CellSummary]) -> list[Metric]:
-    """The metrics that at least one of these cells has a figure of, in the order of tables."""
+def measured(cells: Iterable[MethodSummary]) -> list[Metric]:
+    """The metrics that at least one of these has a figure of, in the order of tables."""
+    cells = list(cells)
     names = dict.fromkeys(name for cell in cells for name in cell.model_extra or {})
     return [m for m in metrics_named(names) if any((i := c.interval(m.name)) and i.mean is not None for c in cells)]
 

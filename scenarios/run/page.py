@@ -59,11 +59,9 @@ def _number(value: float | None, digits: int) -> str:
 def _measured(interval: Interval | None, metric: Metric, *, sign: bool = False) -> _Cell:
     if interval is None or interval.mean is None:
         return _Cell("–")
-    shown, low, high = metric.text(interval.mean, sign=sign), interval.low, interval.high
-    if low is None or high is None or low == high:  # one observation has no spread
-        return _Cell(shown)
-    span = ", ".join(metric.text(end, sign=sign, unit=False) for end in (low, high))
-    return _Cell(shown, span, sign and (low > 0 or high < 0))
+    shown, span = metric.texts(interval.mean, interval.low, interval.high, sign=sign)
+    excluded = interval.low is not None and interval.high is not None and (interval.low > 0 or interval.high < 0)
+    return _Cell(shown, span, sign and span != "" and excluded)
 
 
 def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:

@@ -167,6 +167,14 @@ class Metric:
         shown = f"{value * (100 if share else 1):{'+' if sign else ''},.{self.digits}f}"
         return f"{shown} %" if share and unit else shown
 
+    def texts(
+        self, mean: float | None, low: float | None, high: float | None, *, sign: bool = False
+    ) -> tuple[str, str]:
+        """An interval as tables show it: its mean, and its ends ``low, high``; no ends where there is no spread."""
+        if mean is None or low is None or high is None or low == high:
+            return self.text(mean, sign=sign), ""
+        return self.text(mean, sign=sign), ", ".join(self.text(end, sign=sign, unit=False) for end in (low, high))
+
     def with_evaluator(self, name: str, first: bool) -> Metric:
         """This metric as one evaluator of a run measures it; all but the first one's carry its name."""
         if first:
