@@ -120,7 +120,7 @@ def _imports(file: Path) -> set[str]:
     return found
 
 
-def test_no_attack_knows_a_evaluator():
+def test_no_attack_knows_an_evaluator():
     files = sorted((ROOT / "adversary").rglob("*.py"))
     assert files
     for file in files:
