@@ -111,9 +111,10 @@ def _priors() -> list[dict[str, Any]]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    from scenarios.run.spec import load_scenario, read_scenario, scenario_names
+    from scenarios.run.spec import read_scenario, scenario_names
 
     demo = {"name": "demo", "about": "one video, three processes, live reconstruction; `splitsight demo`"}
     return [demo] + [
-        {"name": name, "about": load_scenario(read_scenario(name)[0], name=name).about} for name in scenario_names()
+        {"name": name, "about": data.get("about") or data["title"]}
+        for name, data in ((name, read_scenario(name)[0]) for name in scenario_names())
     ]

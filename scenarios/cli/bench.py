@@ -272,7 +272,7 @@ def bench_attack(
     """
     from adversary.bench import CONTENDERS
     from adversary.bench import bench_attack as measure
-    from scenarios.speed import HEAD, sentences, write_page
+    from scenarios.speed import head, sentences, write_page
     from scenarios.speed import table as figures
 
     with progress("bench attack") as report:
@@ -300,7 +300,7 @@ def bench_attack(
     if as_json:
         print((out / "summary.json").read_text())
         return
-    table(HEAD, figures(summary))
+    table(head(summary), figures(summary))
     for sentence in sentences(summary.speed) if summary.speed else []:
         print(sentence)
     print(out / "curves.html")

@@ -69,9 +69,9 @@ def train_target(
     )
 
 
-@train.command("judge")
-@guarded("splitsight.judges.training", "splitsight.targets")
-def train_judge(
+@train.command("evaluator")
+@guarded("splitsight.evaluators.training", "splitsight.targets")
+def train_evaluator(
     data: Data,
     out: TrainOut,
     minutes: Minutes = None,
@@ -80,13 +80,19 @@ def train_judge(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train the judge: the independent classifier that measures what reconstructions give away."""
-    from splitsight.judges.training import train_judge_command
+    """Train the evaluator: the independent classifier that measures what reconstructions give away."""
+    from splitsight.evaluators.training import train_evaluator_command
 
     _budget(minutes, steps)
     print(
-        train_judge_command(data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads)
+        train_evaluator_command(
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads
+        )
     )
+
+
+# the former name; typer says on stderr that it is deprecated
+train.command("judge", hidden=True, deprecated=True)(train_evaluator)
 
 
 @train.command("prior")

@@ -8,9 +8,10 @@ with ``method: [do, db]`` is four cells); a value that is itself a list is writt
 from __future__ import annotations
 
 import itertools
+import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -26,12 +27,13 @@ __all__ = [
     "Training",
     "load_scenario",
     "read_scenario",
+    "renamed",
     "scenario_names",
 ]
 
 _SUFFIX = ".yaml"
-MEASURES = ("psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5")
-"""What is measured of every image, in the order of the tables."""
+_FORMER = {"judge": "evaluator"}
+"""Former names of a scenario's keys."""
 
 
 class _Part(BaseModel):
@@ -166,8 +168,29 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-class PaperRow(_Part):
-    """Figures of the paper, shown beside ours and marked as its own.
+class _Figures(_Part):
+    """Figures by the names of metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By metric."""
+        return {name: value for name, value in (self.__pydantic_extra__ or {}).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        from splitsight.metrics import METRICS  # imported where it is needed, since PyTorch comes with it
+
+        for name in self.figures:
+            if name not in METRICS.names():
+                raise ValueError(f"'{name}' is no metric: choose one of {', '.join(METRICS.names())}")
+        return self
+
+
+class PaperRow(_Figures):
+    """Figures of the paper, shown beside ours and marked as its own; further keys are names of metrics.
 
     Attributes:
         label: method, as the paper calls it.
@@ -176,17 +199,15 @@ class PaperRow(_Part):
 
     label: str
     split: str | None = None
-    psnr: float | None = None
-    psnr_eq14: float | None = None
-    ssim: float | None = None
-    lpips: float | None = None
 
 
-class PaperGain(_Part):
-    """A difference that the paper reports."""
+class PaperGain(_Figures):
+    """A difference that the paper reports; further keys are names of metrics.
 
-    psnr_eq14: float | None = None
-    ssim: float | None = None
+    Attributes:
+        note: what it was measured on.
+    """
+
     note: str = ""
 
 
@@ -225,12 +246,13 @@ class Scenario(_Part):
 
     Attributes:
         title: heading of the report.
-        about: one line for ``splitsight list scenarios``.
-        source: what of the paper it reproduces.
+        about: one line for ``splitsight list scenarios``; the title where it is left out.
+        source: what of the paper it reproduces, if anything.
         target: attacked network.
         weights: its weights, a file; the embedded ones by default.
         prior: generative prior, a name or a folder.
-        judge: independent classifier, a name or a folder; ``None`` measures neither recognition nor matching.
+        evaluator: independent classifier, a name or a folder, or several of them; ``None`` measures neither recognition
+            nor matching.
         seed: of all draws of the attacks.
         batch: images solved side by side.
         seconds: an image may take, where its cell does not say.
@@ -242,12 +264,12 @@ class Scenario(_Part):
     """
 
     title: str
-    about: str
+    about: str = ""
     source: str = ""
     target: str = "resnet18"
     weights: Path | None = None
     prior: str = "small"
-    judge: str | None = "mbconv"
+    evaluator: str | tuple[str, ...] | None = "mbconv"
     seed: int = 0
     batch: int = Field(default=8, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -274,10 +296,16 @@ class Scenario(_Part):
             seen.add(key)
         return self
 
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """Names or folders; empty for none."""
+        given = () if self.evaluator is None else self.evaluator
+        return (given,) if isinstance(given, str) else given
+
     def dump(self) -> dict[str, Any]:
         """Plain data as YAML takes it; reading it again gives the same scenario."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        data["judge"] = self.judge  # whose default is not None
+        data.setdefault("evaluator", None)  # which is not the default
         for cell in data["cells"]:
             # a list means one cell a value, so a list that is one value goes into another list
             if isinstance(cell["prompt"], list):
@@ -348,7 +376,22 @@ def read_scenario(scenario: str) -> tuple[dict[str, Any], str]:
         raise UserError(f"{scenario} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{scenario} is not a scenario: it must hold keys such as 'title' and 'cells'")
+    for section in (data, data.get("quick")):
+        for former, key in renamed(section).items():
+            print(f"splitsight: {scenario}: the key '{former}' is now called '{key}'", file=sys.stderr)
     return data, name
+
+
+def renamed(data: Any) -> dict[str, str]:
+    """Give the keys of a scenario their present names, in place.
+
+    Returns:
+        Former name → present name of those that were there.
+    """
+    found = {former: key for former, key in _FORMER.items() if isinstance(data, dict) and former in data}
+    for former, key in found.items():
+        data.setdefault(key, data.pop(former))
+    return found
 
 
 def load_scenario(

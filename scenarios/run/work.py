@@ -6,7 +6,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property, lru_cache
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,16 @@ from adversary.whitebox.clock import Clock
 from scenarios.run import prompts
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
+from scenarios.run.rows import digest_column, row_schema
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
 from scenarios.run.train import Lesson, lesson_of, lessons
-from splitsight import judges, targets
+from splitsight import evaluators, targets
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError
-from splitsight.metrics import image_quality
-from splitsight.metrics.perceptual import lpips
+from splitsight.metrics import Batch, measure, metrics
 from splitsight.numerics import subnormals_flushed
 from splitsight.split import trace
 
@@ -70,18 +71,25 @@ class Bench:
                 f"prior '{scenario.prior}' makes images of {self.prior.image_size} pixels, {scenario.target} takes "
                 f"{self.target.input_size}: choose another prior"
             )
-        self.judge = judges.load(scenario.judge) if scenario.judge is not None else None
+        self.evaluators = [evaluators.load(name) for name in scenario.evaluators]
+        if len({evaluator.name for evaluator in self.evaluators}) < len(self.evaluators):
+            raise UserError("two evaluators have one name: give each once, and its config.json a name of its own")
         self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
-        if self.judge is not None and int(self.inputs.labels.max()) >= len(self.judge.labels):
-            raise UserError(
-                f"the data have labels up to {int(self.inputs.labels.max())} and the judge '{self.judge.name}' knows "
-                f"{len(self.judge.labels)} classes: give a judge trained on these classes, or --judge none"
-            )
+        most = int(self.inputs.labels.max())
+        for evaluator in self.evaluators:
+            if most >= len(evaluator.labels):
+                raise UserError(
+                    f"the data have labels up to {most} and the evaluator '{evaluator.name}' knows "
+                    f"{len(evaluator.labels)} classes: give an evaluator trained on these classes, or --evaluator none"
+                )
+        names = [evaluator.name for evaluator in self.evaluators]
+        self.metrics, self.schema = metrics(names), row_schema(names)
         self.units: list[Unit] = plan(scenario, self.inputs)
         self.head = lru_cache(maxsize=None)(self._head)
         self._prior_digest = self.prior.digest
         self._inversions: dict[str, InversionNetwork] = {}
         self._networks: dict[Hashable, AttackNetwork] = {}
+        self._pools: dict[str, Tensor] = {}
 
     @property
     def digests(self) -> dict[str, str]:
@@ -89,7 +97,7 @@ class Bench:
         return {
             "target": self.target.digest,
             "prior": self._prior_digest,
-            **({"judge": self.judge.digest} if self.judge else {}),
+            **{f"evaluator:{e.name}" if i else "evaluator": e.digest for i, e in enumerate(self.evaluators)},
         }
 
     def settings(self, cell: Cell) -> tuple[type[Attack], str, dict[str, Any]]:
@@ -181,10 +189,14 @@ class Bench:
             ).to(self.device)
         return self._inversions[split]
 
-    @cached_property
-    def _pool(self) -> Tensor:
-        assert self.judge is not None
-        return self.judge.features(to_tensor(self.inputs.pool))
+    def _gallery(self, evaluator: evaluators.Evaluator, image: int) -> Tensor | None:
+        """Features of an image and its rivals; ``None`` without any, since being found among one image says nothing."""
+        rivals = self.inputs.rivals(image)
+        if len(rivals) == 0:
+            return None
+        if evaluator.name not in self._pools:
+            self._pools[evaluator.name] = evaluator.features(to_tensor(self.inputs.pool))
+        return self._pools[evaluator.name][np.concatenate([[self.inputs.places[image]], rivals])]
 
     @subnormals_flushed()
     def compute(self, unit: Unit, step: Step | None = None) -> tuple[list[dict[str, Any]], Tensor]:
@@ -270,7 +282,7 @@ class Bench:
                     "threads": torch.get_num_threads(),
                     "device": device_name(self.device),
                     "curve": answer.curve if cell.curve else None,
-                    **{f"{role}_digest": value for role, value in self.digests.items()},
+                    **{digest_column(role): value for role, value in self.digests.items()},
                     "inversion_digest": digest(asked[0].state_dict()) if asked else None,
                 }
             )
@@ -304,24 +316,17 @@ class Bench:
         return prompts.fill(template, self.inputs.images[index], label, self.target.labels, seed)
 
     def _measure(self, images: Tensor, originals: Tensor, index: Sequence[int]) -> dict[str, list[Any]]:
-        quality = {k: [_known(v) for v in values.tolist()] for k, values in image_quality(images, originals).items()}
-        far = lpips(images, originals)
-        quality["lpips"] = [None] * len(index) if far is None else [_known(v) for v in far.tolist()]
-        if self.judge is None:
-            return quality
+        """Every metric of every image, by column."""
         labels = torch.from_numpy(self.inputs.labels[list(index)])
-        quality["recognised"] = self.judge.recognised(images, labels, originals).tolist()
-        ranks, sizes = [], []
-        for image, i in zip(images, index, strict=True):
-            rivals = self.inputs.rivals(i)
-            if len(rivals) == 0:  # to be found among one image says nothing
-                ranks.append(None)
-                sizes.append(None)
-                continue
-            gallery = self._pool[np.concatenate([[self.inputs.places[i]], rivals])]
-            ranks.append(int(self.judge.matched(image[None], gallery, [0]).ranks[0]))
-            sizes.append(len(gallery))
-        return {**quality, "match_rank": ranks, "gallery": sizes}
+        plain = Batch(reconstruction=images, original=originals, label=labels)
+        found = measure(self.metrics, plain)
+        for evaluator in self.evaluators:
+            batch = replace(plain, evaluator=evaluator, gallery=lambda i, e=evaluator: self._gallery(e, index[i]))
+            found |= measure([metric for metric in self.metrics if metric.evaluator == evaluator.name], batch)
+        if self.evaluators:
+            sizes = [len(self.inputs.rivals(i)) for i in index]
+            found["gallery"] = [size + 1 if size else None for size in sizes]
+        return found
 
 
 def _known(value: float) -> float | None:
@@ -342,7 +347,7 @@ def _file(store: Store, bench: Bench, unit: Unit, rows: list[dict[str, Any]], im
             store.write(original, encode_png(bench.inputs.images[row["index"]]))
         place = store.write(f"{folder}/{row['index']:06d}.png", encode_png(pixels))
         row |= {"scenario": name, "original": original, "reconstruction": str(place.relative_to(store.folder))}
-    store.add(unit.name, rows)
+    store.add(unit.name, rows, bench.schema)
 
 
 def work(

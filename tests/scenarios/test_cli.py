@@ -13,7 +13,7 @@ from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 
 COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
-COMMANDS += [f"train {what}" for what in ("target", "judge", "prior", "inversion")]
+COMMANDS += [f"train {what}" for what in ("target", "evaluator", "prior", "inversion")]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -62,10 +62,10 @@ def test_help_is_fast_and_light() -> None:
         (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
         (["oracle", "--host", "0.0.0.0"], "answer anyone on the network"),
         (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
-        (["train", "judge", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
+        (["train", "evaluator", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
         (["run", "table-0", "--out", "{out}"], "table-1"),
-        (["run", "table-1", "--judge", "none", "--out", "{out}"], "--data"),
-        (["run", "table-1", "--judge", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["run", "table-1", "--evaluator", "none", "--out", "{out}"], "--data"),
+        (["run", "table-1", "--evaluator", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["bench", "tune", "preview", "--images", "/nowhere", "--out", "{out}"], "has nothing to tune"),
         (["bench", "tune", "do", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["bench", "attack", "--method", "dmb-multi", "--images", "/nowhere", "--out", "{out}"], "single images"),
