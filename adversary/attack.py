@@ -342,8 +342,9 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    with writing(out / "rows.parquet") as partial:
-        pq.write_table(pa.Table.from_pylist(rows), partial)
+    # by file: pyarrow takes names in UTF-8 only
+    with writing(out / "rows.parquet") as partial, partial.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(

@@ -17,10 +17,11 @@ from adversary.priors.evaluate import frechet_distance
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.cards import write_card
-from splitsight.data import cached_images, shards_of
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
+from splitsight.names import printable
 from splitsight.training import Budget, progress_of
+from splitsight.training_data import TrainingSet
 
 __all__ = ["train_inversion_command", "train_prior_command"]
 
@@ -47,7 +48,8 @@ def train_prior_command(
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
     Args:
-        data: folder of Parquet shards with ``classes.tsv``; the last shard is held out.
+        data: Parquet file or folder of them, or folder of PNG/JPEG; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`). With labels and ``classes.tsv``, captions name the class.
         out: folder of the runs (``autoencoder``, ``denoiser``).
         minutes: time budget a part; ``all`` gives the autoencoder a third of it.
         steps: step budget a part.
@@ -63,14 +65,18 @@ def train_prior_command(
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, classes = shards_of(data)
+    pictures = TrainingSet.open(data)
+    if part != "autoencoder" and len(pictures.labels(64)[1]) < 2:  # worth knowing before the autoencoder is trained
+        raise UserError(
+            f"{printable(data)} leaves fewer than two images to measure samples with: give at least 20 different ones"
+        )
     where = pick_device(device)
     vae_folder = out / "autoencoder" / "model"
     folder = out / "model"
     if part in ("autoencoder", "all"):
         share = 1 / 3 if part == "all" else 1.0
         vae, figures = train_autoencoder(
-            shards,
+            pictures,
             out / "autoencoder",
             Budget(minutes * 60 * share if minutes else None, steps),
             seed=seed,
@@ -84,10 +90,7 @@ def train_prior_command(
                 "diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at "
                 "half and quarter resolution."
             ),
-            data=(
-                f"{len(shards) - 1} shards of {data.name}, crops; the last shard was held out and gave "
-                "the figures (PSNR in dB)."
-            ),
+            data=f"{pictures.description} (PSNR in dB); trained on crops.",
             command=f"splitsight train prior --part autoencoder --data DIR{_flags(minutes, steps)}",
             figures=figures,
         )
@@ -102,8 +105,7 @@ def train_prior_command(
     share = 2 / 3 if part == "all" else 1.0
     trained = train_denoiser(
         vae,
-        shards,
-        classes,
+        pictures,
         out / "denoiser",
         Budget(minutes * 60 * share if minutes else None, steps),
         seed=seed,
@@ -114,10 +116,11 @@ def train_prior_command(
         vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED
     )
     prior.save(folder)
-    held, labels = cached_images(shards[-1:], prior.image_size)
+    held, labels = pictures.images(prior.image_size)[1], pictures.labels(prior.image_size)[1]
     rng = np.random.default_rng(seed)
-    names = read_class_names(classes)
-    prompts = [caption(names[y], measure(x), rng) for x, y in zip(held[:_SAMPLES], labels[:_SAMPLES], strict=True)]
+    names = read_class_names(pictures.classes) if pictures.classes else []
+    known = [names[y] if 0 <= y < len(names) else None for y in labels[:_SAMPLES]]
+    prompts = [caption(name, measure(x), rng) for x, name in zip(held[:_SAMPLES], known, strict=True)]
     figures = dict(trained.figures)
     for steps_ in (4, 8):
         with progress_of(f"samples of the prior, {steps_} steps each", _SAMPLES) as done:
@@ -132,9 +135,8 @@ def train_prior_command(
             "text model of two layers with a word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
         data=(
-            f"{len(shards) - 1} shards of {data.name}; captions from class names and measured "
-            "words (adversary/priors/captions.py), "
-            "dropped at random. The last shard was held out and gave the figures."
+            f"{pictures.description}; captions from {'class names and ' if names else ''}measured words "
+            "(adversary/priors/captions.py), dropped at random."
         ),
         command=f"splitsight train prior --data DIR{_flags(minutes, steps)}" + (" --start PRIOR" if start else ""),
         figures=figures,
@@ -167,7 +169,8 @@ def train_inversion_command(
     """Train the preview network of one split point in ``out/run``; write it to ``out/TARGET-SPLIT-PRIOR.safetensors``.
 
     Args:
-        data: folder of Parquet shards; the last shard is held out.
+        data: Parquet file or folder of them, or folder of PNG/JPEG; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
         out: folder of the run.
         minutes: time budget, summed over resumed runs.
         steps: step budget.
@@ -185,14 +188,14 @@ def train_inversion_command(
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, _ = shards_of(data)
+    pictures = TrainingSet.open(data)
     attacked, generator = targets.load(target), load_prior(prior)
     shapes = [tuple(s.shape) for s in attacked.feature_specs(split)]
     network, figures = train_inversion(
         attacked.head(split),
         shapes,
         generator,
-        shards,
+        pictures,
         out / "run",
         Budget(minutes * 60 if minutes else None, steps),
         seed=seed,
@@ -213,9 +216,7 @@ def train_inversion_command(
         out,
         f"inversion network, {target} at {split}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB)."
-        ),
+        data=f"{pictures.description}, on 2,000 of them at most (PSNR in dB).",
         command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}"
         + (f" --width {width}" if width else "")
         + (" --start FILE" if start else ""),

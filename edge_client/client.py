@@ -121,6 +121,7 @@ class EdgeReport:
         answered: frames with an answer, each counted once.
         lost: frames without an answer.
         skipped: frames of a live source that came while there was no room.
+        undecoded: frames of a damaged clip that could not be decoded, each counted once; none of them is ``captured``.
         duplicates: answers that came a second time after a reconnect.
         resent: frames that were sent again.
         reconnects: how often a lost connection was taken up again.
@@ -140,6 +141,7 @@ class EdgeReport:
     answered: int = 0
     lost: int = 0
     skipped: int = 0
+    undecoded: int = 0
     duplicates: int = 0
     resent: int = 0
     reconnects: int = 0
@@ -420,7 +422,7 @@ def _stream(
             link.drain(options.drain_s)
     finally:
         link.close()
-        report.skipped = source.skipped
+        report.skipped, report.undecoded = source.skipped, source.lost
         report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
 
 

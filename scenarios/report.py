@@ -126,8 +126,9 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
-    with writing(path) as partial:
-        pq.write_table(pa.table(columns), partial, compression="zstd")
+    # by file: pyarrow takes names in UTF-8 only
+    with writing(path) as partial, partial.open("wb") as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _known(value: float | None) -> float | None:

@@ -12,9 +12,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from adversary.blackbox.inversion import WIDTH, InversionNetwork
 from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
-from splitsight.data import cached_images, to_tensor
+from splitsight.data import to_tensor
 from splitsight.errors import UserError
 from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, random_crops
+from splitsight.training_data import TrainingSet
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
@@ -65,7 +66,7 @@ def train_inversion(
     head: nn.Module,
     features: list[tuple[int, ...]],
     prior: Prior,
-    shards: list[Path],
+    data: TrainingSet,
     out: Path,
     budget: Budget,
     *,
@@ -76,7 +77,7 @@ def train_inversion(
     start: Path | None = None,
     width: int = WIDTH,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
-    """Train, resuming from ``out``; the last shard is held out.
+    """Train, resuming from ``out``; a part of ``data`` is held out.
 
     The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
     share on the latent itself, which keeps the answer on the autoencoder's range (for a quarter of each batch,
@@ -87,7 +88,7 @@ def train_inversion(
         head: F1, from images in [0, 1] to a tuple of features.
         features: their shapes without batch dimension.
         prior: gives decoder and latent.
-        shards: Parquet files in Hugging Face image format.
+        data: images.
         out: folder of the run.
         budget: when to stop.
         batch: images a step.
@@ -102,8 +103,7 @@ def train_inversion(
     """
     device = device or torch.device("cpu")
     size = prior.image_size
-    images, _ = cached_images(shards[:-1], size)
-    held, _ = cached_images(shards[-1:], size)
+    images, held = data.images(size)
     torch.manual_seed(seed)
     network = InversionNetwork(features, prior.latent_shape, width)
     if start is not None:

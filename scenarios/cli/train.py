@@ -38,7 +38,13 @@ class NetMethod(StrEnum):
     net_best = "net-best"
 
 
-Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Training data, of which a part is held out: a Parquet file in Hugging Face image format, or a folder of "
+        "them, with classes.tsv beside it; for a prior also a folder of PNG/JPEG."
+    ),
+]
 TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
 Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
@@ -135,8 +141,8 @@ def train_inversion(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Training data: Parquet shards in Hugging Face image format and classes.tsv; with --oracle also a "
-            "Parquet file, a folder of PNG/JPEG, or with --frames one of videos."
+            help="Training data, of which a part is held out: a Parquet file in Hugging Face image format, a folder of "
+            "them, or one of PNG/JPEG; with --oracle and --frames also one of videos."
         ),
     ] = None,
     out: Annotated[

@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 
 from scenarios.run.plan import cell_id
 from scenarios.run.spec import Cell, Comparison, Scenario
 from scenarios.run.store import Store
-from splitsight.data import to_tensor
+from splitsight.data import decode_image, to_tensor
 from splitsight.errors import UserError
 from splitsight.metrics import Metric, mean_interval, metrics_named
 from splitsight.metrics.perceptual import inception_score
@@ -129,10 +128,11 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 def _images(store: Store, rows: Sequence[Row], column: str) -> Tensor:
     pictures = []
     for row in rows:
-        picture = cv2.imread(str(store.folder / row[column]))
-        if picture is None:
-            raise UserError(f"{store.folder / row[column]} is missing or damaged: remove the run and make it again")
-        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        path = store.folder / row[column]
+        try:
+            pictures.append(decode_image(path.read_bytes(), str(path)))
+        except (OSError, UserError) as error:
+            raise UserError(f"{path} is missing or damaged: remove the run and make it again") from error
     return to_tensor(np.stack(pictures))
 
 

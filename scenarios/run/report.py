@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -22,8 +21,9 @@ from scenarios.run.plan import cell_id
 from scenarios.run.spec import Scenario
 from scenarios.run.store import Store
 from scenarios.run.work import Bench, slug
-from splitsight.data import encode_png, to_tensor
+from splitsight.data import decode_image, encode_png, to_tensor
 from splitsight.devices import device_name
+from splitsight.errors import UserError
 from splitsight.files import writing
 from splitsight.metrics import Batch, measure
 from splitsight.metrics.perceptual import inception_missing
@@ -37,8 +37,10 @@ _SIDE = 160
 
 
 def _picture(store: Store, name: str) -> np.ndarray | None:
-    image = cv2.imread(str(store.folder / name))
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        return decode_image((store.folder / name).read_bytes(), name)
+    except (OSError, UserError):
+        return None
 
 
 def _panel(store: Store, row: Mapping[str, Any] | None) -> Panel:

@@ -74,7 +74,7 @@ class Bench:
         self.evaluators = [evaluators.load(name) for name in scenario.evaluators]
         if len({evaluator.name for evaluator in self.evaluators}) < len(self.evaluators):
             raise UserError("two evaluators have one name: give each once, and its config.json a name of its own")
-        self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
+        self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size, self.target.synonyms)
         most = int(self.inputs.labels.max())
         for evaluator in self.evaluators:
             if most >= len(evaluator.labels):

@@ -10,7 +10,6 @@ import torch
 
 from splitsight.artifacts import save_weights
 from splitsight.cards import write_card
-from splitsight.data import shards_of
 from splitsight.devices import pick_device
 from splitsight.evaluators import EMBEDDED
 from splitsight.evaluators.mbconv import build
@@ -18,6 +17,7 @@ from splitsight.files import write_text
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
 from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
 
 __all__ = ["train_evaluator_command"]
 
@@ -40,8 +40,8 @@ def train_evaluator_command(
     """Train (or go on training) the evaluator in ``out/run``; write the model to ``out/model``.
 
     Args:
-        data: folder of Parquet shards in Hugging Face image format with ``classes.tsv``; the last shard is
-            held out.
+        data: Parquet file, or folder of them, in Hugging Face image format with ``classes.tsv``; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
         out: folder of the run.
         minutes: time budget, summed over resumed runs.
         steps: step budget.
@@ -57,14 +57,16 @@ def train_evaluator_command(
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, classes = shards_of(data)
+    pictures = TrainingSet.open(data, labelled=True)
+    classes = pictures.classes
+    assert classes is not None
     count = sum(1 for line in classes.read_text(encoding="utf-8").splitlines() if line.strip())
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
     state, figures = train_classifier(
         build(count),
         Normalize(_MEAN, _STD),
-        shards,
+        pictures,
         out / "run",
         budget,
         title="train evaluator",
@@ -92,10 +94,7 @@ def train_evaluator_command(
             f"A small network of inverted bottlenecks (`splitsight/evaluators/mbconv.py`), {count} classes, input "
             f"{_SIZE} × {_SIZE}, float16 weights. It measures what reconstructions give away; no attack uses it."
         ),
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
-            "out and gave the figures."
-        ),
+        data=f"{pictures.description}.",
         command="splitsight train evaluator --data DIR"
         + (f" --minutes {minutes:g}" if minutes else "")
         + (f" --steps {steps}" if steps else ""),
