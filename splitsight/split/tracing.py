@@ -134,7 +134,7 @@ class _Seen:
     Attributes:
         output: in the model's own structure.
         leaves: of its outputs for the batches.
-        one: input of a single image and the leaves of its output; ``None`` instead where it refuses that.
+        one: input of a single image and the leaves of its output, or ``None`` where it refuses that.
         draws: it draws numbers from PyTorch's generators.
     """
 
@@ -149,31 +149,29 @@ class _Seen:
         try:
             self.output = private(*copies(batches[0]))
             self.leaves = [pytree.tree_leaves(self.output), leaves(batches[1])]
+            repeats = [leaves(batches[0])]
+            after = generators_state()
+            if after[1:] != before[1:]:  # Python's and NumPy's numbers become constants of a graph
+                for seed in range(_SEEDS):
+                    random.seed(seed)
+                    np.random.seed(seed)
+                    repeats.append(leaves(batches[0]))
         except Exception as error:
             needs = "; its forward must take the tensors by position" if isinstance(error, TypeError) else ""
             raise UserError(f"the model does not run on the example input: {one_line(error)}{needs}") from error
-        single = tuple(x[:1] for x in batches[0])
-        try:
-            self.one: tuple[tuple[Tensor, ...], list[Any] | None] = (single, leaves(single))
-            batch, once = single, self.one[1]
-        except Exception:  # such as BatchNorm in training mode
-            self.one = (single, None)
-            batch, once = batches[0], self.leaves[0]
-        repeats = [leaves(batch)]
-        after = generators_state()
         self.draws = after[0] != before[0]
-        if after[1:] != before[1:]:  # Python's and NumPy's numbers become constants of a graph
-            for seed in range(_SEEDS):
-                random.seed(seed)
-                np.random.seed(seed)
-                repeats.append(leaves(batch))
-        if not all(same(r, once or []) for r in repeats):
+        if not all(same(r, self.leaves[0]) for r in repeats):
             if after != before:
                 raise UserError(_RANDOM.format(name))
             raise UserError(
                 f"{name} gives another output when it is called again with the same input, because it draws random "
                 "numbers or remembers earlier calls: make it depend on its input alone"
             )
+        single = tuple(x[:1] for x in batches[0])
+        try:
+            self.one: tuple[tuple[Tensor, ...], list[Any] | None] = (single, leaves(single))
+        except Exception:  # such as BatchNorm in training mode
+            self.one = (single, None)
 
 
 def _with_one(program: Program, one: tuple[tuple[Tensor, ...], list[Any] | None]) -> Batches:
