@@ -29,7 +29,7 @@ from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.split.halves import Accepted, First, Second
 from splitsight.split.model import same
-from splitsight.split.program import BATCHES, NotTraceable, Program, copies
+from splitsight.split.program import BATCHES, NotTraceable, Program, copies, operator_name
 
 __all__ = ["CutPoint", "Traced"]
 
@@ -156,7 +156,7 @@ class Traced:
             # outermost first: modules that this value leaves
             ends = [path for key, path in paths[n].items() if any(key not in paths[u] for u in self._users[n])]
             inner = next(reversed(paths[n].values()), "")
-            local = f"{inner}.{_operator_name(n)}" if inner else _operator_name(n)
+            local = f"{inner}.{operator_name(n)}" if inner else operator_name(n)
             candidates = [unique(name) for name in ends or [local]]
             names[n], aliases[n] = candidates[0], candidates[1:]
         return names, aliases
@@ -454,14 +454,6 @@ def _module_paths(n: fx.Node) -> dict[str, str]:
     return {key: path for key, (path, _) in stack.items() if path}
 
 
-def _operator_name(n: fx.Node) -> str:
-    if n.op == "call_module":
-        return str(n.target).rsplit(".", 1)[-1]
-    schema = getattr(n.target, "_schema", None)
-    name = schema.name.split("::")[-1] if schema is not None else getattr(n.target, "__name__", str(n.target))
-    return name.strip("_")
-
-
 def _attribute(module: nn.Module, path: str) -> Any:
     value: Any = module
     for part in path.split("."):
@@ -471,4 +463,4 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 def _packed(z: Tensor) -> bool:
     """Copying the tensor changes neither its strides nor how it is aligned in memory."""
-    return z.is_contiguous() and z.storage_offset() == 0
+    return bool(z.is_contiguous() and z.storage_offset() == 0)

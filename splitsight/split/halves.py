@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from splitsight.errors import UserError
 from splitsight.split.program import Batches
@@ -94,8 +95,8 @@ class _Half(nn.Module):
                 return after if isinstance(value, torch.device) and value.type == before.type else value
 
             for n in self.graph.graph.nodes:
-                n.args = fx.node.map_aggregate(n.args, moved)
-                n.kwargs = fx.node.map_aggregate(n.kwargs, moved)
+                n.args = map_aggregate(n.args, moved)
+                n.kwargs = map_aggregate(n.kwargs, moved)
             self.graph.recompile()
             self._device = after
         return self
@@ -144,8 +145,9 @@ class Second(_Half):
         Raises:
             UserError: features of another size than F1 gives.
         """
-        one = len(features) == 1 and isinstance(features[0], list | tuple)
-        values: Sequence[Any] = features[0] if one else features
+        values: list[Any] = list(features)
+        if len(features) == 1 and isinstance(features[0], list | tuple):
+            values = list(features[0])
         self.accepted.check("feature", values)
         return self._rebuild(self.graph(*(v.clone() for v in values) if self._clone else values))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 
 from splitsight.errors import UserError
@@ -43,7 +43,9 @@ def accepted(model: Any) -> nn.Module:
             raise UserError(f"'{name}' is no nn.Module: give one whose forward computes what it computes")
         raise UserError(f"the model to split must be an nn.Module, not {type(model).__name__}")
     model = unwrapped(model)
-    if any(isinstance(p, UninitializedTensorMixin) for m in model.modules() for p in _tensors(vars(m))):
+    if any(
+        isinstance(p, UninitializedBuffer | UninitializedParameter) for m in model.modules() for p in _tensors(vars(m))
+    ):
         raise UserError("the model has lazy parameters without a shape: run it once on an input before it is split")
     return model
 
@@ -137,7 +139,8 @@ class PrivateCopy:
     def share(self, module: nn.Module) -> None:
         """Replace the copy's tensors in a module by the caller's."""
         for m in module.modules():
-            for values in (m._parameters, m._buffers, vars(m)):
+            places: list[Any] = [m._parameters, m._buffers, vars(m)]
+            for values in places:
                 for key, value in values.items():
                     if isinstance(value, Tensor) and id(value) in self._pairs:
                         values[key] = self._pairs[id(value)][1]

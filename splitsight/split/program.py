@@ -15,7 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitsight.split.model import generators_state
 
-__all__ = ["BATCHES", "Batches", "NotTraceable", "Program", "RandomOutput", "Rebuild", "Recorder", "as_is", "copies"]
+__all__ = [
+    "BATCHES",
+    "Batches",
+    "NotTraceable",
+    "Program",
+    "RandomOutput",
+    "Rebuild",
+    "Recorder",
+    "as_is",
+    "copies",
+    "operator_name",
+]
 
 # Two batch sizes: what differs between runs at these sizes depends on the batch, the rest is constant.
 BATCHES = (2, 3)
@@ -181,6 +192,15 @@ class Recorder(fx.Interpreter):
 def copies(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Clones, because a model may write into its input."""
     return tuple(x.clone() for x in inputs)
+
+
+def operator_name(n: fx.Node) -> str:
+    """What a node does, without the underscores of in-place and private operators."""
+    if n.op == "call_module":
+        return str(n.target).rsplit(".", 1)[-1]
+    schema = getattr(n.target, "_schema", None)
+    name = schema.name.split("::")[-1] if schema is not None else getattr(n.target, "__name__", str(n.target))
+    return name.strip("_")
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from splitsight.split.program import (
     Recorder,
     as_is,
     copies,
+    operator_name,
 )
 
 __all__ = ["cut_points", "split", "trace"]
@@ -215,11 +217,49 @@ def _export_functional(private: PrivateCopy, batches: Sequence[tuple[Tensor, ...
     exported = _exported(private.model, batches[0])
     module = exported.run_decompositions({}).module()
     _without_checks(module)
+    _place_in_modules(module, list(_within_autocast(exported.graph_module)))
     for n in reversed(list(module.graph.nodes)):  # new values of buffers
         if n.target is torch.ops.aten.copy_.default and not n.users:
             module.graph.erase_node(n)
     module.recompile()
     return Program(module, Rebuild(output), True, Batches.of(exported))
+
+
+def _within_autocast(module: nn.Module) -> Iterator[fx.Node]:
+    """Operators that run under autocast, which are in graphs within the graph."""
+    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    for n in graph.nodes:
+        if n.target is torch.ops.higher_order.wrap_with_autocast:
+            inner = getattr(module, str(n.args[4].target))  # type: ignore[union-attr]
+            for m in inner.graph.nodes:
+                if m.op == "call_function" and not isinstance(m.target, torch._ops.HigherOrderOperator):
+                    yield m
+            yield from _within_autocast(inner)
+
+
+def _place_in_modules(module: fx.GraphModule, originals: list[fx.Node]) -> None:
+    """Say again which module of the model each operator belongs to; dissolving autocast forgets it.
+
+    Both lists are in execution order, so they are aligned by the operators' names; what stands between two pairs
+    belongs to the only original between them (which was decomposed), or, a conversion of types, to what follows.
+    """
+    dissolved = [
+        n for n in module.graph.nodes if str(n.meta.get("torch_fn", ("",))[0]).startswith("wrap_with_autocast")
+    ]
+    matcher = difflib.SequenceMatcher(
+        None, [operator_name(n) for n in originals], [operator_name(n) for n in dissolved], autojunk=False
+    )
+    i = j = 0
+    for a, b, size in matcher.get_matching_blocks():
+        between = originals[i] if a - i == 1 else None
+        following = originals[a] if size else None
+        for n in dissolved[j:b]:
+            source = following if operator_name(n) == "to_copy" else between
+            if source is not None:
+                n.meta["nn_module_stack"] = source.meta.get("nn_module_stack")
+        for k in range(size):
+            dissolved[b + k].meta["nn_module_stack"] = originals[a + k].meta.get("nn_module_stack")
+        i, j = a + size, b + size
 
 
 def _symbolic(private: PrivateCopy, batches: Sequence[tuple[Tensor, ...]], output: Any) -> Program:

@@ -218,6 +218,26 @@ def test_modes_within_forward_are_cut_through(make):
                 assert torch.equal(f2(f1(x)), model(x))
 
 
+class NestedAutocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.body(x)
+            with torch.autocast("cpu", enabled=False):
+                y = y.float().exp()
+            return self.head(y)
+
+
+def test_points_under_autocast_are_named_after_modules():
+    found = [p.name for p in cut_points(NestedAutocast(), V)]
+    assert {"body.0", "body.1", "body.2", "body.3", "body", "exp"} <= set(found), found
+    assert {"a", "relu"} <= set(names(AutocastInside(), V))
+
+
 def test_modes_around_tracing_do_not_matter():
     model = small()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections import namedtuple
 
 import pytest
@@ -62,8 +63,17 @@ class CountsOnArange(Resizes):
         return self.b(y * torch.arange(y.shape[-1])) + torch.ones(y.shape[-2], 1)
 
 
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return {"out": self.bn(self.a(x)).relu()}
+
+
 def fcn():
-    return torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=2)
+    return torchvision.models.segmentation.FCN(Backbone(), torchvision.models.segmentation.fcn.FCNHead(8, 2))
 
 
 @pytest.mark.parametrize("make", [Resizes, DividesByArea, PoolsThenDivides, Views, Branches, CountsOnArange, fcn])
@@ -208,6 +218,10 @@ def saved(half):
     return torch.load(file, weights_only=False)
 
 
+def pickled(half):
+    return pickle.loads(pickle.dumps(half))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_halves_can_be_saved_loaded_and_copied(name):
     torch.manual_seed(0)
@@ -220,7 +234,7 @@ def test_halves_can_be_saved_loaded_and_copied(name):
         f1, f2 = traced.split(point)
         with torch.no_grad():
             expected = model(x)
-            for way in (saved, copy.deepcopy, lambda half: saved(copy.deepcopy(saved(half)))):
+            for way in (saved, pickled, copy.deepcopy, lambda half: saved(copy.deepcopy(saved(half)))):
                 g1, g2 = way(f1), way(f2)
                 got = g2(g1(x))
                 assert type(got) is type(expected) and not g2.training
@@ -293,12 +307,17 @@ def test_names_of_what_a_half_reads():
         assert all(state[k].data_ptr() == names[k].data_ptr() for k in state if k != constant)
 
 
-@pytest.mark.parametrize("point", LAYERS)
-def test_same_cut_by_hand_and_by_tracing_reads_the_same(point):
+@pytest.fixture(scope="module")
+def resnet():
     torch.manual_seed(0)
     target = object.__new__(ResNet18)
     target.model = build().eval()
-    traced = trace(target.model, torch.rand(2, 3, 32, 32))
+    return target, trace(target.model, torch.rand(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("point", LAYERS)
+def test_same_cut_by_hand_and_by_tracing_reads_the_same(resnet, point):
+    target, traced = resnet
     for by_hand, half in zip(target.bodies(point), traced.split(f"layer{LAYERS[point]}"), strict=True):
         expected, got = half_state(target.model, by_hand), half_state(target.model, half)
         assert list(got) == list(expected)
@@ -336,9 +355,9 @@ def test_parameters_that_the_first_half_reads():
     points = {p.name: p.parameters for p in traced.cut_points()}
     assert points["a"] == points["relu"] == 20 and points["b"] == 24  # the tied matrix once
     resnet = torchvision.models.resnet18(num_classes=3).eval()
-    for p in trace(resnet, torch.rand(2, 3, 32, 32)).cut_points()[::6]:
-        first = split(resnet, torch.rand(2, 3, 32, 32), p)[0]
-        assert p.parameters == sum(q.numel() for q in first.parameters())
+    traced = trace(resnet, torch.rand(2, 3, 32, 32))
+    for p in traced.cut_points()[::6]:
+        assert p.parameters == sum(q.numel() for q in traced.split(p)[0].parameters())
 
 
 def test_changed_weights_of_the_model_are_the_halves():
