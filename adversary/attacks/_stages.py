@@ -3,7 +3,7 @@
 ``fit``
     From the inversion network's latent u₀ to the most probable one given the features. Where the network's errors
     were measured (:mod:`adversary.gaussian`), ``½‖R^{-1/2}(F1(Dec u) − z)‖² + ½‖C^{-1/2}(u − u₀)‖²`` in whitened
-    variables; where not, the relative feature loss with ``fit_pull ‖u − u₀‖²``. Left out without a network: from the
+    variables; where not, the relative feature loss with ``fit_proximal_weight ‖u − u₀‖²``. Left out without a network: from the
     prior's mean image one fit ends in patterns that no image has.
 ``pixels``
     The same on the pixels, around the network's image x₀ with the measured covariance of its error:
@@ -21,8 +21,8 @@
     answer; with falling levels, several times with other noise. Without an inversion network the levels start at
     nearly pure noise (``unaided_levels``).
 ``residual``
-    A small image on top of what there is, ``relative L_re + residual_pull ‖r‖² + residual_tv TV(x̂)``, for shallow
-    splits that tell more than the autoencoder can show. Only where the features hold at least ``residual_ratio``
+    A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
+    shallow splits that tell more than the autoencoder can show. Only where the features hold at least ``residual_ratio``
     times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
 
 **Samples.** The most probable image is not the one with the least expected error: F1 is not linear, and one fit
@@ -40,14 +40,14 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
-from adversary.attacks.base import Problem
+from adversary.attacks.base import Callback, Problem
 from adversary.attacks.descent import cosine
+from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from adversary.whitebox.noise import seen_through
 from adversary.whitebox.posterior import (
     OnImages,
@@ -57,15 +57,16 @@ from adversary.whitebox.posterior import (
     WhitenedPixels,
     pixel_match,
 )
-from adversary.whitebox.solvers import Outcome, Progress, adam, lbfgs, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing, Term, TotalVariation, coupling
+from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
+from adversary.whitebox.terms import FeatureMatch, Proximal, TemporalSmoothing, Term, TotalVariation, coupling
 from adversary.whitebox.variables import Latent, Noise, Residual, Variable
 from splitsight.devices import standard_normal
 from splitsight.errors import UserError
 
-__all__ = ["STAGES", "State"]
+if TYPE_CHECKING:
+    from adversary.attacks.best import BestSettings
 
-Settings = dict[str, Any]
+__all__ = ["STAGES", "State"]
 
 
 @dataclass
@@ -82,7 +83,7 @@ class State:
         answers: images ``(K, 3, H, W)`` of each stage that had time for a step, by name.
         final: loss of each frame after the last of them, ``(K,)``.
         curve: mean loss a frame of every step.
-        deadline: of the present stage.
+        callback: of the present stage.
     """
 
     problem: Problem
@@ -94,28 +95,34 @@ class State:
     answers: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None
     curve: list[float] = field(default_factory=list)
-    deadline: float | None = None
+    callback: Callback = field(default_factory=Callback)
 
     @classmethod
     @torch.no_grad()
-    def start(cls, problem: Problem, smoothing: float, noise: float = 0.0) -> State:
+    def start(cls, problem: Problem, smoothing: float) -> State:
         """At the inversion network's answer, or where there is none, at the denoiser's answer to pure noise.
 
         Args:
             problem: what is known.
             smoothing: λ_c.
-            noise: known standard deviation of noise on the features; 0 estimates it where they show it.
         """
-        prior, features = problem.prior, list(problem.features)
-        try:
-            network = problem.inversion()
+        prior, features = problem.generator, list(problem.features)
+        network = None
+        if problem.initial is not None:
+            with contextlib.suppress(NoInversionNetwork):
+                network = problem.initial()
+        if network is not None:
             latent = network(tuple(features))
-        except NoInversionNetwork:
-            network = None
+        else:
             drawn = standard_normal(prior.latent_shape, problem.seeds, problem.device)
             latent = prior.denoise(drawn, 1.0, problem.text)
         features, each, changed = seen_through(
-            features, problem.head, lambda: prior.decode(latent[:1]), known=noise, together=smoothing > 0
+            features,
+            problem.specs,
+            problem.pipeline,
+            lambda: prior.decode(latent[:1]),
+            known=problem.noise,
+            together=smoothing > 0,
         )
         if changed and network is not None:
             latent = network(tuple(features))
@@ -128,7 +135,7 @@ class State:
 
     def coupling(self, size: int, copies: int = 1) -> list[TemporalSmoothing]:
         """The temporal term for maps of ``size``, for ``copies`` of the window side by side; none if not coupled."""
-        term = coupling(self.features, self.smoothing, size, copies)
+        term = coupling(self.features, self.problem.specs, self.smoothing, size, copies)
         return [] if term is None else [term]
 
     @property
@@ -137,15 +144,7 @@ class State:
         if self.answers:
             return self.answers[next(reversed(self.answers))]
         with torch.no_grad():
-            return self.problem.prior.decode(self.latent).clamp(0, 1)
-
-    def late(self) -> bool:
-        """Whether the present stage is out of time."""
-        return self.problem.clock.late(self.deadline)
-
-    def drive(self) -> dict[str, Any]:
-        """What every solver takes besides the mathematics."""
-        return {"deadline": self.deadline, "progress": self.problem.progress, "clock": self.problem.clock}
+            return self.problem.generator.decode(self.latent).clamp(0, 1)
 
     def take(self, stage: str, outcome: Outcome) -> None:
         """File a stage's outcome, if it had time for a single step."""
@@ -156,14 +155,14 @@ class State:
 
     def copied(self, copies: int) -> list[Tensor]:
         """The tapped features so many times over."""
-        return [z.repeat(copies, *[1] * (z.ndim - 1)) for z in self.features]
+        return [torch.cat([z] * copies) for z in self.features]
 
-    def match(self, s: Settings, copies: int = 1) -> FeatureMatch | WhitenedMatch:
+    def match(self, s: BestSettings, copies: int = 1) -> FeatureMatch | WhitenedMatch:
         """The feature loss on latents: in standard deviations where they are known, else relative to ‖z_mid‖²."""
-        head, features = self.problem.head, self.copied(copies)
+        pipeline, features = self.problem.f1, self.copied(copies)
         if self.network is not None and self.network.errors is not None:
-            return WhitenedMatch(head, features, self.network.errors, noise=self.noise, weight=s["feature_trust"])
-        return FeatureMatch(head, features, relative=True)
+            return WhitenedMatch(pipeline, features, self.network.errors, noise=self.noise, weight=s.likelihood_weight)
+        return FeatureMatch(pipeline, features, relative=True)
 
 
 def _perturbations(state: State, samples: int, scale: float, shape: tuple[int, ...]) -> list[Tensor]:
@@ -196,71 +195,64 @@ def _sampled(
         state: receives the outcome.
         stage: its name there.
         perturbations: out of :func:`_perturbations`.
-        build: makes a whitened variable and the terms besides its pull, for so many copies of the frames.
+        build: makes a whitened variable and the terms besides its Gaussian prior, for so many copies of the frames.
         evaluations: of each fit.
     """
-    problem, clock, end = state.problem, state.problem.clock, state.deadline
+    problem, callback = state.problem, state.callback
     frames, planned = problem.frames, len(perturbations) * evaluations
     copies = len(perturbations[0]) // frames
     images: list[Tensor] = []
     finals: list[Tensor] = []
     losses: list[float] = []
     for i, xi in enumerate(perturbations):
-        if images and clock.late(end):
+        if images and callback.late():
             break
         variable, terms = build(copies)
         with torch.no_grad():
             variable.value.copy_(xi)
         # one of a pair is not an answer yet, their mean is
-        with clock.unseen() if copies > 1 else contextlib.nullcontext():
-            outcome = lbfgs(
-                variable,
-                [*terms, Pull(xi, 0.5)],
-                evaluations=evaluations,
-                together=state.together,
-                deadline=None if end is None else clock.now() + (end - clock.now()) / (len(perturbations) - i),
-                progress=_after(problem, i * evaluations, planned),
-                clock=clock,
-            )
+        part = callback.part(
+            1 / (len(perturbations) - i), done=i * evaluations, planned=planned, shown=copies == 1
+        )
+        terms = [*terms, Proximal(xi, 0.5)]
+        outcome = lbfgs(variable, terms, evaluations=evaluations, together=state.together, callback=part)
         if not outcome.iterations:
             break
         images += outcome.images.split(frames)
         finals += outcome.final.split(frames)
         losses += outcome.losses
         mean = torch.stack(images).mean(0)
-        clock.show(lambda mean=mean: mean)
+        callback.show(lambda mean=mean: mean)
     if images:
         final = torch.stack(finals).mean(0)
         state.take(stage, Outcome(torch.stack(images).mean(0), finals[0], losses, len(losses), final=final))
 
 
-def _after(problem: Problem, done: int, planned: int) -> Progress | None:
-    report = problem.progress
-    return None if report is None else lambda i, n, loss: report(done + i, planned, loss)
-
-
-def _fit(state: State, s: Settings) -> None:
+def _fit(state: State, s: BestSettings) -> None:
     problem, network = state.problem, state.network
     if network is None:
         return
-    size, errors = problem.prior.latent_shape[-1], network.errors
+    prior, errors = problem.generator, network.errors
+    size = prior.latent_shape[-1]
     if errors is None:
-        terms = [state.match(s), problem.proximal(state.latent, s["fit_pull"]), *state.coupling(size)]
-        latent = Latent(problem.prior, state.latent)
-        outcome = lbfgs(latent, terms, evaluations=s["fit_evaluations"], together=state.together, **state.drive())
+        terms = [state.match(s), Proximal(state.latent, s.fit_proximal_weight), *state.coupling(size)]
+        latent = Latent(prior, state.latent)
+        outcome = lbfgs(
+            latent, terms, evaluations=s.fit_evaluations, together=state.together, callback=state.callback
+        )
         state.take("fit", outcome)
         state.latent = outcome.value
         return
     fitted: list[WhitenedLatent] = []
 
     def build(copies: int) -> tuple[Variable, list[Term]]:
-        variable = WhitenedLatent(problem.prior, errors, state.latent.repeat(copies, 1, 1, 1))
+        variable = WhitenedLatent(prior, errors, state.latent.repeat(copies, 1, 1, 1))
         fitted.append(variable)
         coupling = [OnLatents(variable, term) for term in state.coupling(size, copies)]
         return variable, [state.match(s, copies), *coupling]
 
-    perturbations = _perturbations(state, s["fit_samples"], s["fit_scale"], problem.prior.latent_shape)
-    _sampled(state, "fit", perturbations, build, s["fit_evaluations"])
+    perturbations = _perturbations(state, s.fit_samples, s.fit_scale, prior.latent_shape)
+    _sampled(state, "fit", perturbations, build, s.fit_evaluations)
     with torch.no_grad():
         found = [part for v in fitted for part in v.latents().split(problem.frames)]
         state.latent = torch.stack(found).mean(0) if found else state.latent
@@ -268,71 +260,71 @@ def _fit(state: State, s: Settings) -> None:
 
 def _known(state: State) -> float:
     """Numbers that the features of a frame hold, as a part of those of its image."""
-    return sum(z[0].numel() for z in state.features) / (3 * state.problem.prior.image_size**2)
+    return sum(spec.numel for spec in state.problem.specs) / (3 * state.problem.image_size**2)
 
 
-def _posterior(state: State, s: Settings) -> None:
+def _posterior(state: State, s: BestSettings) -> None:
     if state.network is None:
-        _rounds(state, {**s, "samples": s["unaided_samples"]})
+        _rounds(state, s.model_copy(update={"samples": s.unaided_samples}))
         return
     measured = state.network.pixels is not None
-    (_pixels if measured and _known(state) >= s["pixel_ratio"] else _fit)(state, s)
+    (_pixels if measured and _known(state) >= s.pixel_ratio else _fit)(state, s)
 
 
-def _pixels(state: State, s: Settings) -> None:
+def _pixels(state: State, s: BestSettings) -> None:
     problem, network = state.problem, state.network
     if network is None or network.pixels is None:
         return
-    errors, size = network.pixels, problem.prior.image_size
+    errors, size = network.pixels, problem.image_size
     with torch.no_grad():
-        centre = problem.prior.decode(network(tuple(state.features))).clamp(0, 1)
+        centre = problem.generator.decode(network(tuple(state.features))).clamp(0, 1)
 
     def build(copies: int) -> tuple[Variable, list[Term]]:
-        match = pixel_match(problem.head, state.copied(copies), state.noise, s["pixel_noise"])
+        match = pixel_match(problem.f1, state.copied(copies), state.noise, s.pixel_noise)
         variable = WhitenedPixels(errors, centre.repeat(copies, 1, 1, 1))
         return variable, [match, *(OnImages(term) for term in state.coupling(size, copies))]
 
-    perturbations = _perturbations(state, s["pixel_samples"], s["pixel_scale"], (3, size, size))
-    _sampled(state, "pixels", perturbations, build, s["pixel_evaluations"])
+    perturbations = _perturbations(state, s.pixel_samples, s.pixel_scale, (3, size, size))
+    _sampled(state, "pixels", perturbations, build, s.pixel_evaluations)
 
 
-def _noise(state: State, s: Settings) -> None:
-    problem, steps = state.problem, s["noise_steps"]
-    if state.late():
+def _noise(state: State, s: BestSettings) -> None:
+    problem, prior, steps = state.problem, state.problem.generator, s.noise_steps
+    if state.callback.late():
         return
     with torch.no_grad():
-        start = problem.prior.invert(state.latent, problem.text, steps)
-    variable = Noise(problem.prior, start, problem.text, steps)
+        start = prior.invert(state.latent, problem.text, steps)
+    variable = Noise(prior, start, problem.text, steps)
     outcome = adam(
         variable,
         [state.match(s)],
-        iterations=s["noise_iterations"],
-        lr=s["noise_lr"],
+        iterations=s.noise_iterations,
+        lr=s.noise_lr,
         schedule=cosine,
-        **state.drive(),
+        callback=state.callback,
     )
     state.take("noise", outcome)
     if outcome.iterations:
         state.latent = variable.latents()
 
 
-def _rounds(state: State, s: Settings) -> None:
-    problem = state.problem
+def _rounds(state: State, s: BestSettings) -> None:
+    problem, prior = state.problem, state.problem.generator
     measured = state.network is not None and state.network.errors is not None
-    coupling = state.coupling(problem.prior.latent_shape[-1])
+    coupling = state.coupling(prior.latent_shape[-1])
     outcome = plug_and_play(
-        problem.prior,
+        prior,
         state.latent,
         state.match(s),
-        levels=s["levels" if state.network is not None else "unaided_levels"],
-        inner=s["round_evaluations"],
-        pull=_expected_error(s["round_spread"]) if measured else s["round_pull"],
+        levels=s.levels if state.network is not None else s.unaided_levels,
+        inner=s.round_evaluations,
+        proximal_weight=_expected_error(s.round_spread) if measured else s.round_proximal_weight,
         smoothing=coupling[0] if coupling else None,
         text=problem.text,
-        samples=s["samples"],
-        answer=s["answer"],
+        samples=s.samples,
+        answer=s.answer,
         seed=problem.seeds[:1] if state.together else problem.seeds,
-        **state.drive(),
+        callback=state.callback,
     )
     state.take("rounds", outcome)
     state.latent = outcome.value
@@ -352,18 +344,18 @@ def _expected_error(spread: float) -> Callable[[float], float]:
     return weight
 
 
-def _residual(state: State, s: Settings) -> None:
+def _residual(state: State, s: BestSettings) -> None:
     problem = state.problem
-    if _known(state) < s["residual_ratio"]:
+    if _known(state) < s.residual_ratio:
         return
     variable = Residual(state.images)
-    match = FeatureMatch(problem.head, state.features, relative=True)
-    terms = [match, Pull(torch.zeros_like(variable.value), s["residual_pull"]), TotalVariation(s["residual_tv"])]
-    outcome = lbfgs(variable, terms, evaluations=s["residual_evaluations"], together=False, **state.drive())
+    match = FeatureMatch(problem.f1, state.features, relative=True)
+    terms = [match, Proximal(torch.zeros_like(variable.value), s.residual_weight), TotalVariation(s.residual_tv)]
+    outcome = lbfgs(variable, terms, evaluations=s.residual_evaluations, together=False, callback=state.callback)
     state.take("residual", outcome)
 
 
-STAGES: dict[str, Callable[[State, Settings], None]] = {
+STAGES: dict[str, Callable[[State, BestSettings], None]] = {
     "fit": _fit,
     "pixels": _pixels,
     "posterior": _posterior,

@@ -1,47 +1,83 @@
-"""What every attack shares: the problem it gets, the answer it gives, its named settings, the registry."""
+"""What every attack shares: the problem it gets, the answer it gives, its settings, the registry.
+
+An attack declares its settings once, as a pydantic model: validation, ``--set NAME=VALUE``, YAML, ``splitsight list
+attacks`` and what tuning may choose from follow from that. :class:`Attack` says what a new one has to define.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import pydantic
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from adversary.blackbox.inversion import InversionNetwork
-from adversary.priors.prior import Prior, Text
-from adversary.whitebox.clock import Clock
-from adversary.whitebox.solvers import Progress
-from adversary.whitebox.terms import Proximal, Pull
+from adversary.callback import Callback
 from splitsight.errors import UserError, unknown_name
+from splitsight.features import FeatureSpec, shapes_of, show_shapes
 from splitsight.registry import Registry
 
 if TYPE_CHECKING:
+    from adversary.blackbox.inversion import InversionNetwork
     from adversary.blackbox.networks import AttackNetwork
+    from adversary.priors.prior import Prior, Text
 
-__all__ = ["ATTACKS", "TUNED", "Attack", "Problem", "Reconstruction", "check_features"]
+__all__ = ["ATTACKS", "TUNED", "Attack", "Callback", "Need", "Problem", "Reconstruction", "Settings", "check_features", "option"]
 
 TUNED = Path(__file__).with_name("tuned.json")
-"""Settings that ``splitsight bench tune`` chose on validation images: method → setting → split (or "any")."""
+"""Values that ``splitsight bench tune`` chose on validation images: target → method → setting → split (or "any")."""
+
+Need = Literal["pipeline", "initial", "network", "prior"]
+"""What an attacker may have: F1 (or a surrogate), an inversion network, a black-box network, a generative prior."""
+
+_MISSING: dict[Need, str] = {
+    "pipeline": "the first part of the attacked network, and this attacker does not know it: choose a black-box attack",
+    "initial": "an inversion network, and there is none: make one with `splitsight train inversion`",
+    "network": "its network: make one with `splitsight train inversion --oracle`",
+    "prior": "a generative prior: give one with --prior",
+}
+
+
+class Settings(pydantic.BaseModel):
+    """The values of an attack; each is declared by :func:`option`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def dump(self) -> dict[str, Any]:
+        """Name → value, as it goes into JSON."""
+        return self.model_dump(mode="json")
+
+
+def option(default: Any, description: str, *, tune: Sequence[Any] = (), **limits: float) -> Any:
+    """A field of :class:`Settings`.
+
+    Args:
+        default: value where a named setting does not change it.
+        description: one line for people.
+        tune: values that tuning may choose from; none leaves it alone.
+        **limits: pydantic's ``ge``, ``gt``, ``le``, ``lt``.
+    """
+    return Field(default, description=description, json_schema_extra={"tune": list(tune)} if tune else None, **limits)
 
 
 class _Counted(nn.Module):
     """F1, which counts the images that pass."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, pipeline: nn.Module) -> None:
         super().__init__()
-        self.head, self.passed = head, 0
+        self.pipeline, self.passed = pipeline, 0
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """As the head's own."""
+        """As the pipeline's own."""
         self.passed += len(images)
-        return self.head(images)
+        return self.pipeline(images)
 
 
 @dataclass
@@ -49,44 +85,51 @@ class Problem:
     """What an attack knows.
 
     Attributes:
-        prior: the generative prior.
-        head: F1, images in [0, 1] → tuple of features; ``None`` for attacks that must do without.
         features: tapped tensors, each ``(K, …)``.
-        inversion: makes the inversion network when asked; raises ``UserError`` where there is none.
+        pipeline: F1 as the attacker knows it, differentiable: images in [0, 1] of any size → tuple of features. For
+            white-box attacks :class:`splitsight.pipeline.Expected`, for others a surrogate of it; ``None`` where the
+            attacker has neither.
+        specs: what crosses the split, one a tensor; found by asking ``pipeline``, or by their shapes, where not given.
+        image_size: side of the images that are reconstructed, pixels; the prior's by default.
+        prior: the generative prior; ``None`` where there is none.
+        initial: makes the inversion network when asked; raises ``NoInversionNetwork`` where there is none.
+        network: makes the network of a black-box attack when asked; raises ``UserError`` where there is none.
         text: prompt; ``None`` for the empty one.
         seed: of all draws; frame i of the whole run draws from ``seed + first + i``.
         first: index of the first frame within the run.
-        deadline: value of ``clock.now()`` (``time.monotonic()`` unless somebody looks on) to finish by.
-        progress: called with (done, planned, mean loss a frame).
-        clock: keeps the attack's time, and may look at its images.
-        proximal: makes the term that keeps a fit near the inversion network's answer.
-        network: gives the network of a black-box attack; raises ``UserError`` where there is none.
+        noise: standard deviation of the noise on each tensor, in its unit, where the attacker was told; ``None``
+            where not.
 
     Raises:
-        UserError: the features are not finite, or do not fit ``head``; one sentence.
+        UserError: the features are not finite, or do not fit ``specs`` or ``pipeline``; one sentence.
     """
 
-    prior: Prior
-    head: nn.Module | None
     features: list[Tensor]
-    inversion: Callable[[], InversionNetwork]
+    pipeline: nn.Module | None = None
+    specs: Sequence[FeatureSpec] = ()
+    image_size: int = 0
+    prior: Prior | None = None
+    initial: Callable[[], InversionNetwork] | None = None
+    network: Callable[[], AttackNetwork] | None = None
     text: Text | None = None
     seed: int = 0
     first: int = 0
-    deadline: float | None = None
-    progress: Progress | None = None
-    clock: Clock = field(default_factory=Clock)
-    proximal: Proximal = Pull
-    network: Callable[[], AttackNetwork] | None = None
+    noise: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.head is None:
-            check_finite(self.features)
-        else:
-            check_features(self.features, self.head, self.prior.image_size)
+        if not self.image_size and self.prior is not None:
+            self.image_size = self.prior.image_size
+        if not self.specs:
+            _check_finite(self.features)
+            self.specs = _probed(self.pipeline, self.image_size, self.features)
+        check_features(self.features, self.specs)
+        if self.noise is not None and len(self.noise) != len(self.features):
+            raise ValueError(f"{len(self.noise)} standard deviations of noise for {len(self.features)} tensors")
+        if self.pipeline is not None:
+            known = self.pipeline.pipeline if isinstance(self.pipeline, _Counted) else self.pipeline
             # the same numbers in another order: a fifth less time for features and their gradient on a CPU
-            self.head = _Counted(self.head.to(memory_format=torch.channels_last))
-        self._before = self.prior.evaluations
+            self.pipeline = _Counted(known.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        self._before = 0 if self.prior is None else self.prior.evaluations
 
     @property
     def frames(self) -> int:
@@ -106,20 +149,71 @@ class Problem:
     @property
     def evaluations(self) -> float:
         """Passes of one image through F1 or of one latent through the denoiser so far, a frame."""
-        passed = self.head.passed if isinstance(self.head, _Counted) else 0
-        return (passed + self.prior.evaluations - self._before) / self.frames
+        passed = self.pipeline.passed if isinstance(self.pipeline, _Counted) else 0
+        denoised = 0 if self.prior is None else self.prior.evaluations - self._before
+        return (passed + denoised) / self.frames
+
+    def lacks(self, need: Need) -> bool:
+        """Whether the attacker has no such thing; ``initial`` and ``network`` may still turn out not to exist."""
+        return getattr(self, need) is None
+
+    @property
+    def f1(self) -> nn.Module:
+        """``pipeline``, for attacks that need it.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.pipeline is None:
+            raise UserError(f"this attack needs {_MISSING['pipeline']}")
+        return self.pipeline
+
+    @property
+    def generator(self) -> Prior:
+        """``prior``, for attacks that need it.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.prior is None:
+            raise UserError(f"this attack needs {_MISSING['prior']}")
+        return self.prior
+
+    def inversion_network(self) -> InversionNetwork:
+        """The network that ``initial`` makes, for attacks that need it.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.initial is None:
+            raise UserError(f"this attack needs {_MISSING['initial']}")
+        return self.initial()
 
 
-def check_finite(features: Sequence[Tensor]) -> None:
-    """Whether there are features, each ``(K, …)``, and all their numbers are finite.
+def check_features(features: Sequence[Tensor], specs: Sequence[FeatureSpec]) -> None:
+    """Whether tapped features can be attacked at all.
+
+    Args:
+        features: each ``(K, …)``.
+        specs: what they should be.
 
     Raises:
-        UserError: there are none, or some are not.
+        UserError: none, numbers that are not finite, or other shapes.
     """
+    _check_finite(features)
+    wanted, given = shapes_of(specs), [tuple(z.shape[1:]) for z in features]
+    if wanted != given or len({len(z) for z in features}) > 1:
+        raise UserError(
+            f"features of shape {show_shapes(given)} do not fit this split, which makes {show_shapes(wanted)}: "
+            "give the target and split they were tapped at"
+        )
+
+
+def _check_finite(features: Sequence[Tensor]) -> None:
     if not features or len(features[0]) == 0:
         raise UserError("there are no features to attack: give at least one frame")
     for i, z in enumerate(features):
-        bad = (~z.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        bad = (~z.reshape(len(z), -1).isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise UserError(
                 f"the features of frame {bad[0]} hold NaN or infinity (tensor {i}, {len(bad)} of {len(z)} frames): "
@@ -128,29 +222,10 @@ def check_finite(features: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def check_features(features: Sequence[Tensor], head: nn.Module, size: int) -> None:
-    """Whether tapped features can be attacked at all.
-
-    Args:
-        features: each ``(K, …)``.
-        head: F1.
-        size: side of its images, pixels.
-
-    Raises:
-        UserError: none, numbers that are not finite, or shapes other than those that F1 makes.
-    """
-    check_finite(features)
-    wanted = [tuple(z.shape[1:]) for z in head(torch.zeros(1, 3, size, size).to(features[0]))]
-    given = [tuple(z.shape[1:]) for z in features]
-    if wanted != given or len({len(z) for z in features}) > 1:
-        raise UserError(
-            f"features of shape {_shapes(given)} do not fit this split, which makes {_shapes(wanted)}: "
-            "give the target and split they were tapped at"
-        )
-
-
-def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    return " and ".join("×".join(map(str, shape)) or "one number" for shape in shapes)
+def _probed(pipeline: nn.Module | None, size: int, features: Sequence[Tensor]) -> tuple[FeatureSpec, ...]:
+    """What F1 makes of one image of ``size`` pixels, or what the features look like."""
+    seen = features if pipeline is None else pipeline(torch.zeros(1, 3, size, size).to(features[0]))
+    return tuple(FeatureSpec(f"z{i}", tuple(z.shape[1:])) for i, z in enumerate(seen))
 
 
 @dataclass
@@ -166,6 +241,7 @@ class Reconstruction:
         losses: final loss of each frame ``(K,)``, where the method has one.
         curve: mean loss a frame, one an optimiser step.
         about: what a reader of the result should know, e.g. where the search started.
+        state: a warm start for the next window, to be given back to the same attack; ``None`` where it carries nothing.
     """
 
     images: Tensor
@@ -176,100 +252,140 @@ class Reconstruction:
     losses: Tensor | None = None
     curve: list[float] = field(default_factory=list)
     about: dict[str, str] = field(default_factory=dict)
+    state: Any = None
 
 
 class Attack(ABC):
-    """One method with named settings.
+    """One method, configured.
+
+    A subclass declares ``name``, a nested ``class Settings(Settings)`` with :func:`option` fields, ``presets``, what it
+    ``needs``, and :meth:`reconstruct`; the first line of its docstring is its summary in ``splitsight list attacks``.
+
+    Args:
+        settings: its values; the defaults where not given.
+        setting: the name that results report for them.
 
     Attributes:
         name: on the command line.
-        summary: one line for ``splitsight list attacks``.
-        settings: named settings; the first one is the default.
-        variants: further settings, by name: which one they start from, and what they change.
-        choices: the names that a value may be, or be made of, by key.
-        limits: the smallest and the largest number that a value may be, by key; 0 and any for all others.
-        space: values that ``splitsight bench tune`` may choose from, for keys of the setting ``tuned``.
-        tunes: the setting that tuning starts from and replaces.
+        summary: the docstring's first line.
+        presets: named settings, as changes of the model's defaults; the first one is the default.
+        variants: further named settings: which preset they start from, and what they change.
+        tunes: the preset that tuning starts from and replaces.
+        needs: what must be there.
+        uses: what is taken where it is there.
         windowed: whether frames of a window are reconstructed together.
         text: whether a prompt changes anything.
     """
 
+    Settings: ClassVar[type[pydantic.BaseModel]] = Settings
     name: ClassVar[str]
     summary: ClassVar[str]
-    settings: ClassVar[Mapping[str, Mapping[str, Any]]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
     variants: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
-    choices: ClassVar[Mapping[str, Sequence[str]]] = {}
-    limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    space: ClassVar[Mapping[str, Sequence[Any]]] = {}
     tunes: ClassVar[str] = "tuned"
+    needs: frozenset[Need] = frozenset()
+    uses: frozenset[Need] = frozenset()
     windowed: ClassVar[bool] = False
     text: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
+
+    def __init__(self, settings: Any = None, setting: str = "default") -> None:
+        self.settings: Any = self.Settings() if settings is None else settings
+        self.setting = setting
+
     @classmethod
-    def setting(
+    def configured(
         cls,
-        name: str | None,
-        split: str | None = None,
-        changes: Mapping[str, Any] | None = None,
+        setting: str | None = None,
         *,
-        tuned: bool = True,
-    ) -> tuple[str, dict[str, Any]]:
-        """Look a setting up.
+        target: str = "",
+        split: str = "",
+        changes: Mapping[str, Any] | None = None,
+        use_tuned: bool = True,
+    ) -> Self:
+        """The attack in one of its named settings.
 
         Args:
-            name: ``None`` is the default.
-            split: what tuning found best there is laid over the setting; without one, what it found best over all.
+            setting: its name; the first preset by default.
+            target: the attacked network. What tuning found for it is laid over the setting; where nothing was tuned for
+                it, a setting ``tuned`` is what the code has, and is reported as ``default``.
+            split: what tuning found best there is preferred to what it found best over all.
             changes: values laid over both.
-            tuned: whether to lay anything that tuning found over the setting; not for tuning itself, which must not
+            use_tuned: whether to lay anything that tuning found over the setting; not for tuning itself, which must not
                 depend on what an earlier one found.
-
-        Returns:
-            The setting's name and values.
 
         Raises:
             UserError: no such setting, or a change to what the setting does not have, or to what it cannot be.
         """
-        chosen = name or next(iter(cls.settings))
+        chosen = setting or next(iter(cls.presets))
+        known = {**cls.presets, **cls.variants}
+        if chosen not in known and chosen.startswith("default"):
+            chosen, use_tuned = chosen.replace("default", "tuned", 1), False
         base, varied = cls.variants.get(chosen, (chosen, {}))
-        if base not in cls.settings:
-            raise unknown_name(f"setting of {cls.name}", chosen, [*cls.settings, *cls.variants])
-        values = dict(cls.settings[base])
-        found = _tuned().get(cls.name, {}).get(base, {}) if tuned else {}
-        values |= found.get(split or "any", found.get("any", {}))
-        values |= varied
+        if base not in cls.presets:
+            raise unknown_name(f"setting of {cls.name}", chosen, list(known))
+        tuned = _tuned().get(target, {}) if use_tuned else {}
+        found = tuned.get(cls.name, {}).get(base, {})
+        values = {**cls.presets[base], **found.get(split or "any", found.get("any", {})), **varied}
         for key, value in (changes or {}).items():
-            if key not in values:
-                raise unknown_name(f"value of {cls.name}'s setting {chosen}", key, list(values))
-            values[key] = cls._checked(key, value, values[key])
-        return chosen, values
+            if key not in cls.Settings.model_fields:
+                raise unknown_name(f"value of {cls.name}'s setting {chosen}", key, list(cls.Settings.model_fields))
+            values[key] = value
+        reported = chosen if tuned or not chosen.startswith("tuned") else chosen.replace("tuned", "default", 1)
+        return cls(cls.validated(values), reported)
 
     @classmethod
-    def _checked(cls, key: str, value: Any, before: Any) -> Any:
-        """A changed value, if it is of the kind of the one before."""
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", tuple: "a list"}
-        kind = type(before)
-        if kind is tuple and isinstance(value, list | tuple):
-            value = tuple(value)
-        elif kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise UserError(f"{cls.name}'s {key} takes {kinds[kind]}, like {json.dumps(before)}, not {value!r}")
-        for name in value if kind is tuple else (value,):
-            if key in cls.choices and name not in cls.choices[key]:
-                raise unknown_name(f"{key} of {cls.name}", str(name), list(cls.choices[key]))
-        low, high = cls.limits.get(key, (0, math.inf))
-        if kind in (int, float) and not (math.isfinite(value) and low <= value <= high):
-            range_ = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UserError(f"{cls.name}'s {key} takes numbers {range_}, not {value:g}")
-        return value
+    def validated(cls, values: Mapping[str, Any]) -> Any:
+        """Settings with these values, which may come out of JSON.
+
+        Raises:
+            UserError: one of them cannot be that.
+        """
+        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls.Settings.model_validate(listed)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            key, why = str(first["loc"][0]), first["msg"]
+            raise UserError(
+                f"{cls.name}'s {key} cannot be {json.dumps(first['input'], default=str)}: {why[0].lower()}{why[1:]}"
+            ) from error
+
+    @classmethod
+    def space(cls) -> dict[str, list[Any]]:
+        """What tuning may choose from: values by the name of an option."""
+        extra = {key: info.json_schema_extra for key, info in cls.Settings.model_fields.items()}
+        return {key: list(more["tune"]) for key, more in extra.items() if isinstance(more, dict) and "tune" in more}  # type: ignore[arg-type]
+
+    def check(self, problem: Problem) -> None:
+        """Whether everything that the attack needs is there.
+
+        Raises:
+            UserError: something is not; one sentence.
+        """
+        for need in sorted(self.needs):
+            if problem.lacks(need):
+                raise UserError(f"{self.name} needs {_MISSING[need]}")
 
     @abstractmethod
-    def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
-        """Reconstruct a problem's frames."""
+    def reconstruct(self, problem: Problem, state: Any = None, callback: Callback | None = None) -> Reconstruction:
+        """Reconstruct a problem's frames.
+
+        Args:
+            problem: what is known.
+            state: a warm start, as this attack returned it for the window before.
+            callback: keeps the time, the deadline and the progress.
+
+        Raises:
+            UserError: something that the attack needs is not there.
+        """
 
 
 @cache
-def _tuned() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def _tuned() -> dict[str, dict[str, dict[str, dict[str, dict[str, Any]]]]]:
     return json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
 
 

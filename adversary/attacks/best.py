@@ -8,56 +8,63 @@ stages, described in :mod:`adversary.attacks._stages`, which are data: any setti
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from adversary.attacks._stages import STAGES, State
-from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
+from adversary.attacks.base import ATTACKS, Attack, Callback, Problem, Reconstruction, Settings, option
 from adversary.whitebox.posterior import PIXEL_NOISE
-from adversary.whitebox.solvers import ANSWERS, UNAIDED_LEVELS
+from adversary.whitebox.solvers import UNAIDED_LEVELS
 
-__all__ = ["Best", "BestMulti"]
+__all__ = ["Best", "BestMulti", "BestSettings"]
 
-COMBINATIONS = ("last", "mean")
+Stage = Literal["fit", "pixels", "posterior", "noise", "rounds", "residual"]
 
-_FAITHFUL: dict[str, Any] = {
-    "stages": ("posterior",),
-    "combine": "mean",
-    "feature_noise": 0.0,
-    "feature_trust": 0.3,
-    "fit_evaluations": 30,
-    "fit_samples": 8,
-    "fit_scale": 0.5,
-    "fit_pull": 5e-5,
-    "pixel_evaluations": 60,
-    "pixel_samples": 8,
-    "pixel_scale": 0.5,
-    "pixel_noise": PIXEL_NOISE,
-    "pixel_ratio": 0.5,
-    "noise_steps": 4,
-    "noise_iterations": 50,
-    "noise_lr": 0.02,
-    "levels": (0.3, 0.2, 0.12, 0.06),
-    "round_evaluations": 12,
-    "round_pull": 5e-5,
-    "round_spread": 1.0,
-    "samples": 4,
-    "answer": "mean",
-    "unaided_levels": UNAIDED_LEVELS,
-    "unaided_samples": 8,
-    "residual_evaluations": 30,
-    "residual_pull": 1e-3,
-    "residual_tv": 1e-3,
-    "residual_ratio": 1.0,
-    "smoothing": 0.0,
-}
+
+class BestSettings(Settings):
+    """What the stages read."""
+
+    stages: tuple[Stage, ...] = option(
+        ("posterior",), "in order", tune=(("posterior",), ("fit",), ("pixels",), ("fit", "pixels"))
+    )
+    combine: Literal["mean", "last"] = option("mean", "the mean of what the stages answered, or the last one")
+    likelihood_weight: float = option(
+        0.3, "of the feature loss on latents; 1 takes its measured errors at their word", ge=0, tune=(0.1, 0.3, 1.0)
+    )
+    fit_evaluations: int = option(30, "of each fit of latents", ge=0, tune=(15, 30, 60))
+    fit_samples: int = option(8, "posterior samples of latents, 1 or an even number", ge=1)
+    fit_scale: float = option(0.5, "of their perturbation", ge=0, tune=(0.3, 0.5, 0.7, 1.0))
+    fit_proximal_weight: float = option(5e-5, "of the network's answer, where its errors were not measured", ge=0)
+    pixel_evaluations: int = option(60, "of each fit of pixels", ge=0, tune=(30, 60, 100))
+    pixel_samples: int = option(8, "posterior samples of pixels, 1 or an even number", ge=1)
+    pixel_scale: float = option(0.5, "of their perturbation", ge=0, tune=(0.3, 0.5, 0.7, 1.0))
+    pixel_noise: float = option(
+        PIXEL_NOISE, "that pixels are fitted to, as a part of the features' spread", ge=0, tune=(0.05, 0.1, 0.2)
+    )
+    pixel_ratio: float = option(0.5, "numbers a feature holds over an image's, from which on pixels are fitted", ge=0)
+    noise_steps: int = option(4, "sampling steps", ge=1)
+    noise_iterations: int = option(50, "of Adam on the noise", ge=0)
+    noise_lr: float = option(0.02, "its learning rate", ge=0)
+    levels: tuple[float, ...] = option((0.3, 0.2, 0.12, 0.06), "noise levels of plug-and-play, one a round")
+    round_evaluations: int = option(12, "a round", ge=0)
+    round_proximal_weight: float = option(5e-5, "of the denoiser's answer, where no errors were measured", ge=0)
+    round_spread: float = option(1.0, "part of the noise that is left in the denoiser's answer", ge=0)
+    samples: int = option(4, "of plug-and-play", ge=1)
+    answer: Literal["mean", "pixels", "best"] = option("mean", "how these samples become one answer")
+    unaided_levels: tuple[float, ...] = option(UNAIDED_LEVELS, "the levels without an inversion network")
+    unaided_samples: int = option(8, "the samples without an inversion network", ge=1)
+    residual_evaluations: int = option(30, "of the residual's fit", ge=0)
+    residual_weight: float = option(1e-3, "of the residual's square", ge=0)
+    residual_tv: float = option(1e-3, "λ_s, weight of total variation with a residual", ge=0)
+    residual_ratio: float = option(1.0, "numbers a feature holds over an image's, from which on there is one", ge=0)
+    smoothing: float = option(0.0, "λ_c, weighted by how well the tapped features agree; couples the frames", ge=0)
+
+
 _SHARP = {
-    **_FAITHFUL,
     "stages": ("fit", "rounds", "residual"),
     "combine": "last",
-    "feature_trust": 1.0,
+    "likelihood_weight": 1.0,
     "fit_evaluations": 60,
     "fit_samples": 1,
     "answer": "best",
@@ -66,88 +73,62 @@ _SHARP = {
 
 @ATTACKS.register("best")
 class Best(Attack):
-    """White-box, our strongest: posterior samples around an inversion network's answer; each image alone."""
+    """White-box, our strongest: posterior samples around an inversion network's answer, each image alone.
 
+    A stage that has nothing to go by (no measured errors, too few features for a residual) is left out; the answer says
+    which ran. The time before a deadline is shared among the stages.
+    """
+
+    Settings = BestSettings
     name = "best"
-    summary = "white-box, our strongest: posterior samples around an inversion network's answer, each image alone"
-    text = True
+    presets: ClassVar = {"faithful": {}, "sharp": _SHARP}
     tunes = "faithful"
-    settings: ClassVar = {"faithful": _FAITHFUL, "sharp": _SHARP}
-    choices: ClassVar = {"stages": tuple(STAGES), "combine": COMBINATIONS, "answer": ANSWERS}
-    limits: ClassVar = {
-        key: (1, math.inf) for key in ("fit_samples", "pixel_samples", "samples", "unaided_samples", "noise_steps")
-    }
-    # of `faithful`: what a mean of posterior samples goes by
-    space: ClassVar = {
-        "stages": (("posterior",), ("fit",), ("pixels",), ("fit", "pixels")),
-        "feature_trust": (0.1, 0.3, 1.0),
-        "fit_evaluations": (15, 30, 60),
-        "fit_scale": (0.3, 0.5, 0.7, 1.0),
-        "pixel_evaluations": (30, 60, 100),
-        "pixel_scale": (0.3, 0.5, 0.7, 1.0),
-        "pixel_noise": (0.05, 0.1, 0.2),
-    }
+    needs = frozenset({"pipeline", "prior"})
+    uses = frozenset({"initial"})
+    text = True
 
-    def solve(
-        self,
-        problem: Problem,
-        *,
-        stages: Sequence[str],
-        combine: str = "last",
-        smoothing: float = 0.0,
-        feature_noise: float = 0.0,
-        **settings: Any,
-    ) -> Reconstruction:
-        """Reconstruct a problem's frames.
-
-        Args:
-            problem: what is known; its deadline is shared among the stages.
-            stages: names out of :data:`~adversary.attacks._stages.STAGES`, in order. One that has nothing to go by
-                (no measured errors, too few features for a residual) is left out; the answer says which ran.
-            combine: ``mean`` of what the stages answered, or the ``last`` one.
-            smoothing: λ_c, weighted by how well the tapped features agree; couples the frames.
-            feature_noise: known standard deviation of noise on the features; 0 for not known, and then it is
-                estimated where they show it (:mod:`adversary.whitebox.noise`).
-            **settings: what the stages read.
-        """
-        clock, deadline = problem.clock, problem.deadline
-        begin = clock.now()
-        state = State.start(problem, smoothing, feature_noise)
-        clock.show(lambda: state.images)
-        for i, stage in enumerate(stages):
-            if deadline is not None:
-                state.deadline = clock.now() + max(deadline - clock.now(), 0.0) / (len(stages) - i)
-            STAGES[stage](state, settings)
-        images = state.images
-        if combine == "mean" and state.answers:
-            images = torch.stack(list(state.answers.values())).mean(0)
-        clock.show(lambda: images)
-        start = "inversion network" if state.network is not None else "prior"
+    def reconstruct(self, problem: Problem, state: Any = None, callback: Callback | None = None) -> Reconstruction:
+        """Reconstruct a problem's frames; nothing is carried on."""
+        self.check(problem)
+        callback, s = callback or Callback(), self.settings
+        begin = callback.now()
+        found = State.start(problem, s.smoothing)
+        callback.show(lambda: found.images)
+        for i, stage in enumerate(s.stages):
+            found.callback = callback.part(1 / (len(s.stages) - i))
+            STAGES[stage](found, s)
+        images = found.images
+        if s.combine == "mean" and found.answers:
+            images = torch.stack(list(found.answers.values())).mean(0)
+        callback.show(lambda: images)
+        start = "inversion network" if found.network is not None else "prior"
         return Reconstruction(
             images,
-            math.nan if state.final is None else float(state.final.mean()),
-            len(state.curve),
+            math.nan if found.final is None else float(found.final.mean()),
+            len(found.curve),
             problem.evaluations,
-            (clock.now() - begin) / problem.frames,
-            state.final,
-            state.curve,
-            {"start": start, "stages": " ".join(state.answers)},
+            (callback.now() - begin) / problem.frames,
+            found.final,
+            found.curve,
+            {"start": start, "stages": " ".join(found.answers)},
         )
 
 
 @ATTACKS.register("best-multi")
 class BestMulti(Best):
-    """White-box, our strongest on the frames of a window together, coupled where their features agree.
+    """White-box, our strongest on several frames, coupled where their features agree.
 
     The control ``…-single`` couples nothing and is otherwise the same.
     """
 
+    class Settings(BestSettings):
+        smoothing: float = option(
+            0.1,
+            "λ_c, weighted by how well the tapped features agree; couples the frames",
+            ge=0,
+            tune=(1e-4, 1e-3, 1e-2, 0.1, 1.0),
+        )
+
     name = "best-multi"
-    summary = "white-box, our strongest on several frames, coupled where their features agree"
     windowed = True
-    settings: ClassVar = {name: {**values, "smoothing": 0.1} for name, values in Best.settings.items()}
-    variants: ClassVar = {
-        "faithful-single": ("faithful", {"smoothing": 0.0}),
-        "sharp-single": ("sharp", {"smoothing": 0.0}),
-    }
-    space: ClassVar = {**Best.space, "smoothing": (1e-4, 1e-3, 1e-2, 0.1, 1.0)}
+    variants: ClassVar = {f"{name}-single": (name, {"smoothing": 0.0}) for name in ("faithful", "sharp")}

@@ -1,6 +1,6 @@
 """Black-box attacks: networks that were trained on an oracle's answers alone, one pass an image.
 
-They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.head`` is not read. Their networks
+They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.pipeline`` is not read. Their networks
 are made by ``splitsight train inversion --oracle`` and found again in the cache by target, split and digests.
 """
 
@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from adversary.attacks.base import ATTACKS, Attack, Callback, Problem, Reconstruction, Settings, option
 from adversary.blackbox.networks import AttackNetwork, Made, load_network, prior_key
-from adversary.attacks.base import ATTACKS, Attack, Problem, Reconstruction
 from adversary.priors.prior import Prior
-from splitsight.errors import UserError
 
 __all__ = ["NetAttack", "NetDB", "NetDMB", "NetDO", "NetFlow"]
 
@@ -28,7 +27,8 @@ class NetAttack(Attack):
     """
 
     method: ClassVar[str]
-    settings: ClassVar = {"trained": {}}
+    presets: ClassVar = {"trained": {}}
+    needs = frozenset({"network"})
 
     def load(
         self,
@@ -41,8 +41,6 @@ class NetAttack(Attack):
         frames: int = 1,
         text: bool = False,
         path: Path | None = None,
-        mixed: bool = True,
-        **_: Any,
     ) -> AttackNetwork:
         """The network for what is attacked.
 
@@ -55,7 +53,6 @@ class NetAttack(Attack):
             frames: K, for methods that solve windows.
             text: whether there is a prompt.
             path: file of the network; the cache's by default.
-            mixed: as in the attack's setting; what else is there is for :meth:`solve`.
 
         Raises:
             UserError: there is none for that.
@@ -71,23 +68,22 @@ class NetAttack(Attack):
             prior=prior.name,
             prior_digest=prior_key(prior, self.method),
             frames=frames if self.windowed else 1,
-            mixed=mixed,
+            mixed=getattr(self.settings, "mixed", True),
             text=text,
         )
         return load_network(wanted, prior, path)
 
     @torch.no_grad()
-    def solve(self, problem: Problem, **settings: Any) -> Reconstruction:
+    def reconstruct(self, problem: Problem, state: Any = None, callback: Callback | None = None) -> Reconstruction:
         """One pass; an attacker without F1 has no loss of its answer, and the curve is that of the training."""
-        if problem.network is None:
-            raise UserError(f"{self.name} needs its network: make one with `splitsight train inversion --oracle`")
-        network = problem.network()
+        self.check(problem)
+        assert problem.network is not None
+        callback, network = callback or Callback(), problem.network()
         network.check_features(problem.features)
-        clock = problem.clock
-        begin, before = clock.now(), _steps(network)
+        begin, before = callback.now(), _steps(network)
         images = network.images(network(problem.features, problem.text), problem.text).clamp(0, 1)
-        clock.show(lambda: images)
-        seconds = (clock.now() - begin) / problem.frames
+        callback.show(lambda: images)
+        seconds = (callback.now() - begin) / problem.frames
         about = {"queries": str(network.made.queries), "training": network.made.setting}
         evaluations = problem.evaluations + (_steps(network) - before) / problem.frames
         curve = list(network.made.curve)
@@ -104,7 +100,6 @@ class NetDO(NetAttack):
     """Black-box, direct: a network from features to pixels, trained on an oracle's answers."""
 
     name = method = "net-do"
-    summary = "black-box, direct: a network from features to pixels, trained on an oracle's answers"
 
 
 @ATTACKS.register("net-db")
@@ -112,7 +107,6 @@ class NetDB(NetAttack):
     """Black-box, decoder-based: a network from features to the prior's latent, trained on an oracle's answers."""
 
     name = method = "net-db"
-    summary = "black-box, decoder-based: a network from features to the prior's latent"
 
 
 @ATTACKS.register("net-dmb")
@@ -120,7 +114,6 @@ class NetDMB(NetAttack):
     """Black-box, diffusion-model-based (equations 11 and 12): a network from features to the sampler's noise."""
 
     name = method = "net-dmb"
-    summary = "black-box, diffusion-model-based: a network from features to the sampler's noise"
     text = True
 
 
@@ -129,14 +122,16 @@ class NetFlow(NetAttack):
     """Black-box, FIA-Flow (arXiv 2511.15316): features aligned to the latent, then one deterministic flow step."""
 
     name = method = "net-flow"
-    summary = "black-box, FIA-Flow: features aligned to the prior's latent, then one deterministic flow step"
 
 
 class _Windows(NetAttack):
     """Several frames at once (equation 13); ``control`` is a network of the same size that looks at each alone."""
 
+    class Settings(Settings):
+        mixed: bool = option(True, "frames see each other, or each is looked at alone")
+
     windowed = True
-    settings: ClassVar = {"mixed": {"mixed": True}, "control": {"mixed": False}}
+    presets: ClassVar = {"mixed": {}, "control": {"mixed": False}}
 
 
 @ATTACKS.register("net-do-multi")
@@ -144,7 +139,6 @@ class NetDOMulti(_Windows):
     """Black-box, direct, on the frames of a window together (equation 13)."""
 
     name, method = "net-do-multi", "net-do"
-    summary = "black-box, direct, several frames (equation 13)"
 
 
 @ATTACKS.register("net-db-multi")
@@ -152,7 +146,6 @@ class NetDBMulti(_Windows):
     """Black-box, decoder-based, on the frames of a window together (equation 13)."""
 
     name, method = "net-db-multi", "net-db"
-    summary = "black-box, decoder-based, several frames (equation 13)"
 
 
 @ATTACKS.register("net-dmb-multi")
@@ -160,5 +153,4 @@ class NetDMBMulti(_Windows):
     """Black-box, diffusion-model-based, on the frames of a window together (equation 13)."""
 
     name, method = "net-dmb-multi", "net-dmb"
-    summary = "black-box, diffusion-model-based, several frames (equation 13)"
     text = True

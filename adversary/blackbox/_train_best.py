@@ -29,7 +29,7 @@ from adversary.blackbox.networks import AttackNetwork
 from adversary.blackbox.queries import Pairs
 from adversary.blackbox.surrogate import LatentNetwork, Student
 from adversary.priors.prior import Prior
-from adversary.whitebox.posterior import GaussianPull, WhitenedLatent, WhitenedMatch
+from adversary.whitebox.posterior import GaussianPrior, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import lbfgs
 from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
@@ -218,7 +218,7 @@ def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, f
     found = []
     for trust in TRUSTS:
         variable = WhitenedLatent(network.prior, core.errors, centre)
-        terms = [WhitenedMatch(student, z, core.errors, weight=trust), GaussianPull()]
+        terms = [WhitenedMatch(student, z, core.errors, weight=trust), GaussianPrior()]
         gain = _psnr(lbfgs(variable, terms, evaluations=_EVALUATIONS, together=False).images, x) - before
         found.append((float(gain.mean()), float(gain.std() / len(gain) ** 0.5), trust))
     mean, error, trust = max(found)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, kernels, load_weights, save_weights
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 __all__ = ["WIDTH", "InversionNetwork", "NoInversionNetwork", "load_inversion"]
 
@@ -118,8 +119,9 @@ class InversionNetwork(nn.Module):
         Args:
             features: also for what F1, or who stands in for it, makes of a decoded image.
         """
-        shapes = [tuple(s) for s in self.config["features"]] if features else []  # type: ignore[union-attr]
-        self.errors = GaussianErrors(tuple(self.config["latent"]), shapes)  # type: ignore[arg-type]
+        shapes = self.config["features"] if features else []
+        specs = [FeatureSpec(f"z{i}", tuple(s)) for i, s in enumerate(shapes)]  # type: ignore[arg-type]
+        self.errors = GaussianErrors(tuple(self.config["latent"]), specs)  # type: ignore[arg-type]
         return self.errors
 
     def expect_pixels(self, size: int) -> GaussianErrors:

@@ -9,7 +9,6 @@ The answer is mostly the pixels': some of the latents' image takes off the grain
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork
+from adversary.callback import Callback
 from adversary.priors.prior import Prior
 from adversary.whitebox.posterior import (
-    GaussianPull,
+    GaussianPrior,
     OnImages,
     OnLatents,
     WhitenedLatent,
@@ -29,6 +29,7 @@ from adversary.whitebox.posterior import (
 )
 from adversary.whitebox.solvers import Outcome, lbfgs
 from adversary.whitebox.terms import Term, coupling
+from splitsight.features import FeatureSpec
 
 __all__ = ["Fit", "Start", "fit_window"]
 
@@ -49,6 +50,7 @@ class Start:
 
     Attributes:
         features: tapped tensors, each ``(K, …)``.
+        specs: what they are.
         noise: standard deviation of the noise on each.
         centre: the preview's latents, ``(K, C, h, w)``.
         latents: to begin from, the same shape.
@@ -56,6 +58,7 @@ class Start:
     """
 
     features: list[Tensor]
+    specs: Sequence[FeatureSpec]
     noise: Sequence[float]
     centre: Tensor
     latents: Tensor
@@ -69,84 +72,88 @@ class Fit:
     Attributes:
         outcome: images, latents as ``value``; losses and evaluations of both parts in a row.
         detail: what the pixels added to the latents' image, ``(K, 3, H, W)``; ``None`` where they had no turn.
-        evaluations: passes of an image through F1.
     """
 
     outcome: Outcome
     detail: Tensor | None
-    evaluations: int
 
 
 def fit_window(
     prior: Prior,
-    head: nn.Module | None,
-    inversion: InversionNetwork,
+    pipeline: nn.Module | None,
+    network: InversionNetwork,
     start: Start,
     *,
     inner: int,
     pixels: int,
     smoothing: float,
-    trust: float = 1.0,
-    deadline: float | None = None,
+    likelihood_weight: float = 1.0,
+    callback: Callback | None = None,
 ) -> Fit:
     """Fit a window's frames together.
 
     Args:
         prior: its decoder is used.
-        head: F1, or a student of it; ``None`` leaves the latents with the preview and the temporal term.
-        inversion: the preview network, with measured errors; those of pixels too where pixels are to be fitted.
+        pipeline: F1, or a surrogate of it; ``None`` leaves the latents with the preview and the temporal term.
+        network: the preview's, with measured errors; those of pixels too where pixels are to be fitted.
         start: from where.
         inner: evaluations on the latents, at most.
         pixels: evaluations on the pixels, at most; 0 leaves them out. Where F1 is not known, or the network's errors of
             pixels are not, the latents have the time instead.
         smoothing: λ_c on the latents.
-        trust: weight of the feature loss on the latents.
-        deadline: ``time.monotonic()`` value after which no evaluation begins.
+        likelihood_weight: of the feature loss on the latents.
+        callback: keeps the time.
     """
-    assert inversion.errors is not None
-    begin = time.monotonic()
-    together = coupling(start.features, smoothing, prior.latent_shape[-1])
-    if head is None or inversion.pixels is None:
+    assert network.errors is not None
+    callback = callback or Callback()
+    begin = callback.now()
+    together = coupling(start.features, start.specs, smoothing, prior.latent_shape[-1])
+    if pipeline is None or network.pixels is None:
         inner, pixels = inner + pixels // COST, 0
-    match = None
-    variable = WhitenedLatent(prior, inversion.errors, start.centre, start.latents)
-    terms: list[Term] = [GaussianPull()]
-    if head is not None:
-        match = WhitenedMatch(head, start.features, inversion.errors, noise=start.noise, weight=trust)
+    variable = WhitenedLatent(prior, network.errors, start.centre, start.latents)
+    terms: list[Term] = [GaussianPrior()]
+    if pipeline is not None:
+        match = WhitenedMatch(
+            pipeline, start.features, network.errors, noise=start.noise, weight=likelihood_weight
+        )
         terms.insert(0, match)
     if together is not None:
         terms.append(OnLatents(variable, together))
-    share = LATENTS if pixels else 1.0
     first = lbfgs(
         variable,
         terms,
         evaluations=inner,
         together=together is not None,
         first=_FIRST,
-        deadline=None if deadline is None else begin + share * (deadline - begin),
+        callback=callback.part(LATENTS if pixels else 1.0, planned=inner + pixels),
     )
-    evaluations = 0 if match is None else match.evaluations
     with torch.no_grad():
         first.value = variable.latents(first.value)
-    if not pixels or not first.iterations:
-        return Fit(first, None, evaluations)
-    assert head is not None and inversion.pixels is not None
+    if pipeline is None or network.pixels is None or not pixels or not first.iterations:
+        return Fit(first, None)
     with torch.no_grad():
-        image = WhitenedPixels(inversion.pixels, prior.decode(start.centre).clamp(0, 1))
+        image = WhitenedPixels(network.pixels, prior.decode(start.centre).clamp(0, 1))
         image.begin(first.images if start.detail is None else first.images + start.detail)
-    match_pixels = pixel_match(head, start.features, start.noise)
-    terms = [match_pixels, GaussianPull()]
-    if (on_pixels := coupling(start.features, PER_PIXEL * smoothing, prior.image_size)) is not None:
+    terms = [pixel_match(pipeline, start.features, start.noise), GaussianPrior()]
+    on_pixels = coupling(start.features, start.specs, PER_PIXEL * smoothing, first.images.shape[-1])
+    if on_pixels is not None:
         terms.append(OnImages(on_pixels))
-    second = lbfgs(image, terms, evaluations=pixels, together=together is not None, first=_FIRST, deadline=deadline)
+    second = lbfgs(
+        image,
+        terms,
+        evaluations=pixels,
+        together=together is not None,
+        first=_FIRST,
+        callback=callback.part(done=first.iterations, planned=inner + pixels),
+    )
     if not second.iterations:
-        return Fit(first, None, evaluations)
+        return Fit(first, None)
     outcome = Outcome(
         torch.lerp(first.images, second.images, PIXELS),
         first.value,
         first.losses + second.losses,
         first.iterations + second.iterations,
-        time.monotonic() - begin,
+        callback.now() - begin,
         second.final,
     )
-    return Fit(outcome, second.images - first.images, evaluations + match_pixels.evaluations)
+    return Fit(outcome, second.images - first.images)
