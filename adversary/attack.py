@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.blackbox.networks import AttackNetwork
 from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction, check_features
 from adversary.attacks.blackbox import NetAttack
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.blackbox.networks import AttackNetwork
 from adversary.priors.prior import EMBEDDED, load_prior
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets

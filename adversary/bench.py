@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adversary.lab import Lab, score
-from adversary.ledger import Ledger
 from adversary.attacks import ATTACKS, Attack, Problem
 from adversary.attacks.blackbox import NetAttack
+from adversary.lab import Lab, score
+from adversary.ledger import Ledger
 from adversary.priors.prior import EMBEDDED
 from adversary.whitebox.clock import Clock
 from splitsight.devices import device_name

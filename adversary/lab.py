@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.attacks import Problem
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.artifacts import digest

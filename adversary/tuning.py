@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from adversary.attacks import ATTACKS, Attack
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger
-from adversary.attacks import ATTACKS, Attack
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name

@@ -163,7 +163,8 @@ class CellSummary(MethodSummary):
         method: name of the attack.
         setting: its named setting.
         prompt: template of the text prior; empty for none.
-        noise: on the features, as a part of their standard deviation.
+        defense: what the edge did to the features.
+        noise: strength of a defence that is Gaussian noise and nothing else, as a part of the features' spread.
         options: values laid over the setting's.
         planned: images, once the run is complete.
         lpips: see :mod:`splitsight.metrics.perceptual`.
@@ -177,6 +178,7 @@ class CellSummary(MethodSummary):
     method: str
     setting: str
     prompt: str = ""
+    defense: str = "identity"
     noise: float = 0.0
     options: dict[str, Any] = Field(default_factory=dict)
     planned: int = Field(default=0, ge=0)
@@ -191,7 +193,8 @@ class ComparisonSummary(_Part):
     Attributes:
         name: what is compared.
         split: where.
-        noise: on the features.
+        defense: behind which; empty where the two sides' own are compared.
+        noise: as in :class:`CellSummary`.
         clip: only in this clip; ``None`` for all images.
         n: pairs.
         differences: by measure, mean over the pairs with its 95 % interval.
@@ -200,6 +203,7 @@ class ComparisonSummary(_Part):
 
     name: str
     split: str
+    defense: str = ""
     noise: float = 0.0
     clip: str | None = None
     n: int = Field(ge=0)

@@ -17,10 +17,12 @@ from scenarios.run.plan import cell_id
 from scenarios.run.spec import Cell, Comparison, Scenario
 from scenarios.run.store import Store
 from splitsight.data import decode_image, to_tensor
+from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 from splitsight.metrics import Metric, mean_interval, metrics_named
 from splitsight.metrics.perceptual import inception_score
 from splitsight.summary import MATCHED, CellSummary, ComparisonSummary, Interval, MatchSummary, MethodSummary
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["by_cell", "cell_summaries", "comparisons", "measured", "score_sets"]
 
@@ -94,7 +96,8 @@ def cell_summaries(
                 method=cell.method,
                 setting=own[0]["setting"],
                 prompt=" | ".join(cell.prompts),
-                noise=cell.noise,
+                defense=cell.defense,
+                noise=_ratio(cell.defense),
                 options=cell.options
                 | ({"queries": cell.queries} if cell.queries else {})
                 | ({"training": cell.training} if cell.training else {}),
@@ -179,7 +182,9 @@ def _one(cells: Sequence[tuple[Cell, list[Row]]], comparison: Comparison, side: 
 
 
 def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSummary]:
-    """Paired differences: each comparison at each split and noise that both of its sides have.
+    """Paired differences: each comparison at each split and behind each defence that both of its sides have.
+
+    Where a side names its defence, the comparison is made once a split.
 
     Raises:
         UserError: a comparison selects several cells for one side.
@@ -187,8 +192,9 @@ def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSumma
     found = []
     cells = list(zip(scenario.cells, by_cell(scenario, rows), strict=True))
     for comparison in scenario.compare:
-        for split, noise in dict.fromkeys((cell.split, cell.noise) for cell in scenario.cells):
-            here = [(cell, own) for cell, own in cells if (cell.split, cell.noise) == (split, noise)]
+        named = "defense" in comparison.of or "defense" in comparison.to
+        for split, defense in dict.fromkeys((cell.split, "" if named else cell.defense) for cell in scenario.cells):
+            here = [(cell, own) for cell, own in cells if cell.split == split and defense in ("", cell.defense)]
             sides = [
                 _one([(cell, own) for cell, own in here if cell.matches(wanted)], comparison, side)
                 for side, wanted in (("of", comparison.of), ("to", comparison.to))
@@ -196,12 +202,12 @@ def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSumma
             pairs = _pairs(*sides)
             if not pairs:
                 continue
-            found.append(_difference(comparison, split, noise, None, pairs))
+            found.append(_difference(comparison, split, defense, None, pairs))
             clips = dict.fromkeys(a["clip"] for a, _ in pairs if a["clip"])
             if comparison.by_clip:
                 for clip in clips:
                     own = [pair for pair in pairs if pair[0]["clip"] == clip]
-                    found.append(_difference(comparison, split, noise, clip, own))
+                    found.append(_difference(comparison, split, defense, clip, own))
     return found
 
 
@@ -211,7 +217,7 @@ def _pairs(of: Sequence[Row], to: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _difference(
-    comparison: Comparison, split: str, noise: float, clip: str | None, pairs: Sequence[tuple[Row, Row]]
+    comparison: Comparison, split: str, defense: str, clip: str | None, pairs: Sequence[tuple[Row, Row]]
 ) -> ComparisonSummary:
     differences = {}
     for metric in metrics_named(pairs[0][0]):
@@ -221,5 +227,18 @@ def _difference(
             differences[metric.name] = Interval(**metric.interval(seen, difference=True))
     paper = comparison.paper.model_dump(exclude_none=True) if comparison.paper and clip is None else None
     return ComparisonSummary(
-        name=comparison.name, split=split, noise=noise, clip=clip, n=len(pairs), differences=differences, paper=paper
+        name=comparison.name,
+        split=split,
+        defense=defense,
+        noise=_ratio(defense or UNDEFENDED),
+        clip=clip,
+        n=len(pairs),
+        differences=differences,
+        paper=paper,
     )
+
+
+def _ratio(defense: str) -> float:
+    """Strength of Gaussian noise that is all of a defence, as a part of the features' spread; 0 for any other."""
+    parts = parse_defense(defense).parts
+    return float(getattr(parts[0].parameters, "ratio", 0.0)) if len(parts) == 1 else 0.0

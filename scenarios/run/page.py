@@ -18,6 +18,7 @@ from scenarios.run.figures import measured
 from scenarios.run.spec import Scenario
 from splitsight.metrics import Metric, metrics_named
 from splitsight.summary import CellSummary, Interval, ScenarioSummary, Summary
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["render"]
 
@@ -150,7 +151,11 @@ def _comparisons(run: ScenarioSummary) -> _Table | None:
     shown = [m for m in metrics_named(names) if m.name in names]
     table = _Table("Differences on the same images", ["", "where", "pairs", *(m.heading for m in shown)])
     for c in run.comparisons:
-        place = c.split + (f", noise {c.noise:g}" if c.noise else "") + (f", {c.clip}" if c.clip else "")
+        place = (
+            c.split
+            + (f", {c.defense}" if c.defense not in ("", UNDEFENDED) else "")
+            + (f", {c.clip}" if c.clip else "")
+        )
         gains = [_measured(c.differences.get(m.name), m, sign=True) for m in shown]
         table.rows.append(_Row([_Cell(c.name), _Cell(place), _Cell(str(c.n)), *gains]))
         if c.paper:

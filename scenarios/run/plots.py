@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scenarios.run.figures import measured
+from splitsight.defenses import parse_defense
 from splitsight.metrics import METRICS, Metric
 from splitsight.summary import CellSummary, Interval
 
@@ -181,8 +182,11 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
     import plotly.graph_objects as go
 
     lines: dict[str, dict[tuple[str, str], list[tuple[float, CellSummary]]]] = defaultdict(lambda: defaultdict(list))
+    strengths = {cell.cell: _strength(cell.defense) for cell in cells}
+    # where there is no defence, each one's strength is nothing
+    none = {key: 0.0 for strength in strengths.values() for key in strength}
     for cell in cells:
-        numbers = {"noise": cell.noise, **cell.options}
+        numbers: dict[str, Any] = {**none, **strengths[cell.cell], **cell.options}
         for key, at in numbers.items():
             if isinstance(at, bool) or not isinstance(at, int | float):
                 continue
@@ -224,6 +228,12 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
         figure.update_xaxes(title_text=key, type="log" if wide else "linear")
         plots.append((key, _html(figure)))
     return plots
+
+
+def _strength(defense: str) -> dict[str, float]:
+    """The numbers among a defence's parameters that are not at their defaults."""
+    given = [(part.name, key, v) for part in parse_defense(defense).parts for key, v in part.parameters if v]
+    return {f"{name} {key}": float(v) for name, key, v in given if isinstance(v, int | float)}
 
 
 def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -3,7 +3,8 @@
 The version stands in the file's metadata, under ``splitsight.rows``. What has changed:
 
 1. no version in the metadata, ``judge_digest``.
-2. ``evaluator_digest``; a column for every registered metric.
+2. ``evaluator_digest``; a column for every registered metric; ``defense`` in place of ``noise``, which stood for
+   Gaussian noise of so many parts of the features' spread; ``session``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from splitsight.errors import UserError
 from splitsight.metrics import Metric, metrics
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["VERSION", "digest_column", "read_rows", "row_schema"]
 
@@ -35,7 +37,7 @@ _BEFORE = [
     ("options", _STRING),  # JSON: what was laid over the setting
     ("settings", _STRING),  # JSON: all values the attack got
     ("prompt", _STRING),  # as it was used; empty for none
-    ("noise", _FLOAT),
+    ("defense", _STRING),  # what the edge did to the features
     ("index", _INT),  # of the image within the run
     ("image", _STRING),  # SHA-256 of its pixels
     ("name", _STRING),
@@ -56,6 +58,7 @@ _AFTER = [
     ("device", _STRING),  # what the attack computed on
     ("curve", pa.list_(pa.float32())),  # mean loss over the unit's images, one a step
     ("about", _STRING),  # JSON: what the attack has to say, e.g. where it started
+    ("session", _STRING),  # JSON: the edge's description, see splitsight.wire.sessions
     ("target_digest", _STRING),
     ("prior_digest", _STRING),
     ("evaluator_digest", _STRING),  # of the first evaluator
@@ -113,6 +116,10 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         raise UserError(f"{path} has rows of version {version} and this splitsight knows {VERSION}: update splitsight")
     if version < 2:
         table = table.rename_columns([_RENAMED.get(name, name) for name in table.column_names])
+        if "noise" in table.column_names:
+            levels = table["noise"].to_pylist()
+            said = [UNDEFENDED if not level else f"gaussian:ratio={level:g}" for level in levels]
+            table = table.append_column("defense", pa.array(said, _STRING))
     columns = {}
     for field in wanted:
         if field.name not in table.column_names:

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitsight.errors import UserError
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
     "Cell",
@@ -98,7 +99,7 @@ class Cell(_Part):
             each image. ``{class}`` is the image's class, ``{other}`` another one, ``{background}`` words for what its
             pixels show beside the object. Empty: no text.
         options: (``with`` in YAML) values laid over the setting's.
-        noise: standard deviation of Gaussian noise on the features, as a part of their own standard deviation.
+        defense: what the edge does to the features, by name and parameters, as ``--defense`` takes it.
         count: of the images or windows, only so many first ones; ``None`` for all.
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
         seconds: an image may take; ``None`` for no limit.
@@ -117,7 +118,7 @@ class Cell(_Part):
     split: str = "L8"
     prompt: str | tuple[str, ...] = ""
     options: dict[str, Any] = Field(default_factory=dict, alias="with")
-    noise: float = Field(default=0.0, ge=0)
+    defense: str = UNDEFENDED
     count: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -128,6 +129,16 @@ class Cell(_Part):
     training: str | None = None
     optional: bool = False
     label: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _noise(cls, value: Any) -> Any:
+        return _defended(value) if isinstance(value, dict) else value
+
+    @field_validator("defense")
+    @classmethod
+    def _known_defense(cls, value: str) -> str:
+        return _canonical(value)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -149,8 +160,8 @@ class Cell(_Part):
             parts.append("as it ships")
         if any(self.prompts):
             parts.append(" | ".join(f"“{p}”" for p in self.prompts))
-        if self.noise:
-            parts.append(f"noise {self.noise:g}")
+        if self.defense != UNDEFENDED:
+            parts.append(f"against {self.defense}")
         return " ".join(p for p in parts if p)
 
     def matches(self, wanted: dict[str, Any]) -> bool:
@@ -162,6 +173,33 @@ class Cell(_Part):
             elif getattr(self, key) != (tuple(value) if isinstance(value, list) else value):
                 return False
         return True
+
+
+def _canonical(defense: str) -> str:
+    """A defence in the form in which sessions carry it.
+
+    Raises:
+        ValueError: no such defence, or parameters that it cannot have.
+    """
+    from splitsight.defenses import parse_defense  # imported where it is needed, since PyTorch comes with it
+
+    try:
+        return str(parse_defense(defense))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def _defended(keys: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a cell or a selector, with the former key ``noise`` as the defence that it stood for."""
+    if "noise" not in keys:
+        return keys
+    if "defense" in keys:
+        raise ValueError("'noise' is the former name of a defence: give 'defense' alone")
+    level = keys["noise"]
+    if isinstance(level, bool) or not isinstance(level, int | float) or level < 0:
+        raise ValueError(f"'noise' takes a number from 0, not {level!r}")
+    rest = {key: value for key, value in keys.items() if key != "noise"}
+    return rest | {"defense": f"gaussian:ratio={level:g}" if level else UNDEFENDED}
 
 
 def _short(value: Any) -> str:
@@ -220,7 +258,8 @@ class Comparison(_Part):
     Attributes:
         name: what is compared.
         of: keys and values that select cells.
-        to: likewise; the difference is ``of − to``, for each split and noise that both have.
+        to: likewise; the difference is ``of − to``, at each split (and behind each defence, unless they name one) that
+            both have.
         by_clip: also for each clip.
         paper: what the paper reports for it.
     """
@@ -234,6 +273,9 @@ class Comparison(_Part):
     @field_validator("of", "to")
     @classmethod
     def _known(cls, value: _Selector) -> _Selector:
+        value = _defended(value)
+        if "defense" in value:
+            value = value | {"defense": _canonical(value["defense"])}
         keys = [*(k for k in Cell.model_fields if k != "options"), "with"]
         for key in value:
             if key not in keys:

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from adversary.attacks import ATTACKS
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, setting_of, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
 from adversary.blackbox.queries import QueryStore
-from adversary.attacks import ATTACKS
-from adversary.attacks.blackbox import NetAttack
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from adversary.whitebox.clock import Clock
 from torch import Tensor, nn
 
-from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.blackbox.networks import AttackNetwork
 from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction
 from adversary.attacks.blackbox import NetAttack
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from adversary.blackbox.networks import AttackNetwork
 from adversary.priors.prior import Prior, load_prior
 from adversary.prompts import solve_with_prompts
-from adversary.whitebox.clock import Clock
 from scenarios.run import prompts
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
