@@ -78,7 +78,7 @@ def save_weights(
     for name, value in state.items():
         value = value.detach().cpu()
         if name in eight_bit:
-            q, scales = quantize(value.float().numpy())
+            q, scales = quantize(value.float().contiguous().numpy())
             stored[name], stored[name + _SCALES] = torch.from_numpy(q), torch.from_numpy(scales)
         else:
             # cloned, because safetensors refuses tensors that share memory (tied weights, counters)

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-__all__ = ["files_of", "natural_key", "printable", "safe_names"]
+__all__ = ["file_stem", "files_of", "natural_key", "printable", "safe_names"]
 
 _DIGITS = re.compile(r"([0-9]+)")
 _APPLE_DOUBLE = "._"
@@ -96,3 +96,17 @@ def _cut(clean: str, whole: str) -> str:
         return clean
     mark = "-" + hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return data[: _LONGEST - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def file_stem(*words: str) -> str:
+    """A file name, without a suffix, of words joined by ``-``: letters, digits, ``_`` and ``.`` as they are.
+
+    A word that holds anything else ends in a hash of the whole, so that no two words become one:
+    ``gaussian:sigma=0.5`` is ``gaussian-sigma-0.5-2b1d0e``.
+    """
+    return "-".join(map(_stem, words))
+
+
+def _stem(word: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", word)[:60].strip(".-")
+    return plain if plain == word else f"{plain}-{hashlib.sha256(word.encode()).hexdigest()[:6]}".lstrip("-")

@@ -1,7 +1,8 @@
 """Black-box attacks: networks that were trained on an oracle's answers alone, one pass an image.
 
-They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.pipeline`` is not read. Their networks
-are made by ``splitsight train inversion --oracle`` and found again in the cache by target, split and digests.
+They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.pipeline`` is not read. Their
+networks are made by ``splitsight train inversion --oracle`` and found again in the cache by target, cut, defence and
+digests.
 
 A black-box method is one class: the network, how it answers, its training's values, parts and losses, and what it can
 take. Registered as an attack (here, or by another package under the entry-point group ``splitsight.attacks``) it is
@@ -22,7 +23,8 @@ trained, listed, run by scenarios and found by ``--method``::
 
         @classmethod
         def stages(cls, fit):
-            yield Stage(fit.network, pair_loss(fit.network.values, fit.truths()), fit.network.values.lr, fit.generator())
+            values = fit.network.values
+            yield Stage(fit.network, pair_loss(values, fit.truths()), values.lr, fit.generator())
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from adversary.blackbox.queries import Pairs
 from adversary.blackbox.training import LOOKED_AT, Fit, Stage, Training
 from adversary.priors.prior import Prior, Text
 from splitsight.errors import unknown_name
-from splitsight.wire.sessions import UNDEFENDED
+from splitsight.wire.sessions import SessionDescription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +55,8 @@ __all__ = ["NetAttack", "Windows", "method_of", "methods"]
 class NetAttack(Attack):
     """A black-box method, and the attack with its network.
 
-    A method declares ``Training`` and ``trainings``, and defines :meth:`core` and :meth:`stages`; the rest has defaults.
-    An attack on the network of another method derives from that one and keeps its ``method``.
+    A method declares ``Training`` and ``trainings``, and defines :meth:`core` and :meth:`stages`; the rest has
+    defaults. An attack with the network of another method derives from that one and keeps its ``method``.
 
     Attributes:
         method: whose network is used; the attack's own name by default.
@@ -160,12 +162,8 @@ class NetAttack(Attack):
     def load(
         self,
         prior: Prior,
+        about: SessionDescription,
         *,
-        target: str,
-        split: str,
-        head_digest: str,
-        defense: str = UNDEFENDED,
-        defense_digest: str = "",
         frames: int = 1,
         text: bool = False,
         path: Path | None = None,
@@ -174,11 +172,7 @@ class NetAttack(Attack):
 
         Args:
             prior: in use.
-            target: name of the attacked network.
-            split: its split point.
-            head_digest: SHA-256 of the weights that F1 reads, as announced; empty for any.
-            defense: what the edge does to the features, in its canonical form.
-            defense_digest: SHA-256 of the defence's weights.
+            about: what is attacked; an empty ``head_digest`` takes a network for any weights.
             frames: K, for methods that solve windows.
             text: whether there is a prompt.
             path: file of the network; the package's or the cache's by default.
@@ -188,15 +182,15 @@ class NetAttack(Attack):
         """
         wanted = Made(
             method=self.method,
-            target=target,
-            split=split,
-            head_digest=head_digest,
-            features=(),
+            target=about.target,
+            split=about.split,
+            head_digest=about.head_digest,
+            features=about.features,
             image=prior.image_size,
             prior=prior.name,
             prior_digest=prior_key(prior, self.method),
-            defense=defense,
-            defense_digest=defense_digest,
+            defense=about.defense,
+            defense_digest=about.defense_digest,
             frames=frames if self.windowed else 1,
             mixed=getattr(self.settings, "mixed", True),
             text=text,
@@ -224,6 +218,8 @@ class Windows(NetAttack):
     """Several frames at once (equation 13); ``control`` is a network of the same size that looks at each alone."""
 
     class Settings(Settings):
+        """What the network is."""
+
         mixed: bool = option(True, "frames see each other, or each is looked at alone")
 
     windowed = True

@@ -1,10 +1,10 @@
 """net-best: our strongest black-box attack, within the query budget of the others.
 
-The network's answer (:mod:`adversary.blackbox.surrogate`), and the white-box attack with a surrogate of F1 in its place: what
-:mod:`adversary.attacks.best` does, whitened by how wrong the surrogate was on pairs that the attacker held out.
+The network's answer (:mod:`adversary.blackbox.surrogate`), and the white-box attack on a surrogate of F1: what
+:mod:`adversary.attacks.best` does, whitened by the surrogate's errors on pairs that the attacker held out.
 
-* ``faithful``: the network's answer; where those pairs showed that the surrogate brings it nearer, the mean of posterior
-  samples around it, at the likelihood weight that they showed (in the network's file).
+* ``faithful``: the network's answer; where those pairs showed that a fit through the surrogate brings it nearer, the
+  mean of posterior samples around it, at the likelihood weight that they showed (in the network's file).
 * ``sharp``: the surrogate's features are fitted from that answer at their full weight, then plug-and-play rounds. Where
   ``faithful`` does without the surrogate, that is farther in pixels, and tells what the network's blur leaves out.
   Without a surrogate (one that explained nothing is dropped), noise of a moderate level and one step of the denoiser
@@ -56,6 +56,8 @@ class NetBest(NetAttack):
     """
 
     class Settings(BestSettings):
+        """Those of :class:`~adversary.attacks.best.Best`, and when to fit."""
+
         stages: tuple[Literal["fit", "rounds"], ...] = option(("fit",), "of the fit through the surrogate, in order")
         combine: Literal["mean", "last"] = option("last", "the mean of what the stages answered, or the last one")
         surrogate: Literal["nearer", "always", "never"] = option("nearer", "when to fit the surrogate")

@@ -6,8 +6,8 @@
    soon learnt by heart, and pictures cannot be mirrored or cropped to make more of them: F1 is not equivariant, so that
    nobody knows the features of a mirrored picture without asking. The surrogate does, nearly. Part of each batch are
    therefore crops and mirror images of the attacker's own pictures, asked about or not, with features ``S(x') + r``: r
-   is the surrogate's error on a pair that it had not seen, drawn anew each time, so that the network relies on the
-   surrogate as far as it can be relied on. That part shrinks with what the surrogate explains of held-out features (R²).
+   is the surrogate's error on a pair that it had not seen, drawn anew each time, so that the network relies on it as
+   far as it can be relied on. That part shrinks with what the surrogate explains of held-out features (R²).
 3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the surrogate
    in F1's place. Whether a fit through the surrogate brings answers nearer, and at which likelihood weight, is tried on
    further such pairs; where it does not by more than twice its standard error, answers that are to be near do without.
@@ -119,8 +119,8 @@ class Pictures:
         share: of a batch, where the surrogate explains everything; it is multiplied by R².
         crop: least side of a crop, as a part of the picture's.
         generator: of all draws.
-        fresh: pairs that are still new teach more than what a surrogate says, so that the share grows from nothing until
-            each was seen so often; 0 for the whole share from the start.
+        fresh: pairs that are still new are worth more than what a surrogate says, so that the share grows from nothing
+            until each was seen so often; 0 for the whole share from the start.
 
     Attributes:
         r2: the part of the held-out features' variance that the surrogate explains, at most 1; a mean over tensors.

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from adversary.attacks.blackbox import method_of
-from adversary.blackbox.inversion import safe_name
 from adversary.blackbox.networks import (
     AttackNetwork,
     Made,
@@ -35,6 +34,7 @@ from splitsight.cards import write_card
 from splitsight.data import fit, image_hash
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
+from splitsight.names import file_stem
 from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 
 __all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
@@ -317,7 +317,7 @@ def default_pairs(victim: SessionDescription, *, frames: int = 1) -> Path:
     words = [victim.target, victim.split]
     words += [victim.defense] if victim.defense != UNDEFENDED else []
     words += [victim.head_digest[:12]] + ([victim.defense_digest[:12]] if victim.defense_digest else [])
-    return home() / "queries" / safe_name(*words, *([f"{frames}frames"] if frames > 1 else []))
+    return home() / "queries" / file_stem(*words, *([f"{frames}frames"] if frames > 1 else []))
 
 
 def _check(options: PairOptions, victim: SessionDescription, prior: Prior) -> None:

@@ -123,8 +123,8 @@ def _sized(maps: Tensor, like: Tensor) -> Tensor:
 class Flow(nn.Module):
     """DIFM on a prior: its state is the adaptations alone, the prior's weights are shared with the prior.
 
-    The adaptations are peft's LoRA (Hu et al., arXiv 2106.09685) at a scaling of 1: ``W x + b + B A x``, B zero to begin
-    with.
+    The adaptations are peft's LoRA (Hu et al., arXiv 2106.09685) at a scaling of 1: ``W x + b + B A x``, B zero at the
+    beginning.
 
     Args:
         prior: whose denoiser is adapted.

@@ -6,10 +6,8 @@ image, so the preview and the refinement live in the same latent space and one s
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, home, kernels, load_weights, save_weights
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.names import file_stem
 from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "inversion_file",
     "inversion_name",
     "load_inversion",
-    "safe_name",
 ]
 
 WIDTH = 80
@@ -44,21 +42,6 @@ _FOLDED = 1024
 
 class NoInversionNetwork(UserError):
     """There is none for this target, split and prior; an attack that can do without may go on."""
-
-
-def safe_name(*parts: str) -> str:
-    """Words of a file name, joined by ``-``; one that holds anything that a file system may refuse gets a digest.
-
-    ``gaussian:sigma=0.5`` becomes ``gaussian-sigma-0.5-6d4b1f``.
-    """
-
-    def safe(part: str) -> str:
-        plain = re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip(".-")[:60]
-        if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}", part):
-            return part
-        return f"{plain}-{hashlib.sha256(part.encode()).hexdigest()[:6]}".strip("-")
-
-    return "-".join(safe(part) for part in parts)
 
 
 class _Block(nn.Module):
@@ -142,8 +125,10 @@ class InversionNetwork(nn.Module):
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
         pixels: likewise for the image that the prior's decoder makes of its answer, clamped to [0, 1].
+        defense: what the edge did to the features that it was trained on.
     """
 
+    defense: str = UNDEFENDED
     errors: GaussianErrors | None
     pixels: GaussianErrors | None
 
@@ -221,7 +206,7 @@ def inversion_file(
 
 def inversion_name(target: str, split: str, prior: str, defense: str = UNDEFENDED) -> str:
     """What names the file of an inversion network."""
-    return safe_name(target, split, prior, *([] if defense == UNDEFENDED else [defense]))
+    return file_stem(target, split, prior, *([] if defense == UNDEFENDED else [defense]))
 
 
 def load_inversion(
@@ -242,18 +227,20 @@ def load_inversion(
         prior: the prior's name.
         head_digest: SHA-256 of the weights of F1.
         prior_digest: SHA-256 of the prior's autoencoder.
-        path: the file; by default the package's where that fits, else the cache's.
-        defense: what the edge does to the features, in its canonical form.
+        path: the file, or a folder of such files; by default the package's where that fits, else the cache's.
+        defense: what the edge does to the features, in its canonical form; where no network was trained against it, the
+            one for undefended features is taken (``network.defense`` says which it is).
 
     Raises:
         NoInversionNetwork: there is none.
         UserError: the file was trained for other weights.
     """
     digests = {"head_digest": head_digest, "prior_digest": prior_digest}
-    if path is None:
-        embedded = asset("inversion", f"{inversion_name(target, split, prior, defense)}.safetensors")
-        cached = inversion_file(target, split, prior, defense=defense, **digests)
-        path = cached if cached.is_file() and (not embedded.is_file() or _misfit(embedded, digests)) else embedded
+    # without one that was trained against the defence, an attacker has the one for undefended features
+    candidates = [
+        _found(path, target, split, prior, trained_for, digests) for trained_for in dict.fromkeys((defense, UNDEFENDED))
+    ]
+    path = next((file for file in candidates if file.is_file()), candidates[0])
     if not path.is_file():
         flags = f" --target {target} --split {split}" + (f" --prior {prior}" if prior != "small" else "")
         flags += f" --defense '{defense}'" if defense != UNDEFENDED else ""
@@ -277,7 +264,17 @@ def load_inversion(
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
+    network.defense = about.get("defense", UNDEFENDED)
     return network.eval().requires_grad_(False)
+
+
+def _found(path: Path | None, target: str, split: str, prior: str, defense: str, digests: Mapping[str, str]) -> Path:
+    """The file itself, the one in that folder, or the package's where that fits, else the cache's; it may not exist."""
+    name = f"{inversion_name(target, split, prior, defense)}.safetensors"
+    if path is not None:
+        return path / name if path.is_dir() else path
+    embedded, cached = asset("inversion", name), inversion_file(target, split, prior, defense=defense, **digests)
+    return cached if cached.is_file() and (not embedded.is_file() or _misfit(embedded, digests)) else embedded
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

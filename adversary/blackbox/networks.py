@@ -1,9 +1,10 @@
 """Black-box networks as attacks use them: built by method, kept in files, found again by what they were made for.
 
 A network answers for one cut of one target, behind one defence, with one prior. Its file (safetensors, matrices and
-kernels in 8 bits) says for which, and lists the pictures that it was trained on by the first 64 bits of their SHA-256, so
-that an attack can refuse to be measured on them. Some of net-best come with the package; those are looked at before the
-cache. What a method's network is, and how it answers, stands in the method's class (:class:`NetAttack`).
+kernels in 8 bits) says for which, and lists the pictures that it was trained on by the first 64 bits of their SHA-256,
+so that an attack can refuse to be measured on them. Some of net-best come with the package; those are looked at before
+the cache. What a method's network is, and how it answers, stands in the method's class
+(:class:`~adversary.attacks.blackbox.NetAttack`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adversary.blackbox.inversion import safe_name
 from adversary.blackbox.multiframe import FrameControl, FrameMixer
 from adversary.blackbox.surrogate import LatentNetwork, Surrogate
 from adversary.priors.prior import Prior, Text
@@ -27,6 +27,7 @@ from splitsight.artifacts import asset, home, kernels, load_weights, save_weight
 from splitsight.data import image_hash
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec, shapes_of, show_shapes
+from splitsight.names import file_stem
 from splitsight.wire.sessions import UNDEFENDED
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def network_name(made: Made) -> str:
         words.append(made.defense)
     if made.defense_digest:
         words.append(made.defense_digest[:12])
-    return safe_name(*words)
+    return file_stem(*words)
 
 
 def cache_file(made: Made) -> Path:
@@ -272,7 +273,7 @@ def cache_file(made: Made) -> Path:
 
 def embedded_file(made: Made) -> Path:
     """Where a network of this kind would be in the package; it may not exist."""
-    return asset("inversion", f"{network_name(made)}-{safe_name(made.prior)}.safetensors")
+    return asset("inversion", f"{network_name(made)}-{file_stem(made.prior)}.safetensors")
 
 
 def _cached(wanted: Made) -> Path:
@@ -316,7 +317,8 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
 
     Args:
         wanted: what it is needed for; how it was made (training, setting …) is taken from the file. An empty
-            ``head_digest`` takes a network for any weights, for an attacker that has not met its victim yet.
+            ``head_digest`` takes a network for any weights, for an attacker that has not met its victim yet; an empty
+            ``defense`` one for any defence.
         prior: the one in use.
         path: the file; by default the package's if that fits, else the cache's.
 
@@ -385,7 +387,9 @@ def _difference(wanted: Made, made: Made) -> str | None:
     """What a network was made for that is not what is wanted, in words; ``None`` where nothing is."""
     for name, what in _COMPARED.items():
         ours, theirs = getattr(wanted, name), getattr(made, name)
-        if (name == "mixed" and made.frames == 1) or (name.startswith("head") and not ours):
+        if (name == "mixed" and made.frames == 1) or (name == "head_digest" and not ours):
+            continue
+        if name.startswith("defense") and not wanted.defense:
             continue
         if ours != theirs:
             shown = [_words(name, value) for value in (theirs, ours)]

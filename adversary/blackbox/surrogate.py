@@ -4,8 +4,8 @@
   standardised by the training pairs.
 * :class:`Surrogate` learns the other direction from the same pairs: images → features, differentiable, so that any
   white-box attack can be run on it instead of F1. Its error is measured on pairs that it has not seen (covariance R of
-  :mod:`adversary.gaussian`, in the place of the decoder's own error), so that a fit weights each channel by how well the
-  surrogate knows it.
+  :mod:`adversary.gaussian`, in the place of the decoder's own error), so that a fit weights each channel by how well
+  the surrogate knows it.
 """
 
 from __future__ import annotations

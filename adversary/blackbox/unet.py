@@ -12,9 +12,9 @@ convolutions lead from there to the output, with a stride that fits its resoluti
 to a latent at a quarter, 2 down to a coarser latent. Weights do not depend on strides, so the three differ in the
 output's channels alone (3 or the latent's), well under 2 %.
 
-**Any feature.** Each tensor is projected where it is (:mod:`adversary.blackbox.layouts`) and then resized, which a 1 × 1
-projection commutes with; several tensors are added up. Before all that each channel is standardised by what the training
-pairs showed.
+**Any feature.** Each tensor is projected where it is (:mod:`adversary.blackbox.layouts`) and then resized, which a
+1 × 1 projection commutes with; several tensors are added up. Before all that each channel is standardised by what the
+training pairs showed.
 """
 
 from __future__ import annotations

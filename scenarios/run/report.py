@@ -139,7 +139,7 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,
-        environment=environment(bench.digests, device_name(bench.device))
+        environment=environment(bench.digests, device_name(bench.models.device))
         | {"run": config["run"], "threads": torch.get_num_threads()},
     )
     with writing(store.folder / "rows.parquet") as partial:

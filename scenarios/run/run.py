@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
 from scenarios.run.spec import Scenario, load_scenario, read_scenario
 from scenarios.run.store import Store
-from scenarios.run.train import teach
+from scenarios.run.train import train_missing
 from scenarios.run.work import Bench, work
 from splitsight.artifacts import home
 from splitsight.errors import UserError
@@ -96,14 +95,13 @@ def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
     skipped = {}
     for i, cell in enumerate(bench.scenario.cells):
         try:
-            _, setting, values = bench.settings(cell)
+            attack = bench.attack(cell)
         except UserError as error:
             if not cell.optional:
                 raise
             skipped[cell_id(i)] = str(error)
             continue
-        # through JSON, so that tuples are lists as they come back from YAML
-        settings[cell_id(i)] = json.loads(json.dumps({"setting": setting, **values}, default=list))
+        settings[cell_id(i)] = {"setting": attack.setting, **attack.settings.dump()}
     return settings, skipped
 
 
@@ -134,7 +132,7 @@ def run_scenario(options: RunOptions) -> Path:
         with terminate_as_interrupt():
             threads = torch.get_num_threads()
             logs = home() / "inversion" / "logs" / str(os.getpid())
-            teach(bench.lessons(), scenario.train.data, logs, workers=options.workers, threads=threads)
+            train_missing(bench.jobs(), scenario.train.data, logs, workers=options.workers, threads=threads)
     settings, skipped = _settle(bench)
     run = {
         "name": name,
