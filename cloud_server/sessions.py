@@ -182,7 +182,8 @@ class Inference:
                 f"the server already has {self.description.max_sessions} sessions, its maximum: "
                 "try again when one has ended",
             )
-        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(), self.description.max_in_flight)
+        limit = self.description.max_in_flight
+        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(limit), limit)
         self._sessions[opening.session_id] = session
         self._metrics.sessions.set(len(self._sessions))
         self._metrics.opened.inc()

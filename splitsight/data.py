@@ -7,7 +7,6 @@ A folder's files come in natural order (:func:`splitsight.names.natural_key`).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from splitsight.artifacts import home
 from splitsight.errors import UserError
+from splitsight.files import write_bytes
 from splitsight.names import files_of, printable, safe_names
 
 __all__ = [
@@ -206,17 +206,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """Write ``(h, w, 3)`` uint8 RGB; the file appears complete or not at all.
 
     Raises:
-        OSError: the disk is full or the folder is gone.
+        UserError: the disk is full or the folder cannot be written to.
     """
-    data = encode_png(image)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    write_bytes(path, encode_png(image))
 
 
 def decode_image(data: bytes, what: str) -> np.ndarray:

@@ -211,9 +211,7 @@ def _sampled(
         with torch.no_grad():
             variable.value.copy_(xi)
         # one of a pair is not an answer yet, their mean is
-        part = callback.part(
-            1 / (len(perturbations) - i), done=i * evaluations, planned=planned, shown=copies == 1
-        )
+        part = callback.part(1 / (len(perturbations) - i), done=i * evaluations, planned=planned, shown=copies == 1)
         terms = [*terms, Proximal(xi, 0.5)]
         outcome = lbfgs(variable, terms, evaluations=evaluations, together=state.together, callback=part)
         if not outcome.iterations:
@@ -237,9 +235,7 @@ def _fit(state: State, s: BestSettings) -> None:
     if errors is None:
         terms = [state.match(s), Proximal(state.latent, s.fit_proximal_weight), *state.coupling(size)]
         latent = Latent(prior, state.latent)
-        outcome = lbfgs(
-            latent, terms, evaluations=s.fit_evaluations, together=state.together, callback=state.callback
-        )
+        outcome = lbfgs(latent, terms, evaluations=s.fit_evaluations, together=state.together, callback=state.callback)
         state.take("fit", outcome)
         state.latent = outcome.value
         return

@@ -125,8 +125,10 @@ class InversionNetwork(nn.Module):
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
         pixels: likewise for the image that the prior's decoder makes of its answer, clamped to [0, 1].
+        defense: what the edge did to the features that it was trained on.
     """
 
+    defense: str = UNDEFENDED
     errors: GaussianErrors | None
     pixels: GaussianErrors | None
 
@@ -228,20 +230,19 @@ def load_inversion(
         head_digest: SHA-256 of the weights of F1.
         prior_digest: SHA-256 of the prior's autoencoder.
         path: the file, or a folder of such files; by default the package's where that fits, else the cache's.
-        defense: what the edge does to the features, in its canonical form.
+        defense: what the edge does to the features, in its canonical form; where no network was trained against it, the
+            one for undefended features is taken (``network.defense`` says which it is).
 
     Raises:
         NoInversionNetwork: there is none.
         UserError: the file was trained for other weights.
     """
     digests = {"head_digest": head_digest, "prior_digest": prior_digest}
-    name = f"{inversion_name(target, split, prior, defense)}.safetensors"
-    if path is not None and path.is_dir():
-        path /= name
-    if path is None:
-        embedded = asset("inversion", name)
-        cached = inversion_file(target, split, prior, defense=defense, **digests)
-        path = cached if cached.is_file() and (not embedded.is_file() or _misfit(embedded, digests)) else embedded
+    # without one that was trained against the defence, an attacker has the one for undefended features
+    candidates = [
+        _found(path, target, split, prior, trained_for, digests) for trained_for in dict.fromkeys((defense, UNDEFENDED))
+    ]
+    path = next((file for file in candidates if file.is_file()), candidates[0])
     if not path.is_file():
         flags = f" --target {target} --split {split}" + (f" --prior {prior}" if prior != "small" else "")
         flags += f" --defense '{defense}'" if defense != UNDEFENDED else ""
@@ -265,7 +266,17 @@ def load_inversion(
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
+    network.defense = about.get("defense", UNDEFENDED)
     return network.eval().requires_grad_(False)
+
+
+def _found(path: Path | None, target: str, split: str, prior: str, defense: str, digests: Mapping[str, str]) -> Path:
+    """The file itself, the one in that folder, or the package's where that fits, else the cache's; it may not exist."""
+    name = f"{inversion_name(target, split, prior, defense)}.safetensors"
+    if path is not None:
+        return path / name if path.is_dir() else path
+    embedded, cached = asset("inversion", name), inversion_file(target, split, prior, defense=defense, **digests)
+    return cached if cached.is_file() and (not embedded.is_file() or _misfit(embedded, digests)) else embedded
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -31,6 +31,7 @@ from google.protobuf.message import DecodeError
 
 from splitsight.data import decode_image, encode_png, fit, image_hash
 from splitsight.errors import UserError
+from splitsight.wire.channels import channel, parse_address
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import WireError, decode
 from splitsight.wire.v1 import oracle_pb2 as pb
@@ -112,27 +113,12 @@ class OracleClient(AbstractContextManager["OracleClient"]):
     def __init__(
         self, address: str, *, token: str | None = None, ca: Path | None = None, patience: float = 10.0
     ) -> None:
-        match = re.fullmatch(r"(.+):(\d{1,5})", address)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise UserError(f"'{address}' is not HOST:PORT: give, for example, --oracle 127.0.0.1:50053")
+        where = parse_address(address, "--oracle 127.0.0.1:50053")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise UserError("the oracle's token cannot be sent: give one of plain ASCII characters")
         self.address, self.patience = address, patience
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        options = [
-            ("grpc.max_receive_message_length", 1 << 30),
-            ("grpc.max_send_message_length", -1),
-            # a channel must not inherit the refused state, or the back-off, of the one before
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        if ca is not None:
-            if not ca.is_file():
-                raise UserError(f"no such certificate file: {ca}")
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()), options)
-        else:
-            self._channel = grpc.insecure_channel(address, options)
+        self._channel = channel(where, receive_bytes=1 << 30, ca=ca)
         self._stub = rpc.OracleStub(self._channel)
         self.left = self.max_batch = 0
 

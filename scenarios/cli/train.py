@@ -28,7 +28,13 @@ class Part(StrEnum):
     all = "all"
 
 
-Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Training data, of which a part is held out: a Parquet file in Hugging Face image format, or a folder of "
+        "them, with classes.tsv beside it; for a prior also a folder of PNG/JPEG."
+    ),
+]
 TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
 Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
@@ -59,9 +65,9 @@ def train_target(
     )
 
 
-@train.command("judge")
-@guarded("splitsight.judges.training", "splitsight.targets")
-def train_judge(
+@train.command("evaluator")
+@guarded("splitsight.evaluators.training", "splitsight.targets")
+def train_evaluator(
     data: Data,
     out: TrainOut,
     minutes: Minutes = None,
@@ -70,13 +76,19 @@ def train_judge(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train the judge: the independent classifier that measures what reconstructions give away."""
-    from splitsight.judges.training import train_judge_command
+    """Train the evaluator: the independent classifier that measures what reconstructions give away."""
+    from splitsight.evaluators.training import train_evaluator_command
 
     _budget(minutes, steps)
     print(
-        train_judge_command(data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads)
+        train_evaluator_command(
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads
+        )
     )
+
+
+# the former name; typer says on stderr that it is deprecated
+train.command("judge", hidden=True, deprecated=True)(train_evaluator)
 
 
 @train.command("prior")

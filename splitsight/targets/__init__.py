@@ -157,6 +157,11 @@ class Target:
         """Names of the classes; empty where the task has none."""
         return list(self.task.labels)
 
+    @property
+    def synonyms(self) -> list[list[str]]:
+        """All names of each class, its label first."""
+        return getattr(self.task, "synonyms", [[label] for label in self.labels])
+
     @cached_property
     def traced(self) -> Traced:
         """The model as a graph.
