@@ -136,17 +136,7 @@ class Workbench:
         if key not in self._networks:
             if not isinstance(attack, NetAttack):
                 raise UserError(f"{attack.name} has no use for a network: leave it out, or choose a black-box method")
-            found = attack.load(
-                self.prior,
-                target=about.target,
-                split=about.split,
-                head_digest=about.head_digest,
-                defense=about.defense,
-                defense_digest=about.defense_digest,
-                frames=frames,
-                text=text,
-                path=path,
-            )
+            found = attack.load(self.prior, about, frames=frames, text=text, path=path)
             self._networks[key] = found.to(self.device)
         return self._networks[key]
 
