@@ -147,7 +147,7 @@ def cloud(
     metrics_port: MetricsPort = None,
     threads: Threads = None,
     batch_window: Annotated[
-        float, typer.Option(min=0, help="Longest that a frame waits for those of other sessions, in milliseconds.")
+        float, typer.Option(min=0, help="Longest that a frame waits for others to be computed with, in milliseconds.")
     ] = 2.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 8,
     max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 32,
