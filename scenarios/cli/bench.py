@@ -12,6 +12,7 @@ import typer
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
+from splitsight.files import write_json
 
 __all__ = ["bench"]
 
@@ -48,8 +49,7 @@ def bench_tap(
             progress=lambda done, total: report(done, total, "rounds"),
         )
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(out, result)
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -104,8 +104,7 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """
     wanted = row_schema() if schema is None else schema
     try:
-        # not the name of a folder on the way as a column
-        table = pq.read_table(path, partitioning=None)
+        table = pq.ParquetFile(path).read()
         version = int((table.schema.metadata or {}).get(_KEY, b"1"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as rows ({type(error).__name__}): check the path") from error
