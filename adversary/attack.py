@@ -30,7 +30,7 @@ from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
 from splitsight.recording import Recording
-from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
+from splitsight.summary import MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
 
 __all__ = ["Progress", "run_attack"]
@@ -442,11 +442,13 @@ def _row(
 
 def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
     known = any(r["psnr"] is not None for r in rows)
-    return MethodSummary(
-        n=len(rows),
-        seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
-        iterations=float(np.mean([r["iterations"] for r in rows])),
-        model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
-        match=None if match is None else MatchSummary.model_validate(match),
-        **{m.name: m.interval(r[m.name] for r in rows) if known else None for m in image_metrics()},
+    return MethodSummary.model_validate(
+        {
+            "n": len(rows),
+            "seconds_per_image": float(np.mean([r["seconds"] for r in rows])),
+            "iterations": float(np.mean([r["iterations"] for r in rows])),
+            "model_evaluations": float(np.mean([r["model_evaluations"] for r in rows])),
+            "match": match,
+            **{m.name: m.interval(r[m.name] for r in rows) if known else None for m in image_metrics()},
+        }
     )

@@ -257,12 +257,14 @@ def _summary(lab: Lab, split: str, rows: Rows, digests: dict[str, str], found: S
         means = {
             key: float(np.mean([row[key] for row in ends])) for key in ("seconds", "iterations", "model_evaluations")
         }
-        methods[name] = MethodSummary(
-            n=len(ends),
-            **{metric.name: metric.interval(row.get(metric.name) for row in ends) for metric in image_metrics()},
-            seconds_per_image=means["seconds"],
-            iterations=means["iterations"],
-            model_evaluations=means["model_evaluations"],
+        methods[name] = MethodSummary.model_validate(
+            {
+                "n": len(ends),
+                **{metric.name: metric.interval(row.get(metric.name) for row in ends) for metric in image_metrics()},
+                "seconds_per_image": means["seconds"],
+                "iterations": means["iterations"],
+                "model_evaluations": means["model_evaluations"],
+            }
         )
     return Summary(
         target=lab.target.name,
