@@ -54,7 +54,7 @@ def _splits(target: str) -> list[dict[str, Any]]:
 def _attacks() -> list[dict[str, Any]]:
     from adversary.attack import ATTACKS
 
-    return [{"name": name, "about": _about(attack)} for name, attack in ATTACKS]
+    return [{"name": name, "about": attack.summary} for name, attack in ATTACKS]
 
 
 def _defenses() -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Black-box attacks: networks that were trained on an oracle's answers alone, one pass an image.
 
-They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.pipeline`` is not read. Their networks
-are made by ``splitsight train inversion --oracle`` and found again in the cache by target, split and digests.
+They get no F1. Nothing here, nor in what it imports, can build one, and ``problem.pipeline`` is not read. Their
+networks are made by ``splitsight train inversion --oracle`` and found again in the cache by target, split and digests.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ class _Windows(NetAttack):
     """Several frames at once (equation 13); ``control`` is a network of the same size that looks at each alone."""
 
     class Settings(Settings):
+        """What the network is."""
+
         mixed: bool = option(True, "frames see each other, or each is looked at alone")
 
     windowed = True

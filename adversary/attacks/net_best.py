@@ -41,6 +41,8 @@ class NetBest(NetAttack):
     """
 
     class Settings(BestSettings):
+        """Those of :class:`~adversary.attacks.best.Best`, and when to fit."""
+
         stages: tuple[Literal["fit", "rounds"], ...] = option(("fit",), "of the fit through the student, in order")
         combine: Literal["mean", "last"] = option("last", "the mean of what the stages answered, or the last one")
         student: Literal["nearer", "always", "never"] = option("nearer", "when to fit the student")

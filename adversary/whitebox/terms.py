@@ -229,9 +229,7 @@ def coupling(
     return TemporalSmoothing(weight, agreement(features, specs, size).repeat(windows, 1, 1, 1), windows)
 
 
-def agreement(
-    features: Sequence[Tensor], specs: Sequence[FeatureSpec], size: int, softness: float = 0.15
-) -> Tensor:
+def agreement(features: Sequence[Tensor], specs: Sequence[FeatureSpec], size: int, softness: float = 0.15) -> Tensor:
     """Where a window's features agree: near 1 where nothing moved, near 0 where the scene changed.
 
     Per position, the squared distance to the window's median feature over the mean energy, ``d``, becomes

@@ -113,9 +113,7 @@ def fit_window(
     variable = WhitenedLatent(prior, network.errors, start.centre, start.latents)
     terms: list[Term] = [GaussianPrior()]
     if pipeline is not None:
-        match = WhitenedMatch(
-            pipeline, start.features, network.errors, noise=start.noise, weight=likelihood_weight
-        )
+        match = WhitenedMatch(pipeline, start.features, network.errors, noise=start.noise, weight=likelihood_weight)
         terms.insert(0, match)
     if together is not None:
         terms.append(OnLatents(variable, together))

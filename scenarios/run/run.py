@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -93,14 +92,14 @@ def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
     skipped = {}
     for i, cell in enumerate(bench.scenario.cells):
         try:
-            _, setting, values = bench.settings(cell)
+            attack = bench.attack(cell)
         except UserError as error:
             if not cell.optional:
                 raise
             skipped[cell_id(i)] = str(error)
             continue
         # through JSON, so that tuples are lists as they come back from YAML
-        settings[cell_id(i)] = json.loads(json.dumps({"setting": setting, **values}, default=list))
+        settings[cell_id(i)] = {"setting": attack.setting, **attack.settings.dump()}
     return settings, skipped
 
 

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from adversary.attacks import ATTACKS
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, setting_of, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
 from adversary.blackbox.queries import QueryStore
-from adversary.attacks import ATTACKS
-from adversary.attacks.blackbox import NetAttack
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario
@@ -137,7 +137,7 @@ def lesson_of(
     attack = ATTACKS.get(cell.method)
     if training is None or not issubclass(attack, NetAttack) or cell.network is not None or not cell.trained:
         return None
-    values = attack.setting(cell.setting, cell.split, cell.options)[1]
+    values = attack.configured(cell.setting, split=cell.split, changes=cell.options).settings.dump()
     frames = scenario.data.frames if attack.windowed else 1
     made = Made(
         method=attack.method,

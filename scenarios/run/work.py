@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
-from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction
-from adversary.attacks.blackbox import NetAttack
 from adversary.priors.prior import Prior, load_prior
 from adversary.prompts import solve_with_prompts
-from adversary.whitebox.clock import Clock
 from scenarios.run import prompts
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
@@ -35,6 +34,7 @@ from splitsight.errors import UserError
 from splitsight.metrics import image_quality
 from splitsight.metrics.perceptual import lpips
 from splitsight.numerics import subnormals_flushed
+from splitsight.pipeline import resized
 from splitsight.split import trace
 
 __all__ = ["Bench", "slug", "work"]
@@ -65,11 +65,6 @@ class Bench:
         self.device = pick_device(device)
         self.target = targets.load(scenario.target, scenario.weights).to(self.device)
         self.prior: Prior = load_prior(scenario.prior).to(self.device)
-        if self.prior.image_size != self.target.input_size:
-            raise UserError(
-                f"prior '{scenario.prior}' makes images of {self.prior.image_size} pixels, {scenario.target} takes "
-                f"{self.target.input_size}: choose another prior"
-            )
         self.judge = judges.load(scenario.judge) if scenario.judge is not None else None
         self.inputs: Inputs = load_inputs(scenario.data, self.target.input_size)
         if self.judge is not None and int(self.inputs.labels.max()) >= len(self.judge.labels):
@@ -92,14 +87,13 @@ class Bench:
             **({"judge": self.judge.digest} if self.judge else {}),
         }
 
-    def settings(self, cell: Cell) -> tuple[type[Attack], str, dict[str, Any]]:
-        """The attack of a cell, the name and the values of its setting.
+    def attack(self, cell: Cell) -> Attack:
+        """The attack of a cell, configured.
 
         Raises:
             UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
         """
-        attack = ATTACKS.get(cell.method)
-        name, values = attack.setting(cell.setting, cell.split, cell.options)
+        attack = self._configured(cell)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
@@ -111,12 +105,16 @@ class Bench:
             if prompts.needs_label(template):
                 prompts.fill(template, self.inputs.images[0], int(self.inputs.labels.min()), self.target.labels, 0)
         self.head(cell.split)
-        if issubclass(attack, NetAttack):
+        if isinstance(attack, NetAttack):
             index = [i for unit in self.units if self.scenario.cells[unit.cell] is cell for i in unit.indices]
             self._taught(cell).check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
         elif cell.network is not None:
             raise UserError(f"'{cell.method}' has no use for a network: leave 'network' out of its cell")
-        return attack, name, values
+        return attack
+
+    def _configured(self, cell: Cell) -> Attack:
+        attack = ATTACKS.get(cell.method)
+        return attack.configured(cell.setting, target=self.target.name, split=cell.split, changes=cell.options)
 
     def _taught(self, cell: Cell) -> AttackNetwork:
         """The network of a black-box attack.
@@ -124,7 +122,7 @@ class Bench:
         Raises:
             UserError: there is none for this target, split, prior and prompt.
         """
-        attack = ATTACKS.get(cell.method)()
+        attack = self._configured(cell)
         assert isinstance(attack, NetAttack)
         text = any(cell.prompts)
         lesson = lesson_of(self.scenario, cell, **self._named())
@@ -139,7 +137,6 @@ class Bench:
                 frames=self.scenario.data.frames,
                 text=text,
                 path=path,
-                **attack.setting(cell.setting, cell.split, cell.options)[1],
             ).to(self.device)
         return self._networks[key]
 
@@ -201,7 +198,7 @@ class Bench:
             UserError: the attack cannot run.
         """
         cell = self.scenario.cells[unit.cell]
-        attack, setting, values = self.settings(cell)
+        attack = self.attack(cell)
         index = list(unit.indices)
         originals = to_tensor(self.inputs.images[index])
         head = self.head(cell.split)
@@ -214,25 +211,25 @@ class Bench:
             return network
 
         # whoever only queries gets no F1 at all
-        blind = issubclass(attack, NetAttack)
+        blind = isinstance(attack, NetAttack)
         if blind:
             asked.append(self._taught(cell))
-        clock = Clock()
         limit = cell.seconds or self.scenario.seconds
         problem = Problem(
+            features,
+            None if blind else head,
             prior=self.prior,
-            head=None if blind else head,
-            features=features,
-            inversion=ask,
+            initial=ask,
             network=(lambda: self._taught(cell)) if blind else None,
             seed=self.scenario.seed,
             first=index[0],
-            deadline=None if limit is None else clock.now() + limit * len(index),
-            progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
-            clock=clock,
         )
-        answer, words = self._solve(attack(), problem, values, cell, index)
-        images = answer.images.cpu()
+        callback = Callback(
+            None if limit is None else time.monotonic() + limit * len(index),
+            progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
+        )
+        answer, words = self._solve(attack, problem, cell, index, callback)
+        images = resized(answer.images.cpu(), self.target.input_size)
         if images.shape != originals.shape:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
@@ -247,10 +244,10 @@ class Bench:
                     "cell": cell_id(unit.cell),
                     "label": cell.name,
                     "method": cell.method,
-                    "setting": setting,
+                    "setting": attack.setting,
                     "split": cell.split,
                     "options": _json(cell.options),
-                    "settings": _json(values),
+                    "settings": _json(attack.settings.dump()),
                     "prompt": words[i],
                     "noise": cell.noise,
                     "index": number,
@@ -285,7 +282,7 @@ class Bench:
         return z + noise * z.flatten(1).std(1).view(-1, *[1] * (z.ndim - 1)) * eps
 
     def _solve(
-        self, attack: Attack, problem: Problem, values: dict[str, Any], cell: Cell, index: Sequence[int]
+        self, attack: Attack, problem: Problem, cell: Cell, index: Sequence[int], callback: Callback
     ) -> tuple[Reconstruction, list[str]]:
         """The answer, and the prompt of each image."""
         words = {template: [self._prompt(template, i) for i in index] for template in cell.prompts}
@@ -293,9 +290,9 @@ class Bench:
             (used,) = words.values()
             if any(used):
                 problem.text = self.prior.embed_text(used)
-            return attack.solve(problem, **values), used
+            return attack.reconstruct(problem, callback=callback), used
         found = solve_with_prompts(
-            attack, problem, {template: self.prior.embed_text(used) for template, used in words.items()}, values
+            attack, problem, {template: self.prior.embed_text(used) for template, used in words.items()}, callback
         )
         return found.answer, [words[template][i] for i, template in enumerate(found.won)]
 
