@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from adversary.attacks import ATTACKS, Attack, Problem, Reconstruction, check_features
+from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction, check_features
 from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
@@ -24,11 +25,11 @@ from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
-from splitsight.files import write_json, writing
-from splitsight.metrics import Batch, image_metrics, measure
+from splitsight.metrics import image_quality, mean_interval
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
+from splitsight.pipeline import resized
 from splitsight.recording import Recording
 from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
@@ -206,8 +207,8 @@ def run_attack(
         raise UserError(f"no such file: {inversion}")
     if threads:
         torch.set_num_threads(threads)
-    attack = ATTACKS.get(method)()
-    chosen, settings = attack.setting(setting, split, changes)
+    attack = ATTACKS.get(method).configured(setting, target=target, split=split, changes=changes)
+    chosen = attack.setting
     if prompts is not None and not attack.text:
         raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
     blind = isinstance(attack, NetAttack)
@@ -219,12 +220,7 @@ def run_attack(
     generator = load_prior(prior).to(where)
     # a black-box attack needs F1 for nothing; only who plays the edge, or measures in its features, does
     attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights).to(where)
-    if attacked is not None and generator.image_size != attacked.input_size:
-        raise UserError(
-            f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
-            f"takes {attacked.input_size}: choose another prior"
-        )
-    size = generator.image_size
+    size = generator.image_size if attacked is None else attacked.input_size
     head = None if blind or attacked is None else attacked.head(split)
     if images is not None:
         assert attacked is not None
@@ -259,8 +255,8 @@ def run_attack(
         drawn = Gallery.draw(gallery, attacked, size=gallery_size, features=gallery_features, seed=seed)
         lineup = drawn.against(data.originals)
     texts = None if prompts is None else embed_prompts(generator, prompts)
-    if head is not None:
-        check_features([z.to(where) for z in data.features], head, size)
+    if attacked is not None:
+        check_features(data.features, attacked.feature_specs(split))
     _check_windows(attack, frames, len(data), limit)
     groups = list(_groups(data.times, attack.windowed, frames, stride))
     taught: AttackNetwork | None = None
@@ -274,7 +270,6 @@ def run_attack(
             frames=frames,
             text=texts is not None,
             path=network,
-            **settings,
         ).to(where)
         for group in groups:
             taught.check_features([z[group] for z in data.features])
@@ -307,23 +302,22 @@ def run_attack(
             share = len(group) / sum(len(g) for g in groups[number:])
             deadline = time.monotonic() + max(left, 0.0) * share
         problem = Problem(
-            generator,
-            head,
             [z[group].to(where) for z in data.features],
-            preview_network,
-            None,
-            seed,
-            group[0],
-            deadline,
-            _within(progress, len(answers), len(data), len(group)),
+            head,
+            () if attacked is None else attacked.feature_specs(split),
+            prior=generator,
+            initial=preview_network,
             network=None if taught is None else lambda: taught,
+            seed=seed,
+            first=group[0],
         )
+        callback = Callback(deadline, progress=_within(progress, len(answers), len(data), len(group)))
         if texts is None:
-            answer, prompted = attack.solve(problem, **settings), None
+            answer, prompted = attack.reconstruct(problem, callback=callback), None
         else:
-            prompted = solve_with_prompts(attack, problem, texts, settings)
+            prompted = solve_with_prompts(attack, problem, texts, callback)
             answer = prompted.answer
-        answer.images = answer.images.cpu()
+        answer.images = resized(answer.images.cpu(), size)
         for position, index in enumerate(group):
             answers[index] = answer.images[position]
             write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
@@ -342,9 +336,7 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    # by file: pyarrow takes names in UTF-8 only
-    with writing(out / "rows.parquet") as partial, partial.open("wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows), file)
+    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(
@@ -358,7 +350,7 @@ def run_attack(
     config = {
         "method": method,
         "setting": chosen,
-        "settings": settings,
+        "settings": attack.settings.dump(),
         "seed": seed,
         "limit": limit,
         "time_budget": time_budget,
@@ -371,8 +363,18 @@ def run_attack(
         "gallery": None if gallery is None else str(gallery),
         "seconds": time.monotonic() - start,
     }
-    write_json(out / "config.json", config)
+    _write(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
     return out
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file that appears complete or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _check_windows(attack: Attack, frames: int, inputs: int, limit: int | None) -> None:
@@ -419,10 +421,10 @@ def _row(
     image = answer.images[position]
     # scored as it is written to disk: eight bits a channel
     stored = (image.clamp(0, 1) * 255).round() / 255
-    quality: dict[str, float | None] = dict.fromkeys(metric.name for metric in image_metrics())
+    quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
     if data.originals is not None:
-        scores = measure(image_metrics(), Batch(reconstruction=stored[None], original=data.originals[index][None]))
-        quality = {name: values[0] for name, values in scores.items()}
+        scores = image_quality(stored[None], data.originals[index][None])
+        quality = {k: float(v[0]) for k, v in scores.items()}
     return {
         "name": data.names[index],
         "index": index,
@@ -441,12 +443,12 @@ def _row(
 
 
 def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
-    known = any(r["psnr"] is not None for r in rows)
+    known = rows[0]["psnr"] is not None
     return MethodSummary(
         n=len(rows),
         seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
         iterations=float(np.mean([r["iterations"] for r in rows])),
         model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
         match=None if match is None else MatchSummary.model_validate(match),
-        **{m.name: m.interval(r[m.name] for r in rows) if known else None for m in image_metrics()},
+        **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
     )

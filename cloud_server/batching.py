@@ -38,14 +38,15 @@ class FairBatcher(Generic[Item]):
     """Collects frames and hands them over in batches; lives on one event loop.
 
     Args:
-        compute: takes 1 … ``max_batch`` items, deals with their results and with its own errors.
+        compute: takes 1 … ``max_batch`` items, deals with their results and with its own errors; gives the seconds
+            that computing them took.
         max_batch: items a batch.
         window: seconds to wait, while some frames do, for sessions that have nothing waiting, and for the next
             frames of those that had as many in flight as they may and have just been answered. A single session
             with fewer in flight is never made to wait.
     """
 
-    def __init__(self, compute: Callable[[list[Item]], Awaitable[None]], max_batch: int, window: float) -> None:
+    def __init__(self, compute: Callable[[list[Item]], Awaitable[float]], max_batch: int, window: float) -> None:
         self._compute = compute
         self._max_batch = max_batch
         self._window = window
@@ -116,20 +117,19 @@ class FairBatcher(Generic[Item]):
     async def run(self) -> None:
         """Serve until cancelled."""
         clock = asyncio.get_running_loop().time
-        took = 0.0  # seconds, the batch before
+        took = 0.0  # seconds that the batch before took
         while True:
             await self._arrived.wait()
             idle = True
             while self._turns:
                 now = clock()
-                # frames together save part of a batch's time; waiting for them must not cost more
-                await self._gather(now + min(self._window, took / 4), lambda lane: lane.expected > 0)
+                if took > self._window:  # else computing a few at a time costs less than waiting
+                    # frames together save part of a batch's time; waiting for them must not cost more
+                    await self._gather(now + min(self._window, took / 4), lambda lane: lane.expected > 0)
                 if idle:  # not where frames came while F2 ran: they have waited for others
                     await self._gather(now + self._window, lambda lane: not lane.waiting)
                 idle = False
                 if batch := self.take():
-                    start = clock()
-                    await self._compute(batch)
-                    took = clock() - start
+                    took = await self._compute(batch)
                     self._expect()
             self._arrived.clear()

@@ -33,7 +33,7 @@ class CloudOptions:
         max_subscribers: of the tap at once, ≥ 1.
         metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
         threads: for F2, ≥ 1; ``None`` leaves the choice to torch.
-        batch_window_ms: longest that a frame waits for frames of other sessions, ≥ 0.
+        batch_window_ms: longest that a frame waits for others to be computed with, ≥ 0.
         max_batch: frames computed together, ≥ 1.
         max_sessions: at once, ≥ 1.
         max_in_flight: frames of one session waiting for an answer, ≥ 1.

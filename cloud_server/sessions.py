@@ -94,7 +94,7 @@ class Inference:
         metrics: counts.
         log: structured log.
         max_batch: frames a batch.
-        batch_window: seconds to wait for frames of other sessions.
+        batch_window: seconds to wait for frames to be computed together.
         resume_seconds: how long a lost session counts as alive for the tap.
     """
 
@@ -309,7 +309,7 @@ class Inference:
 
     # -- F2 --------------------------------------------------------------------------------------------
 
-    async def _run(self, jobs: list[_Job]) -> None:
+    async def _run(self, jobs: list[_Job]) -> float:
         start = time.perf_counter()
         try:
             loop = asyncio.get_running_loop()
@@ -319,7 +319,7 @@ class Inference:
             for job in jobs:
                 text = f"the server could not compute frame {job.sequence} ({type(error).__name__})"
                 job.session.end(WireError(grpc.StatusCode.INTERNAL, text), now=True)
-            return
+            return 0.0
         self._metrics.compute.observe(seconds)
         self._metrics.batch.observe(len(jobs))
         for job, reading in zip(jobs, answers, strict=True):
@@ -336,6 +336,7 @@ class Inference:
             )
             reading.put(answer)
             job.session.answer(answer, job.arrived)
+        return seconds
 
     # -- the rest --------------------------------------------------------------------------------------
 

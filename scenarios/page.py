@@ -56,7 +56,7 @@ def _number(value: float | None, digits: int = 1, unit: str = "") -> str:
 
 
 def _interval(value: Mapping[str, float] | None, metric: Metric) -> str:
-    mean, span = metric.texts(**value) if value else ("–", "")
+    mean, span = metric.texts(*(value.get(key) for key in ("mean", "low", "high"))) if value else ("–", "")
     return f"{mean} <small>[{span}]</small>" if span else mean
 
 

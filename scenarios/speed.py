@@ -25,15 +25,19 @@ def _measured(interval: Interval | None, metric: Metric) -> str:
     return f"{mean} [{span}]" if span else mean
 
 
+def _shown(summary: Summary) -> list[Metric]:
+    """Few enough columns for a terminal: variants of a metric are left out."""
+    return [metric for metric in measured(summary.methods.values()) if metric.plotted]
+
+
 def head(summary: Summary) -> list[str]:
     """Headings of :func:`table`."""
-    figures = [metric.heading for metric in measured(summary.methods.values())]
-    return ["method", "images", *figures, "s an image", "iterations", "evaluations"]
+    return ["method", "images", *(m.heading for m in _shown(summary)), "s an image", "iterations", "evaluations"]
 
 
 def table(summary: Summary) -> list[list[str]]:
     """One row a method, under :func:`head`: where each ended."""
-    shown = measured(summary.methods.values())
+    shown = _shown(summary)
     cut = summary.speed.cut if summary.speed else {}
     return [
         [

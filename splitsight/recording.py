@@ -307,7 +307,8 @@ class Recording:
         )
         for number, part in enumerate(self._parts):
             try:
-                table = pq.read_table(part, columns=columns, partitioning=None)
+                with part.open("rb") as file:  # pyarrow takes names in UTF-8 only
+                    table = pq.read_table(file, columns=columns, partitioning=None)
                 for i, r in enumerate(table.cast(pa.schema([_SCHEMA.field(n) for n in columns])).to_pylist()):
                     if r["session_id"] == self.session.session_id:
                         row = (r["sequence"], r["capture_time_us"], r["arrival_time_us"], r["dropped"])
@@ -354,7 +355,8 @@ class Recording:
                 if r.part != part:
                     part, column = r.part, None
                     try:
-                        column = pq.read_table(self._parts[part], columns=["frame"], partitioning=None).column(0)
+                        with self._parts[part].open("rb") as file:
+                            column = pq.read_table(file, columns=["frame"], partitioning=None).column(0)
                     except (pa.ArrowException, ValueError, OSError) as error:
                         self.skipped.append(f"{self._parts[part].name} is damaged ({type(error).__name__})")
                 if column is None:

@@ -93,7 +93,8 @@ class MethodSummary(_Part):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Interval | None] = Field(init=False)
+    # pydantic's way of saying what further keys hold
+    __pydantic_extra__: dict[str, Interval | None] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     n: int = Field(ge=0)
     psnr: Interval | None = None

@@ -77,11 +77,9 @@ class FrameSource(ABC):
         live: sampled by wall clock; frames asked for too late are gone.
         fps: frames a second, or ``None`` for every frame the source has.
         skipped: slots of a live source that passed while nobody asked for a frame.
-        lost: frames of a stored clip that could not be decoded, each counted once however often the clip is played.
     """
 
     live: bool = False
-    lost: int = 0
 
     def __init__(self, name: str, fps: float | None, size: int | None, seconds: float | None) -> None:
         self.name = name
@@ -114,6 +112,11 @@ class FrameSource(ABC):
             # Checked after the yield: the next frame of a live source would be waited for in vain.
             if limit is not None and index + 1 >= limit:
                 return
+
+    @property
+    def lost(self) -> int:
+        """Frames of a stored clip that could not be decoded so far, each counted once however often it is played."""
+        return 0
 
     def interrupt(self) -> None:  # noqa: B027  (a stored source never waits)
         """Makes an iteration that waits for a live frame end soon; safe in a signal handler."""

@@ -3,8 +3,8 @@
 ``fit``
     From the inversion network's latent u₀ to the most probable one given the features. Where the network's errors
     were measured (:mod:`adversary.gaussian`), ``½‖R^{-1/2}(F1(Dec u) − z)‖² + ½‖C^{-1/2}(u − u₀)‖²`` in whitened
-    variables; where not, the relative feature loss with ``fit_proximal_weight ‖u − u₀‖²``. Left out without a network: from the
-    prior's mean image one fit ends in patterns that no image has.
+    variables; where not, the relative feature loss with ``fit_proximal_weight ‖u − u₀‖²``. Left out without a network:
+    from the prior's mean image one fit ends in patterns that no image has.
 ``pixels``
     The same on the pixels, around the network's image x₀ with the measured covariance of its error:
     ``½‖F1(x) − z‖²/σ² + ½‖Q^{-1/2}(x − x₀)‖²``, σ being ``pixel_noise`` times the features' spread (and noise on
@@ -22,8 +22,8 @@
     nearly pure noise (``unaided_levels``).
 ``residual``
     A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
-    shallow splits that tell more than the autoencoder can show. Only where the features hold at least ``residual_ratio``
-    times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
+    shallow splits that tell more than the autoencoder can show. Only where the features hold at least
+    ``residual_ratio`` times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
 
 **Samples.** The most probable image is not the one with the least expected error: F1 is not linear, and one fit
 follows whatever happens to explain the features. ``fit`` and ``pixels`` can instead draw from the posterior by

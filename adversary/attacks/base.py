@@ -189,10 +189,6 @@ class Problem:
         denoised = 0 if self.prior is None else self.prior.evaluations - self._before
         return (passed + denoised) / self.frames
 
-    def lacks(self, need: Need) -> bool:
-        """Whether the attacker has no such thing; ``initial`` and ``network`` may still turn out not to exist."""
-        return getattr(self, need) is None
-
     @property
     def f1(self) -> nn.Module:
         """``pipeline``, for attacks that need it.
@@ -384,18 +380,24 @@ class Attack(ABC):
 
     @classmethod
     def space(cls) -> dict[str, list[Any]]:
-        """What tuning may choose from: values by the name of an option."""
+        """What tuning may choose from: values by the name of an option; none without the preset that it starts from."""
+        if cls.tunes not in cls.presets:
+            return {}
         extra = {key: info.json_schema_extra for key, info in cls.Settings.model_fields.items()}
         return {key: list(more["tune"]) for key, more in extra.items() if isinstance(more, dict) and "tune" in more}  # type: ignore[arg-type]
 
-    def check(self, problem: Problem) -> None:
+    def check(self, known: object) -> None:
         """Whether everything that the attack needs is there.
+
+        Args:
+            known: a :class:`Problem`, or whoever is going to make some: has the attributes that ``needs`` names, which
+                are ``None`` for what is not there.
 
         Raises:
             UserError: something is not; one sentence.
         """
         for need in sorted(self.needs):
-            if problem.lacks(need):
+            if getattr(known, need) is None:
                 raise UserError(f"{self.name} needs {_MISSING[need]}")
 
     @abstractmethod

@@ -122,6 +122,8 @@ class BestMulti(Best):
     """
 
     class Settings(BestSettings):
+        """Those of :class:`Best`, with the coupling on."""
+
         smoothing: float = option(
             0.1,
             "λ_c, weighted by how well the tapped features agree; couples the frames",

@@ -37,6 +37,8 @@ class DB(Attack):
     """
 
     class Settings(Descent):
+        """Adam's, and the start."""
+
         lr: float = option(0.2, "learning rate of Adam", ge=0, tune=(0.02, 0.05, 0.1, 0.2))
         start: Literal["noise", "grey", "prior"] = option(
             "noise", "what the search starts from", tune=("noise", "grey", "prior")

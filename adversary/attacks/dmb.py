@@ -64,6 +64,8 @@ class DMBMulti(Attack):
     """
 
     class Settings(_Sampled):
+        """Those of :class:`DMB`, and the coupling."""
+
         smoothing: float = option(
             5.0, "λ_c, weight of temporal smoothing", ge=0, tune=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
         )

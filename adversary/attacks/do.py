@@ -31,6 +31,8 @@ class DO(Attack):
     """
 
     class Settings(Descent):
+        """Adam's, the start, and what pixels alone can do."""
+
         iterations: int = option(500, "steps of each start", ge=1, tune=(250, 500))
         lr: float = option(0.05, "learning rate of Adam", ge=0, tune=(0.01, 0.02, 0.05, 0.1))
         start: Literal["grey", "noise"] = option("grey", "what the search starts from", tune=("grey", "noise"))

@@ -48,13 +48,15 @@ class WindowState:
 class Window(Attack):
     """White-box, the live tier: most probable latents, then pixels, around the preview, several frames at once.
 
-    ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`); without
-    F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with the
+    ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`);
+    without F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with the
     denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known: the
     preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
 
     class Settings(Settings):
+        """Of both solvers."""
+
         solver: Literal["map", "pnp"] = option("map", "maximum a posteriori, or plug-and-play with the denoiser")
         inner: int = option(12, "evaluations at most: on latents (map), or a round (pnp)", ge=1)
         pixels: int = option(120, "map: evaluations on pixels, at most, after those on latents", ge=0)

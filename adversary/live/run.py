@@ -23,14 +23,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import cv2
 import grpc
 import numpy as np
 import torch
 
-from adversary.live.engine import Engine, WindowSettings
+from adversary.live.engine import Engine
 from adversary.live.windows import Observation, Window, Windower
 from adversary.tap import TapReader
 from splitsight.data import to_pixels, write_png
@@ -81,7 +81,10 @@ class LiveOptions:
         prior: name or folder of the generative prior.
         frames: K, frames of a window.
         stride: seconds between the frames of a window.
-        settings: of the window tier.
+        attack: that solves the windows, a name out of ``splitsight list attacks``.
+        setting: its named setting; empty for its default.
+        changes: values to replace in it, by name.
+        defense: what the edge does to the features, as far as the attacker was told.
         threads: compute threads.
         nice: how much to lower this process's priority (0…19).
         margin: part of a window's period that is left unused before its deadline, in [0, 1).
@@ -93,6 +96,7 @@ class LiveOptions:
         weights: white-box: the target's weights; the embedded ones by default.
         network: black-box: file of the trained network; the package's or the cache's by default.
         patience: seconds to wait for a tap that is away.
+        seed: of all draws.
     """
 
     tap: str
@@ -102,7 +106,10 @@ class LiveOptions:
     prior: str = "small"
     frames: int = 4
     stride: float = 0.5
-    settings: WindowSettings = field(default_factory=WindowSettings)
+    attack: str = "window"
+    setting: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    defense: str = "identity"
     threads: int = 1
     nice: int = 10
     margin: float = 0.15
@@ -114,6 +121,7 @@ class LiveOptions:
     weights: Path | None = None
     network: Path | None = None
     patience: float = 10.0
+    seed: int = 0
 
 
 def _lower_priority(by: int) -> None:

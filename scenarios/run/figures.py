@@ -119,8 +119,8 @@ def _match(rows: Sequence[Row], found: Mapping[str, Interval | None], features: 
     if not galleries:
         return None
     # the smallest, where they differ: no figure is easier to reach than this says
-    return MatchSummary(
-        gallery=min(galleries), features=features, **{key: found[name] for name, key in MATCHED.items()}
+    return MatchSummary.model_validate(
+        {"gallery": min(galleries), "features": features, **{key: found[name] for name, key in MATCHED.items()}}
     )
 
 

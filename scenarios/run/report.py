@@ -28,7 +28,7 @@ from splitsight.files import writing
 from splitsight.metrics import Batch, measure
 from splitsight.metrics.perceptual import inception_missing
 from splitsight.pictures import Panel, panels, spread
-from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environment, write_summary
+from splitsight.summary import Environment, MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
 __all__ = ["write_report"]
 
@@ -139,8 +139,10 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,
-        environment=environment(bench.digests, device_name(bench.models.device))
-        | {"run": config["run"], "threads": torch.get_num_threads()},
+        environment=Environment.model_validate(
+            environment(bench.digests, device_name(bench.models.device))
+            | {"run": config["run"], "threads": torch.get_num_threads()}
+        ),
     )
     with writing(store.folder / "rows.parquet") as partial:
         pq.write_table(table, partial, compression="zstd")

@@ -108,7 +108,7 @@ def read_rows(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     wanted = row_schema() if schema is None else schema
     try:
         with path.open("rb") as file:  # pyarrow takes names in UTF-8 only
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()
         version = int((table.schema.metadata or {}).get(_KEY, b"1"))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as rows ({type(error).__name__}): check the path") from error

@@ -218,7 +218,8 @@ class _Figures(_Part):
     """Figures by the names of metrics."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+    # pydantic's way of saying what further keys hold
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def figures(self) -> dict[str, float]:

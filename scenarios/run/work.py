@@ -284,7 +284,7 @@ def work(
     name: str,
     *,
     step: Step | None = None,
-    finished: Callable[[Unit], None] | None = None,
+    finished: Callable[[Unit], object] | None = None,
     pause: float = 0.5,
 ) -> None:
     """Compute every unit that is not done, until all are; those that others hold are waited for.

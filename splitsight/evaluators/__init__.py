@@ -55,7 +55,11 @@ class Evaluator:
     def features(self, images: Tensor, *, batch: int = 250) -> Tensor:
         """Penultimate features ``(B, F)`` of ``(B, 3, H, W)`` in [0, 1]."""
         parts = [self.model.get_submodule("body")(self._input(part)) for part in images.split(batch)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.model.get_submodule("classifier").in_features)
+        if parts:
+            return torch.cat(parts)
+        classifier = self.model.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        return torch.zeros(0, classifier.in_features)
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, batch: int = 250) -> Tensor:

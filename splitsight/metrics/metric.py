@@ -95,7 +95,7 @@ class Metric:
         digits: decimals in tables (of a share: of the percentage).
         bounds: lowest and highest possible value, where intervals end; [0, 1] for a share.
         side: of the plane of distortion against perception (Blau and Michaeli, 2018) on which it lies.
-        plotted: whether plots show it, too; a variant of another metric need not be there.
+        plotted: whether plots and tables in a terminal show it, too; a variant of another metric need not be there.
         place: among the columns; those with the same place stand in the order of their names.
         column: of the rows, where ``fn``'s values are filed; the name by default. Metrics with the same column have
             the same ``fn``.

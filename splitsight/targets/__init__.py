@@ -8,7 +8,7 @@ family may give points the names that its literature uses, and may cut those by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from splitsight.artifacts import digest, load_weights
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.registry import Registry
-from splitsight.split import CutPoint, Traced, trace
+from splitsight.split import CutPoint, Traced, half_state, trace
 from splitsight.tasks import Task
 
 __all__ = [
@@ -216,8 +216,8 @@ class Target:
             head,
             tail,
             specs,
-            digest(_read_by(self.model, halves[0]) | constants),
-            digest(_read_by(self.model, halves[1])),
+            digest(half_state(self.model, halves[0]) | constants),
+            digest(half_state(self.model, halves[1])),
         )
 
     def head(self, point: str) -> nn.Module:
@@ -242,15 +242,6 @@ class Target:
         self.model.to(device)
         self.preprocess.to(device)
         return self
-
-
-def _read_by(model: nn.Module, half: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a half under the model's own names."""
-    named: Iterable[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    names = {(t.data_ptr(), t.shape): name for name, t in reversed(list(named))}
-    own = [*half.named_parameters(), *half.named_buffers()]
-    found = {names.get((t.data_ptr(), t.shape), name): t for name, t in own}
-    return {name: t for name, t in found.items() if not name.endswith("num_batches_tracked")}
 
 
 TARGETS: Registry[type[Target]] = Registry("target", __name__)

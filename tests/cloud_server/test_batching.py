@@ -2,7 +2,6 @@
 
 import asyncio
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +9,7 @@ from cloud_server.batching import FairBatcher
 
 
 async def nothing(batch):
-    pass
+    return 0.0
 
 
 def filled(counts, max_batch):
@@ -81,6 +80,7 @@ def run(scenario, *, seconds=0.0, max_batch=3):
         async def compute(batch):
             batches.append((round(clock(), 6), batch))
             await asyncio.sleep(seconds)
+            return seconds
 
         batcher = FairBatcher(compute, max_batch, 0.2)
         task = asyncio.create_task(batcher.run())
@@ -167,9 +167,13 @@ def test_frames_that_do_not_come_are_waited_for_no_longer_than_the_window():
 
 
 def test_gathering_never_costs_more_than_a_quarter_of_a_batch():
-    batches = run(saturating(4, 0.04, 8), seconds=0.08, max_batch=8)
-    assert [b for _, b in batches] == [[0, 1, 2, 3], [4], [5, 6], [7]]
-    assert batches[1][0] == pytest.approx(1.06)
+    batches = run(saturating(4, 0.04, 8), seconds=0.4, max_batch=8)
+    assert batches == [(0, [0, 1, 2, 3]), (1.14, [4, 5, 6]), (1.64, [7])]
+
+
+def test_where_f2_is_faster_than_the_window_nothing_is_gathered():
+    batches = run(saturating(4, 0.04, 8), seconds=0.05, max_batch=8)
+    assert batches == [(0, [0, 1, 2, 3]), (1.04, [4]), (1.09, [5]), (1.14, [6]), (1.19, [7])]
 
 
 def test_a_session_below_its_limit_never_waits():
