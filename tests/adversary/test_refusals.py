@@ -8,11 +8,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from adversary import attack
-from adversary.attack import run_attack
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios.attack import run_attack
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
 
@@ -96,7 +96,7 @@ def test_the_prompt_that_won_and_all_losses_are_reported(tmp_path, prior, images
     changes = {"iterations": 2, "steps": 1, "lambda_txt": 3.0}
     out = run_attack(
         "dmb", images=images, prior=prior, out=tmp_path / "out", threads=1, prompts=prompts, changes=changes
-    )
+    ).out
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     for row in rows:
         losses = {entry["prompt"]: entry["loss"] for entry in row["prompt_losses"]}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from adversary.attack import run_attack
 from adversary.attacks import ATTACKS, Attack, Reconstruction
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios.attack import run_attack
 from splitsight.data import load_images, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
@@ -70,7 +70,7 @@ def test_ranks_and_summary(oracle, folders, prior, features, name):
         gallery=folders / "gallery",
         gallery_size=40,
         gallery_features=features,
-    )
+    ).out
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     assert rows[0]["rank"] == rows[2]["rank"] == 1 and 1 < rows[1]["rank"] <= 40
     match = read_summary(out / "summary.json").methods["oracle"].match
@@ -80,7 +80,7 @@ def test_ranks_and_summary(oracle, folders, prior, features, name):
 
 
 def test_without_a_gallery_nothing_is_said_of_one(oracle, folders, prior):
-    out = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior)
+    out = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior).out
     assert "rank" not in pq.read_table(out / "rows.parquet").column_names
     assert '"match"' not in (out / "summary.json").read_text()
 

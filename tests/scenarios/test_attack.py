@@ -9,12 +9,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from elsewhere import ELSEWHERE, SecondDevice
 
-from adversary.attack import _groups, run_attack
 from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios.attack import _groups, run_attack
 from splitsight.errors import UserError
 from splitsight.pictures import Panel, panels
 from splitsight.summary import read_summary
@@ -42,7 +42,7 @@ def images(tmp_path):
 
 
 def _run(method, out, prior, **options):
-    return run_attack(method, out=out, prior=prior, threads=1, time_budget=1.5, **options)
+    return run_attack(method, out=out, prior=prior, threads=1, time_budget=1.5, **options).out
 
 
 def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
