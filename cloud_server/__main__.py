@@ -13,6 +13,7 @@ _HELP: dict[str, tuple[type, str]] = {
     "target": (str, "name of the network"),
     "split": (str, "split point"),
     "weights": (Path, "safetensors or PyTorch file (default: the embedded weights)"),
+    "defense": (str, "what every session must do to its features (default: whatever leaves F2 as it is)"),
     "host": (str, "address to listen on"),
     "port": (int, "0 takes a free one"),
     "tap_port": (int, "port of the tap; 0 takes a free one (default: no tap)"),

@@ -160,7 +160,7 @@ async def _measure(
     async with aio_channel(Address("127.0.0.1", port)) as opened:
         stub = SplitInferenceStub(opened)
         served = await stub.Describe(pb.DescribeRequest())
-        session = await Session.open(stub, served, drawn_features(served.features, rng), "bench")
+        session = await Session.open(stub, served, drawn_features(served.session.features, rng), "bench")
         for done in range(rounds):
             for arm in rng.permutation(ARMS):
                 _order(subscriber, {"none": "off", "control": "off"}.get(arm, arm))
@@ -213,15 +213,7 @@ class Session:
     ) -> Session:
         """Open a session at a server that described itself."""
         call = stub.Infer()
-        opening = pb.SessionOpen(
-            session_id=name,
-            target=served.target,
-            split=served.split,
-            features=served.features,
-            weights_digest=served.weights_digest,
-            codec=CodecSpec().proto(),
-            resume_after=-1,
-        )
+        opening = pb.SessionOpen(session_id=name, session=served.session, codec=CodecSpec().proto(), resume_after=-1)
         await call.write(pb.InferRequest(open=opening))
         opened = await call.read()
         return cls(call, features, opened.opened.max_in_flight)

@@ -20,6 +20,8 @@ class CloudOptions:
         target: registered name of the network.
         split: name of the split point; F2 is what comes after it.
         weights: safetensors or PyTorch file; ``None`` for the embedded weights.
+        defense: what every session must do to its features, as ``--defense`` takes it; ``None`` takes any defence that
+            leaves the features' shapes and F2 as they are.
         host: address to listen on.
         port: 0 … 65535; 0 takes a free one.
         tap_port: likewise; ``None`` leaves the tap off.
@@ -46,6 +48,7 @@ class CloudOptions:
     target: str = "resnet18"
     split: str = "L8"
     weights: Path | None = None
+    defense: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
     tap_port: int | None = None

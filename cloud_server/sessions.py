@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
 from cloud_server.tap import Hub
+from splitsight.tasks import Reading
 from splitsight.wire.sessions import difference
 from splitsight.wire.tensors import CodecSpec, HasShape, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -29,7 +30,7 @@ from splitsight.wire.v1 import split_inference_pb2 as pb
 __all__ = ["NAME", "Compute", "Inference", "handlers"]
 
 NAME = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
-Compute = Callable[[list[list[np.ndarray]]], tuple[list[list[pb.Label] | None], float]]
+Compute = Callable[[list[list[np.ndarray]]], tuple[list[Reading | None], float]]
 
 _OPEN_SECONDS = 10.0  # a connection that does not say what it wants must not stay
 _TAP_DELAY = 0.002  # seconds; the answers of one batch leave before the tap takes any processor time
@@ -193,7 +194,7 @@ class Inference:
             peer=context.peer(),
             dtype=session.codec.dtype,
             compression=session.codec.compression,
-            defense=opening.defense,
+            defense=opening.session.defense,
             resume_after=opening.resume_after,
         )
         return session
@@ -321,19 +322,19 @@ class Inference:
             return 0.0
         self._metrics.compute.observe(seconds)
         self._metrics.batch.observe(len(jobs))
-        for job, top in zip(jobs, answers, strict=True):
+        for job, reading in zip(jobs, answers, strict=True):
             self._metrics.queue.observe(start - job.arrived)
-            if top is None:
+            if reading is None:
                 text = f"frame {job.sequence}: its features make the network overflow"
                 job.session.end(_invalid(text), now=True)
                 continue
             answer = pb.Answer(
                 sequence=job.sequence,
-                top=top,
                 queue_us=_microseconds(start - job.arrived),
                 compute_us=_microseconds(seconds),
                 batch_size=len(jobs),
             )
+            reading.put(answer)
             job.session.answer(answer, job.arrived)
         return seconds
 

@@ -12,6 +12,7 @@ import typer
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
+from splitsight.files import write_json
 
 __all__ = ["bench"]
 
@@ -170,7 +171,7 @@ def bench_tune(
         typer.Option(
             metavar="FILE",
             help="Put the result into this file of tuned settings; 'package' is the one that attacks read, "
-            "adversary/methods/tuned.json. Default: nowhere.",
+            "adversary/attacks/tuned.json. Default: nowhere.",
         ),
     ] = None,
     target: Target = "resnet18",
@@ -187,7 +188,7 @@ def bench_tune(
     Give every method the same --images, --limit, --split and --trials. Images that were tuned on must not be reported
     on: with one held-out shard, cut it in two.
     """
-    from adversary.methods.base import TUNED
+    from adversary.attacks.base import TUNED
     from adversary.tuning import merge as put
     from adversary.tuning import tune
 
@@ -272,7 +273,7 @@ def bench_attack(
     """
     from adversary.bench import CONTENDERS
     from adversary.bench import bench_attack as measure
-    from scenarios.speed import HEAD, sentences, write_page
+    from scenarios.speed import head, sentences, write_page
     from scenarios.speed import table as figures
 
     with progress("bench attack") as report:
@@ -300,7 +301,7 @@ def bench_attack(
     if as_json:
         print((out / "summary.json").read_text())
         return
-    table(HEAD, figures(summary))
+    table(head(summary), figures(summary))
     for sentence in sentences(summary.speed) if summary.speed else []:
         print(sentence)
     print(out / "curves.html")

@@ -67,5 +67,7 @@ def test_a_frame_has_the_same_answer_alone_and_in_a_batch():
         served._twice = twice
         for frame, expected in zip(frames, together, strict=True):
             [answer] = served([frame])[0]
-            assert [label.index for label in answer] == [label.index for label in expected]
-            assert [la.probability for la in answer] == pytest.approx([la.probability for la in expected], abs=1e-5)
+            assert [label.index for label in answer.top] == [label.index for label in expected.top]
+            assert [la.probability for la in answer.top] == pytest.approx(
+                [x.probability for x in expected.top], abs=1e-5
+            )
