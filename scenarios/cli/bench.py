@@ -118,12 +118,10 @@ def bench_serve(
 
 def _given(result: dict[str, Any], out: Path | None, as_json: bool) -> bool:
     """Write a result to its file and to the terminal as JSON where that was asked for; whether the latter was."""
-    text = json.dumps(result, indent=2)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+        write_json(out, result)
     if as_json:
-        print(text)
+        print(json.dumps(result, indent=2))
     return as_json
 
 
