@@ -50,7 +50,7 @@ def write_page(
 <style>{STYLE}</style></head><body><main>
 <h1>What the features show</h1>
 <p class="lead">{escape(title)}.</p>
-<figure><img alt="Originals where they are known, above their reconstructions" src="{inlined(out / "grid.png")}"></figure>
+<figure><img alt="Originals, where known, above reconstructions" src="{inlined(out / "grid.png")}"></figure>
 <h2>Figures</h2>
 <div class="card">{methods_table(plain, "method")}</div>
 <p class="lead">Means over images with 95 % intervals.{matching(plain)}</p>

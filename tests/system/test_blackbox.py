@@ -216,4 +216,4 @@ def _attack(folder, network, images):
     trained = QueryStore.open(next((folder / "home" / "queries").iterdir())).pairs("train", 1)
     write_png(folder / "truth" / "000002.png", trained.images[0])
     with pytest.raises(UserError, match="'000002' is among the pictures that the network was trained on"):
-        run_attack("net-do", out=folder / "none", network=network, truth=folder / "truth", **common).out
+        run_attack("net-do", out=folder / "none", network=network, truth=folder / "truth", **common)
