@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,12 @@ def train_prior_command(
     part: str = "all",
     target: str = "resnet18",
     start: str | None = None,
+    autoencoder: str | None = None,
+    photos: Sequence[Path] = (),
+    network: str = "transformer",
+    schedule: str = "one-cycle",
+    decay: float = 0.9995,
+    bfloat16: bool = False,
 ) -> Path:
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
@@ -57,6 +65,13 @@ def train_prior_command(
         part: ``autoencoder``, ``denoiser`` (needs the former), or ``all``.
         target: network whose features measure the samples' Fréchet distance.
         start: name or folder of an earlier prior, whose denoiser and text encoder are gone on from.
+        autoencoder: name or folder of a prior whose autoencoder is kept; its held-out errors are logged beside the new
+            ones'. ``None`` takes the one trained in ``out``.
+        photos: Parquet files of larger photographs for the denoiser.
+        network: ``transformer`` or ``unet``.
+        schedule: of the denoiser's learning rate, see :data:`adversary.priors._train_denoiser.SCHEDULES`.
+        decay: of the denoiser's moving average.
+        bfloat16: compute the denoiser's products in bfloat16.
 
     Returns:
         The prior's folder; for ``autoencoder`` alone, the autoencoder's.
@@ -93,27 +108,40 @@ def train_prior_command(
         )
         if part == "autoencoder":
             return vae_folder
-    if not vae_folder.is_dir():
+    kept = load_prior(autoencoder) if autoencoder else None
+    if kept is None and not vae_folder.is_dir():
         raise UserError(
             f"no autoencoder at {vae_folder}: train it first with `splitsight train prior --part "
             f"autoencoder --out {out}`"
         )
-    vae = AutoencoderDC.from_pretrained(vae_folder, low_cpu_mem_usage=False)
+    vae = kept.vae if kept else AutoencoderDC.from_pretrained(vae_folder, low_cpu_mem_usage=False)
+    if not isinstance(vae, AutoencoderDC):
+        raise UserError(f"prior '{autoencoder}' has no AutoencoderDC: give another --autoencoder")
     share = 2 / 3 if part == "all" else 1.0
     trained = train_denoiser(
         vae,
         shards,
         classes,
         out / "denoiser",
-        Budget(minutes * 60 * share if minutes else None, steps),
+        # of a CPU's time, so that what shares the machine takes none of it
+        Budget(minutes * 60 * share if minutes else None, steps, computing=where.type == "cpu"),
         seed=seed,
         device=where,
         start=load_prior(start) if start else None,
+        photos=photos,
+        network=network,
+        schedule=schedule,
+        decay=decay,
+        bfloat16=bfloat16,
+        reference=kept,
     )
     prior = Prior(
         vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED
     )
     prior.save(folder)
+    if not trained.figures["finished"]:
+        print(f"interrupted: {folder} holds the averaged weights so far, without figures of samples", file=sys.stderr)
+        return folder
     held, labels = cached_images(shards[-1:], prior.image_size)
     rng = np.random.default_rng(seed)
     names = read_class_names(classes)

@@ -31,7 +31,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Best", "Budget", "Run", "ema", "flattened", "gradient_distance", "one_cycle", "progress_of", "random_crops"]
+__all__ = [
+    "Best",
+    "Budget",
+    "Run",
+    "ema",
+    "flattened",
+    "gradient_distance",
+    "one_cycle",
+    "progress_of",
+    "random_crops",
+    "warmup_stable_decay",
+]
 
 
 class Stateful(Protocol):
@@ -239,6 +250,19 @@ def one_cycle(fraction: float, peak: float, warmup: float = 0.05, floor: float =
         return peak * max(fraction / warmup, 0.01)
     cosine = 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
     return peak * (floor + (1 - floor) * cosine)
+
+
+def warmup_stable_decay(
+    fraction: float, peak: float, warmup: float = 0.003, decay: float = 0.15, floor: float = 0.002
+) -> float:
+    """Learning rate at a spent fraction: linear warm-up, constant ``peak``, at the end a line down to ``floor · peak``.
+
+    Hu et al., arXiv 2404.06395. Until the last part begins the rate does not depend on the budget's end, so a run may
+    be given a longer budget on the way, or a shorter one to anneal at once.
+    """
+    if fraction < warmup:
+        return peak * max(fraction / warmup, 0.01)
+    return peak * (1 - (1 - floor) * max(0.0, (fraction - (1 - decay)) / decay))
 
 
 def ema(model: nn.Module, decay: float) -> AveragedModel:
