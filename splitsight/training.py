@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,9 +35,11 @@ __all__ = [
     "Best",
     "Budget",
     "Run",
+    "Stateful",
     "ema",
     "flattened",
     "gradient_distance",
+    "learning_curve",
     "one_cycle",
     "progress_of",
     "random_crops",
@@ -48,9 +50,13 @@ __all__ = [
 class Stateful(Protocol):
     """Anything with a state dict: modules, optimisers, averaged models."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """From a checkpoint."""
+        ...
 
 
 class Budget:
@@ -242,6 +248,25 @@ class Run(AbstractContextManager["Run"]):
                 if time.monotonic() - last_save > self._save_every:
                     self.save()
                     last_save = time.monotonic()
+
+
+def learning_curve(folder: Path, columns: Sequence[str], rows: int = 12) -> str:
+    """A Markdown table of a run's log: the rows that have all columns, thinned evenly, the last one among them.
+
+    Args:
+        folder: of the run.
+        columns: what is shown beside ``minutes``.
+        rows: at most.
+    """
+    log = folder / "log.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    entries = [entry for entry in entries if all(column in entry for column in columns)]
+    entries = [
+        entries[i] for i in np.unique(np.linspace(0, len(entries) - 1, min(rows, len(entries))).round().astype(int))
+    ]
+    lines = [[f"{entry['minutes']:.0f}", *(f"{entry[column]:.4g}" for column in columns)] for entry in entries]
+    table = [["minutes", *columns], ["---"] * (len(columns) + 1), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
 
 
 def one_cycle(fraction: float, peak: float, warmup: float = 0.05, floor: float = 0.002) -> float:

@@ -8,11 +8,9 @@ arXiv 2403.03206). The text encoder is a small CLIP text model that learns with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +23,15 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from adversary.priors._pictures import Photographs
-from adversary.priors.captions import build_tokenizer, caption, measure, read_class_names
+from adversary.priors._pictures import Pictures
+from adversary.priors._settings import Count, Settings
+from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
-from splitsight.artifacts import home
-from splitsight.data import cached_images
+from splitsight.artifacts import digest, home
 from splitsight.errors import UserError
-from splitsight.training import Budget, Run, ema, one_cycle, warmup_stable_decay
+from splitsight.training import Budget, Run, Stateful, ema
 
-__all__ = ["SCHEDULES", "Trained", "build_denoiser", "build_text_encoder", "build_unet", "train_denoiser"]
+__all__ = ["HeldOut", "Trained", "build_denoiser", "build_text_encoder", "build_unet", "train_denoiser"]
 
 
 def build_denoiser(
@@ -79,7 +77,7 @@ def build_unet(
         cross_attention_dim=text_width,
         # diffusers' name for the number of heads
         attention_head_dim=max(1, widths[1] // 32),
-        norm_num_groups=min(32, widths[0] // 2),
+        norm_num_groups=math.gcd(32, *widths),
     )
 
 
@@ -125,41 +123,51 @@ class _Pair(nn.Module):
 
 
 @torch.no_grad()
-def _encode_all(vae: AutoencoderDC, images: np.ndarray, batch: int = 100) -> np.ndarray:
-    """Scaled latents of all images and of their mirror images, ``(2, N, C, h, w)`` float16, kept in the cache."""
-    key = hashlib.sha256()
-    for name, value in sorted(vae.state_dict().items()):
-        key.update(name.encode() + value.cpu().numpy().tobytes())
-    key.update(f"{len(images)}{int(images[::1000].sum())}".encode())
-    folder = home() / "latents"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{key.hexdigest()[:24]}.npy"
-    if not file.is_file():
-        device = next(vae.parameters()).device
-        chunks: list[list[np.ndarray]] = [[], []]
-        for i in range(0, len(images), batch):
-            x = (
-                torch.from_numpy(np.ascontiguousarray(images[i : i + batch]))
-                .permute(0, 3, 1, 2)
-                .float()
-                .div(127.5)
-                .sub(1)
-                .to(device)
-            )
-            for flip in (0, 1):
-                u = vae.encode(x.flip(-1) if flip else x).latent * vae.config.scaling_factor
-                chunks[flip].append(u.half().cpu().numpy())
-        partial = file.with_suffix(".partial.npy")
-        np.save(partial, np.stack([np.concatenate(c) for c in chunks]))
-        partial.replace(file)
-    return np.load(file)
+def _encode(vae: AutoencoderDC, images: np.ndarray, *, mirrored: bool = False) -> Tensor:
+    """``(B, H, W, 3)`` uint8, or its mirror images → scaled latents."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    x = x.to(next(vae.parameters()).device)
+    return vae.encode(x.flip(-1) if mirrored else x).latent * vae.config.scaling_factor
 
 
-def _measured(images: np.ndarray) -> np.ndarray:
-    file = home() / "latents" / f"words-{hashlib.sha256(images[::500].tobytes()).hexdigest()[:16]}-{len(images)}.npy"
-    if not file.is_file():
-        np.save(file, np.array([measure(image) for image in images], np.int64))
-    return np.load(file)
+class _Latents:
+    """Scaled latents of images and of their mirror images, encoded when they are first asked for.
+
+    They are kept in the cache, so that a run that is resumed on the same machine finds them.
+
+    Args:
+        vae: the autoencoder.
+        images: ``(N, H, W, 3)`` uint8.
+    """
+
+    def __init__(self, vae: AutoencoderDC, images: np.ndarray) -> None:
+        self.vae, self.images = vae, images
+        key = hashlib.sha256(f"{digest(vae.state_dict())}{len(images)}{int(images[::1000].sum())}".encode())
+        folder = home() / "latents" / key.hexdigest()[:24]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shape = tuple(_encode(vae, images[:1]).shape[1:])
+        self._values = self._file(folder / "values.npy", np.float16, (2, len(images), *self.shape))
+        self._known = self._file(folder / "known.npy", np.bool_, (2, len(images)))
+
+    @staticmethod
+    def _file(path: Path, kind: type, shape: tuple[int, ...]) -> np.ndarray:
+        return np.lib.format.open_memmap(path, mode="r+" if path.is_file() else "w+", dtype=kind, shape=shape)
+
+    def get(self, index: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Latents of the images meant, ``(B, C, h, w)`` float32.
+
+        Args:
+            index: which, ``(B,)``.
+            mirrored: 1 where the mirror image is meant, ``(B,)``.
+        """
+        for side in (0, 1):
+            missing = np.unique(index[(mirrored == side) & ~self._known[mirrored, index]])
+            if len(missing):
+                values = _encode(self.vae, self.images[missing], mirrored=bool(side))
+                self._values[side, missing] = values.half().cpu().numpy()
+                # only what is there is known, whenever the run is killed
+                self._known[side, missing] = True
+        return self._values[mirrored, index].astype(np.float32)
 
 
 _LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -219,168 +227,109 @@ class HeldOut:
         return {f"loss_t{level:g}": self.loss(pair, tokens, level, 500) for level in _LEVELS}
 
 
-@torch.no_grad()
-def _encode(vae: AutoencoderDC, images: np.ndarray) -> Tensor:
-    """``(B, H, W, 3)`` uint8 → scaled latents."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    return vae.encode(x.to(next(vae.parameters()).device)).latent * vae.config.scaling_factor
+def _held_out(vae: AutoencoderDC, pictures: Pictures, rng: np.random.Generator) -> dict[str, HeldOut]:
+    """``val``: a thousand held-out images; with photographs ``photos`` and ``large``: crops of held-out ones."""
+    few = pictures.held[:1000]
+
+    def encoded(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([_encode(vae, images[i : i + 50]).cpu().numpy() for i in range(0, len(images), 50)])
+
+    sets = {"val": HeldOut(encoded(few), pictures.held_captions(len(few), rng))}
+    if pictures.photos is not None:
+        for name, size, count in (("photos", pictures.size, 200), ("large", pictures.large, 100)):
+            draw = pictures.held_crops(count, size, rng)
+            sets[name] = HeldOut(encoded(draw.crops), draw.crop_captions(rng))
+    return sets
 
 
-class _Count:
-    """How many images were trained on; part of a checkpoint."""
-
-    def __init__(self) -> None:
-        self.images = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images = state["images"]
-
-
-SCHEDULES = {"one-cycle": partial(one_cycle, warmup=0.03), "stable": warmup_stable_decay}
-"""Learning rate by spent fraction and peak: for short runs, and for long ones whose end is open."""
+def _untrained(channels: int, size: int, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> _Pair:
+    """Random weights, with a last layer of zeros."""
+    if settings.network == "unet":
+        denoiser = build_unet(channels, size, 128, *([settings.widths] if settings.widths else []))
+        nn.init.zeros_(denoiser.conv_out.weight)
+        nn.init.zeros_(denoiser.conv_out.bias)
+    else:
+        denoiser = build_denoiser(channels, size, 128)
+        nn.init.zeros_(denoiser.proj_out.weight)
+    return _Pair(denoiser, build_text_encoder(tokenizer))
 
 
 def train_denoiser(
     vae: AutoencoderDC,
-    shards: list[Path],
-    classes: Path,
+    pictures: Pictures,
     out: Path,
     budget: Budget,
+    settings: Settings,
     *,
-    photos: Sequence[Path] = (),
-    network: str = "transformer",
-    widths: tuple[int, ...] = (96, 128, 128),
-    size: int = 64,
-    batch: int = 32,
-    lr: float | None = None,
-    schedule: str = "one-cycle",
-    decay: float = 0.9995,
-    bfloat16: bool = False,
     seed: int = 0,
     device: torch.device | None = None,
     start: Prior | None = None,
     reference: Prior | None = None,
-    evaluate_every: float = 1200.0,
 ) -> Trained:
-    """Train, resuming from ``out``; the last shard and every tenth photograph are held out.
-
-    With photographs, a fifth of each batch are crops of them at many scales, and every sixteenth step takes crops of
-    ``1.75 · size`` pixels alone, so that the network is used to other sizes than one.
+    """Train, resuming from ``out``.
 
     Args:
         vae: the trained autoencoder, with its ``scaling_factor`` set.
-        shards: Parquet files in Hugging Face image format with labels.
-        classes: table of class names (see :func:`adversary.priors.captions.read_class_names`).
+        pictures: to train on, and held out.
         out: folder of the run.
         budget: when to stop.
-        photos: Parquet files of larger photographs (see :class:`adversary.priors._pictures.Photographs`).
-        network: ``transformer`` or ``unet``.
-        widths: channels of the U-Net, finest first.
-        size: pixels.
-        batch: latents a step.
-        lr: peak learning rate; default: 1.8e-3 for the transformer, 6e-4 for the U-Net.
-        schedule: name in :data:`SCHEDULES`.
-        decay: of the weights' moving average.
-        bfloat16: compute the network's products in bfloat16 (weights stay float32): half as fast again on a CPU with
-            AVX-512 BF16, slower on one without.
+        settings: kind of network, learning rate, precision; the default rate is 1.8e-3 for the transformer and 6e-4
+            for the U-Net.
         seed: of weights and draws.
         device: where to train; CPU by default.
-        start: an earlier prior, whose denoiser and text encoder are gone on from.
+        start: an earlier prior, whose denoiser, text encoder and tokenizer are gone on from.
         reference: a prior of the same autoencoder, whose held-out errors are logged once to compare with.
-        evaluate_every: seconds of training between held-out errors.
 
     Raises:
-        UserError: ``start`` has another shape, or the photographs cannot be read.
+        UserError: ``start`` has latents of another shape.
     """
     device = device or torch.device("cpu")
-    images, labels = cached_images(shards[:-1], size)
-    held, held_labels = cached_images(shards[-1:], size)
     vae.to(device).eval().requires_grad_(False)
-    latents = _encode_all(vae, images)
-    held_latents = _encode_all(vae, held[:1000])[0]
-    words, held_words = _measured(images), _measured(held[:1000])
-    names = read_class_names(classes)
-    larger = Photographs(list(photos)) if photos else None
-    tokenizer = build_tokenizer(names + (larger.classes if larger else []))
-    tokens = _Tokens(tokenizer, device)
-
+    latents = _Latents(vae, pictures.images)
     torch.manual_seed(seed)
-    if network == "unet":
-        denoiser = build_unet(latents.shape[2], latents.shape[3], 128, widths)
-        nn.init.zeros_(denoiser.conv_out.weight), nn.init.zeros_(denoiser.conv_out.bias)
+    if start is None:
+        tokenizer = build_tokenizer(pictures.vocabulary)
+        pair = _untrained(latents.shape[0], latents.shape[1], tokenizer, settings)
+    elif start.latent_shape != latents.shape:
+        raise UserError(f"prior '{start.name}' has latents of another shape: give another --start")
     else:
-        denoiser = build_denoiser(latents.shape[2], latents.shape[3], 128)
-        nn.init.zeros_(denoiser.proj_out.weight)
-    pair = _Pair(denoiser, build_text_encoder(tokenizer)).to(device)
-    if start is not None:
-        try:
-            pair.denoiser.load_state_dict(start.denoiser.state_dict())
-            pair.text_encoder.load_state_dict(start.text_encoder.state_dict())
-        except RuntimeError as error:
-            raise UserError(f"prior '{start.name}' has a denoiser of another shape: give another --start") from error
-    peak = lr or (6e-4 if network == "unet" else 1.8e-3)
+        tokenizer = start.tokenizer
+        pair = _Pair(start.denoiser, start.text_encoder).train().requires_grad_(True)
+    pair.to(device)
+    tokens = _Tokens(tokenizer, device)
+    peak = settings.lr or (1.8e-3 if isinstance(pair.denoiser, PixArtTransformer2DModel) else 6e-4)
     optimizer = torch.optim.AdamW(pair.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
-    average = ema(pair, decay)
-    rng = np.random.default_rng(seed)
-    sets = {
-        "val": HeldOut(
-            held_latents, [caption(names[y], w, rng) for y, w in zip(held_labels[:1000], held_words, strict=True)]
-        )
-    }
-
-    def captioned(crops: np.ndarray, kinds: list[list[str] | None], rng: np.random.Generator) -> list[str]:
-        return [caption(kind, measure(crop), rng) for crop, kind in zip(crops, kinds, strict=True)]
-
-    large = 7 * size // 4
-    if larger:
-        for name, side, count in (("photos", size, 200), ("large", large, 100)):
-            crops, kinds = larger.crops(larger.held, count, side, rng)
-            encoded = np.concatenate([_encode(vae, crops[i : i + 50]).cpu().numpy() for i in range(0, count, 50)])
-            sets[name] = HeldOut(encoded, captioned(crops, kinds, rng))
+    average, seen = ema(pair, settings.average), Count()
+    held_out = _held_out(vae, pictures, np.random.default_rng(seed))
 
     def evaluate(pair: nn.Module, tokens: _Tokens) -> dict[str, float]:
-        errors = {f"{name}_loss": held_out.loss(pair, tokens) for name, held_out in sets.items()}
-        return {**errors, **sets["val"].by_level(pair, tokens)}
+        errors = {f"{name}_loss": one.loss(pair, tokens) for name, one in held_out.items()}
+        return {**errors, **held_out["val"].by_level(pair, tokens)}
 
-    seen = _Count()
-    parts = {"pair": pair, "average": average, "optimizer": optimizer, "seen": seen}
+    parts: dict[str, Stateful] = {"pair": pair, "average": average, "optimizer": optimizer, "seen": seen}
     total, count = 0.0, 0
     with Run(out, budget, parts, title="train denoiser") as run:
         if reference is not None and run.step == 0:
             other = _Pair(reference.denoiser, reference.text_encoder).to(device).eval()
-            sets_of_old = {name: held_out for name, held_out in sets.items() if name != "large"}
-            old = _Tokens(reference.tokenizer, device)
-            run.log(
-                reference=reference.name,
-                **{f"{name}_loss": held_out.loss(other, old) for name, held_out in sets_of_old.items()},
-                **sets["val"].by_level(other, old),
-            )
+            run.log(reference=reference.name, **evaluate(other, _Tokens(reference.tokenizer, device)))
         rng = np.random.default_rng((seed, run.step))
         generator = torch.Generator().manual_seed(seed + run.step)
-        evaluated, logged = run.seconds, run.seconds
+        evaluated = logged = run.seconds
         for fraction in run.steps():
             for group in optimizer.param_groups:
-                group["lr"] = SCHEDULES[schedule](fraction, peak)
-            if larger and rng.random() < 1 / 16:
-                crops, kinds = larger.crops(larger.train, max(1, batch * size**2 // large**2), large, rng)
-                u, captions = _encode(vae, crops), captioned(crops, kinds, rng)
-            else:
-                few = batch // 5 if larger else 0
-                index = rng.integers(len(images), size=batch - few)
-                u = torch.from_numpy(latents[rng.integers(2, size=len(index)), index].astype(np.float32)).to(device)
-                captions = [caption(names[labels[i]], int(words[i]), rng) for i in index]
-                if larger and few:
-                    crops, kinds = larger.crops(larger.train, few, size, rng)
-                    u = torch.cat([u, _encode(vae, crops)])
-                    captions += captioned(crops, kinds, rng)
+                group["lr"] = settings.rate(fraction, peak)
+            draw = pictures.draw(settings.batch, rng)
+            captions = pictures.captions(draw.index, rng) + draw.crop_captions(rng)
+            mirrored = rng.integers(2, size=len(draw.index))
+            u = torch.from_numpy(latents.get(draw.index, mirrored)).to(device)
+            if len(draw.crops):
+                crops = _encode(vae, draw.crops)
+                u = torch.cat([u, crops]) if len(u) else crops
             ids, mask = tokens(captions)
             eps = torch.randn(u.shape, generator=generator).to(device)
             t = torch.sigmoid(torch.randn(len(u), generator=generator)).to(device)
             at = t[:, None, None, None]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
                 velocity = pair((1 - at) * u + at * eps, t, ids, mask)
             loss = (velocity.float() - (eps - u)).square().mean()
             optimizer.zero_grad()
@@ -390,19 +339,20 @@ def train_denoiser(
             average.update_parameters(pair)
             seen.images += len(u)
             total, count = total + float(loss.detach()), count + 1
-            if run.seconds - logged >= evaluate_every / 10:
-                extra = {}
-                if run.seconds - evaluated >= evaluate_every:
-                    extra = evaluate(average.module.eval(), tokens)
+            if run.seconds - logged >= settings.evaluate_every / 10:
+                errors = {}
+                if run.seconds - evaluated >= settings.evaluate_every:
+                    errors = evaluate(average.module.eval(), tokens)
                     evaluated = run.seconds
-                run.log(loss=total / count, images=seen.images, fraction=fraction, **extra)
-                logged = run.seconds
-                total, count = 0.0, 0
+                run.log(loss=total / count, images=seen.images, fraction=fraction, **errors)
+                logged, total, count = run.seconds, 0.0, 0
     model = average.module.eval()
     errors = evaluate(model, tokens)
-    run.log(**errors)
+    run.log(images=seen.images, fraction=run.fraction(), **errors)
     figures: dict[str, float | int | bool] = {
-        "velocity_mse": errors["val_loss"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "velocity_mse": errors.pop("val_loss"),
+        **{f"velocity_mse_{name.replace('_loss', '').replace('loss_', '')}": error for name, error in errors.items()},
         "images_seen": seen.images,
         "minutes": round(run.seconds / 60, 1),
         "finished": run.fraction() >= 1.0,

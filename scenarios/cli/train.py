@@ -25,6 +25,7 @@ class Part(StrEnum):
 
     autoencoder = "autoencoder"
     denoiser = "denoiser"
+    pixels = "pixels"
     all = "all"
 
 
@@ -138,7 +139,11 @@ def train_prior(
         bool, typer.Option("--bfloat16/--float32", help="Precision of the denoiser's products while it is trained.")
     ] = False,
 ) -> None:
-    """Train the generative prior: autoencoder, then denoiser and text encoder."""
+    """Train the generative prior: autoencoder, denoiser of latents with text encoder, denoiser of pixels.
+
+    On a CPU, --minutes are those in which the denoisers' training computes.
+    """
+    from adversary.priors._settings import Settings
     from adversary.training import train_prior_command
 
     _budget(minutes, steps)
@@ -154,11 +159,13 @@ def train_prior(
             part=part.value,
             start=start,
             autoencoder=autoencoder,
-            photos=photos or [],
-            network=network.value,
-            schedule=schedule.value,
-            decay=average,
-            bfloat16=bfloat16,
+            settings=Settings(
+                photos=photos or [],
+                network=network.value,
+                schedule=schedule.value,
+                average=average,
+                bfloat16=bfloat16,
+            ),
         )
     )
 
