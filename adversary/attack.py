@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction, check_features
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
-from adversary.methods import ATTACKS, Attack, Problem, Reconstruction, check_features
-from adversary.methods.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED, load_prior
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight import targets
@@ -29,6 +29,7 @@ from splitsight.metrics import image_quality, mean_interval
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
+from splitsight.pipeline import resized
 from splitsight.recording import Recording
 from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
@@ -206,8 +207,8 @@ def run_attack(
         raise UserError(f"no such file: {inversion}")
     if threads:
         torch.set_num_threads(threads)
-    attack = ATTACKS.get(method)()
-    chosen, settings = attack.setting(setting, split, changes)
+    attack = ATTACKS.get(method).configured(setting, target=target, split=split, changes=changes)
+    chosen = attack.setting
     if prompts is not None and not attack.text:
         raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
     blind = isinstance(attack, NetAttack)
@@ -219,12 +220,7 @@ def run_attack(
     generator = load_prior(prior).to(where)
     # a black-box attack needs F1 for nothing; only who plays the edge, or measures in its features, does
     attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights).to(where)
-    if attacked is not None and generator.image_size != attacked.input_size:
-        raise UserError(
-            f"prior '{generator.name}' makes images of {generator.image_size} pixels, {target} "
-            f"takes {attacked.input_size}: choose another prior"
-        )
-    size = generator.image_size
+    size = generator.image_size if attacked is None else attacked.input_size
     head = None if blind or attacked is None else attacked.head(split)
     if images is not None:
         assert attacked is not None
@@ -259,8 +255,8 @@ def run_attack(
         drawn = Gallery.draw(gallery, attacked, size=gallery_size, features=gallery_features, seed=seed)
         lineup = drawn.against(data.originals)
     texts = None if prompts is None else embed_prompts(generator, prompts)
-    if head is not None:
-        check_features([z.to(where) for z in data.features], head, size)
+    if attacked is not None:
+        check_features(data.features, attacked.feature_specs(split))
     _check_windows(attack, frames, len(data), limit)
     groups = list(_groups(data.times, attack.windowed, frames, stride))
     taught: AttackNetwork | None = None
@@ -274,7 +270,6 @@ def run_attack(
             frames=frames,
             text=texts is not None,
             path=network,
-            **settings,
         ).to(where)
         for group in groups:
             taught.check_features([z[group] for z in data.features])
@@ -307,23 +302,22 @@ def run_attack(
             share = len(group) / sum(len(g) for g in groups[number:])
             deadline = time.monotonic() + max(left, 0.0) * share
         problem = Problem(
-            generator,
-            head,
             [z[group].to(where) for z in data.features],
-            preview_network,
-            None,
-            seed,
-            group[0],
-            deadline,
-            _within(progress, len(answers), len(data), len(group)),
+            head,
+            () if attacked is None else attacked.feature_specs(split),
+            prior=generator,
+            initial=preview_network,
             network=None if taught is None else lambda: taught,
+            seed=seed,
+            first=group[0],
         )
+        callback = Callback(deadline, progress=_within(progress, len(answers), len(data), len(group)))
         if texts is None:
-            answer, prompted = attack.solve(problem, **settings), None
+            answer, prompted = attack.reconstruct(problem, callback=callback), None
         else:
-            prompted = solve_with_prompts(attack, problem, texts, settings)
+            prompted = solve_with_prompts(attack, problem, texts, callback)
             answer = prompted.answer
-        answer.images = answer.images.cpu()
+        answer.images = resized(answer.images.cpu(), size)
         for position, index in enumerate(group):
             answers[index] = answer.images[position]
             write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
@@ -356,7 +350,7 @@ def run_attack(
     config = {
         "method": method,
         "setting": chosen,
-        "settings": settings,
+        "settings": attack.settings.dump(),
         "seed": seed,
         "limit": limit,
         "time_budget": time_budget,

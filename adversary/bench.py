@@ -1,7 +1,7 @@
 """How good an attack is after how much time and how many model evaluations: ``splitsight bench attack``.
 
 All methods attack the same images in one run, on the same threads, in turn for each batch, so that whatever else the
-machine does falls on all of them. Each shows its best images so far to a :class:`~adversary.whitebox.clock.Clock`,
+machine does falls on all of them. Each shows its best images so far to a :class:`~adversary.callback.Callback`,
 which scores them now and then without counting the time that takes. What a method needed before it had the features
 (training a prior or an inversion network) is not counted either.
 
@@ -28,12 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adversary.attacks import ATTACKS, Attack, Callback, Problem
+from adversary.attacks.blackbox import NetAttack
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger
-from adversary.methods import ATTACKS, Attack, Problem
-from adversary.methods.blackbox import NetAttack
 from adversary.priors.prior import EMBEDDED
-from adversary.whitebox.clock import Clock
 from splitsight.devices import device_name
 from splitsight.errors import UserError
 from splitsight.metrics import mean_interval
@@ -62,31 +61,30 @@ Rows = Sequence[Mapping[str, Any]]
 class _Contender:
     """One method in one setting, with its values and the iterations it would have had."""
 
-    attack: type[Attack]
-    setting: str
-    values: dict[str, Any]
+    attack: Attack
     whole: int | None
 
     @property
     def name(self) -> str:
-        return f"{self.attack.name} {self.setting}"
+        return f"{self.attack.name} {self.attack.setting}"
 
     @property
     def cut(self) -> list[int] | None:
         """Iterations, and those that the setting has; ``None`` for a whole run."""
-        return None if self.whole is None else [self.values["iterations"], self.whole]
+        return None if self.whole is None else [self.attack.settings.iterations, self.whole]
 
 
-def _contender(given: str, split: str, iterations: int | None) -> _Contender:
+def _contender(given: str, target: str, split: str, iterations: int | None) -> _Contender:
     method, _, setting = given.partition(":")
     attack = ATTACKS.get(method)
     if attack.windowed or issubclass(attack, NetAttack):
         raise UserError(f"{method} does not solve single images with F1 at hand: leave it out of --method")
-    name, values = attack.setting(setting or None, split)
-    whole = values.get("iterations")
+    entire = attack.configured(setting or None, target=target, split=split)
+    whole = getattr(entire.settings, "iterations", None)
     if iterations is None or whole is None or whole <= iterations:
-        return _Contender(attack, name, values, None)
-    return _Contender(attack, name, values | {"iterations": iterations}, whole)
+        return _Contender(entire, None)
+    cut = attack.configured(setting or None, target=target, split=split, changes={"iterations": iterations})
+    return _Contender(cut, whole)
 
 
 class _Watch:
@@ -110,11 +108,11 @@ def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, gro
     """Attack one batch; yields a row a look and image, the answer itself last."""
     watch = _Watch(lab.originals[index])
     problem = lab.problem(split, index, seed=seed)
-    # made last: whatever came before is not the attack's own time
-    problem.clock = Clock(watch, growth)
     watch.problem = problem
-    answer = who.attack().solve(problem, **who.values)
-    seconds = problem.clock.seconds
+    # made last: whatever came before is not the attack's own time
+    callback = Callback(look=watch, growth=growth)
+    answer = who.attack.reconstruct(problem, callback=callback)
+    seconds = callback.seconds
     watch(seconds, answer.images)
     for number, (at, evaluations, qualities) in enumerate(watch.looks):
         for i, quality in zip(index, qualities, strict=True):
@@ -133,8 +131,7 @@ def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, gro
 def _warm(lab: Lab, who: _Contender, split: str, index: list[int], seed: int) -> None:
     """A short attack that nobody times: memory, kernels and networks are there afterwards."""
     problem = lab.problem(split, index, seed=seed)
-    problem.deadline = problem.clock.now() + _WARM_S
-    who.attack().solve(problem, **who.values)
+    who.attack.reconstruct(problem, callback=Callback(time.monotonic() + _WARM_S))
 
 
 @dataclass(frozen=True)
@@ -330,7 +327,7 @@ def bench_attack(
         raise UserError("a measurement needs at least one method, one image and one iteration")
     if threads:
         torch.set_num_threads(threads)
-    entries = [_contender(given, split, iterations) for given in dict.fromkeys(methods)]
+    entries = [_contender(given, target, split, iterations) for given in dict.fromkeys(methods)]
     lab = Lab(
         images, limit, tail=tail, target=target, weights=weights, prior=prior, inversions=inversions, device=device
     )
@@ -340,7 +337,7 @@ def bench_attack(
     about = {
         "images": lab.names,
         "split": split,
-        "contenders": {who.name: who.values for who in entries},
+        "contenders": {who.name: who.attack.settings.dump() for who in entries},
         "batch": batch,
         "growth": growth,
         "seed": seed,

@@ -7,7 +7,8 @@ measured over images that are not attacked later:
   two-dimensional cosine basis (DCT-II), between the channels of each frequency: errors of different frequencies are
   nearly uncorrelated, and 16 × 16 blocks of 8 × 8 numbers say what a 2048 × 2048 matrix would.
 * ``F1(Dec(Enc(x))) − z``, covariance R: what the decoder cannot show and no fit should chase. It is taken between the
-  channels of a map, the same at every position; between all numbers of a feature without a grid.
+  channels of a map or of tokens, the same at every position; between all numbers of a vector. Of more than 1,024
+  channels, only their variances are.
 
 They turn the fit of a latent into a maximum a posteriori estimate without a weight to tune,
 
@@ -24,10 +25,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GaussianErrors", "cosine_basis"]
+from splitsight.features import FeatureSpec
+
+__all__ = ["GaussianErrors", "cosine_basis", "whitened"]
 
 _FULL = 1024
-"""A feature with more numbers than this, and without a grid, gets variances only."""
+"""A feature with more channels than this gets variances only: a covariance would be larger than the network."""
 
 
 def cosine_basis(n: int) -> Tensor:
@@ -38,9 +41,9 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def _rows(residual: Tensor) -> Tensor:
-    """``(B, C, H, W)`` → ``(B·H·W, C)``, one row a position; anything else ``(B, N)``."""
-    return residual.movedim(1, -1).flatten(0, 2) if residual.ndim == 4 else residual.flatten(1)
+def whitened(values: Tensor, whitener: Tensor) -> Tensor:
+    """``R^{-1/2}`` of one feature, ``(C, C)`` or its diagonal ``(C,)``, applied to values ``(…, C)``."""
+    return values * whitener if whitener.ndim == 1 else values @ whitener.T
 
 
 def _shrunk(covariance: Tensor, amount: float = 1e-3) -> Tensor:
@@ -54,17 +57,18 @@ class GaussianErrors(nn.Module):
 
     Args:
         latent: ``(C, h, w)`` of the prior.
-        features: shapes of the tensors that cross the split, without batch dimension.
+        specs: what crosses the split.
     """
 
-    def __init__(self, latent: tuple[int, int, int], features: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, latent: tuple[int, int, int], specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
+        self.specs = tuple(specs)
         c, h, w = latent
         # Cholesky factors of C, one a frequency
         self.register_buffer("latent", torch.eye(c).repeat(h, w, 1, 1))
         # R^{-1/2}: a factor is stored, not R, because rounding to float16 must not make it indefinite
-        for i, shape in enumerate(features):
-            n = shape[0] if len(shape) == 3 else math.prod(shape)
+        for i, spec in enumerate(self.specs):
+            n = spec.channels
             self.register_buffer(f"feature{i}", torch.eye(n) if n <= _FULL else torch.ones(n))
         self.register_buffer("rows", cosine_basis(h), persistent=False)
         self.register_buffer("columns", cosine_basis(w), persistent=False)
@@ -80,8 +84,8 @@ class GaussianErrors(nn.Module):
         spectrum = self.rows @ latent @ self.columns.T
         covariance = torch.einsum("nchw,ndhw->hwcd", spectrum, spectrum) / len(latent)
         self.latent.copy_(torch.linalg.cholesky(_shrunk(covariance)))
-        for i, residual in enumerate(features):
-            rows = _rows(residual).double()
+        for i, (spec, residual) in enumerate(zip(self.specs, features, strict=True)):
+            rows = spec.rows(residual).double()
             whitener = self._whitener(i)
             if whitener.ndim == 1:
                 variance = rows.square().mean(0)
@@ -105,7 +109,7 @@ class GaussianErrors(nn.Module):
         return solved.permute(3, 2, 0, 1).contiguous()
 
     def whitener(self, index: int, noise: float = 0.0) -> Tensor:
-        """``(R + σ² I)^{-1/2}`` of one feature: ``(C, C)``, or ``(N,)`` for a large feature without a grid.
+        """``(R + σ² I)^{-1/2}`` of one feature: ``(C, C)``, or ``(C,)`` of a feature with many channels.
 
         Args:
             index: which of the tensors that cross the split.

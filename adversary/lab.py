@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adversary.attacks import Problem
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.methods import Problem
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.artifacts import digest
@@ -25,6 +25,7 @@ from splitsight.errors import UserError, unknown_name
 from splitsight.metrics import image_quality
 from splitsight.metrics.gallery import SPACES
 from splitsight.metrics.retrieval import matched
+from splitsight.pipeline import resized
 
 __all__ = ["Lab", "score"]
 
@@ -66,11 +67,6 @@ class Lab:
         self.device = pick_device(device)
         self.target = targets.load(target, weights).to(self.device)
         self.prior: Prior = load_prior(prior).to(self.device)
-        if self.prior.image_size != self.target.input_size:
-            raise UserError(
-                f"prior '{self.prior.name}' makes images of {self.prior.image_size} pixels, {target} takes "
-                f"{self.target.input_size}: choose another prior"
-            )
         found = load_images(images, self.target.input_size, limit, tail=tail)
         self.names, self.originals = found.names, to_tensor(found.images)
         self._inversions = inversions
@@ -111,7 +107,8 @@ class Lab:
         head: nn.Module = self.head(split)
         with torch.no_grad():
             features = [z.detach() for z in head(self.originals[list(index)].to(self.device))]
-        return Problem(self.prior, head, features, lambda: self.inversion(split), first=index[0], **more)
+        more = {"prior": self.prior, "initial": lambda: self.inversion(split), "first": index[0], **more}
+        return Problem(features, head, self.target.feature_specs(split), **more)
 
     @torch.no_grad()
     def _embed(self, images: Tensor, features: str) -> Tensor:
@@ -142,9 +139,9 @@ def score(images: Tensor, originals: Tensor) -> list[dict[str, float]]:
     """Quality of each reconstruction as it would be written to disk, with eight bits a channel.
 
     Args:
-        images: ``(K, 3, H, W)`` in [0, 1], on any device.
-        originals: likewise, on the CPU.
+        images: ``(K, 3, S, S)`` in [0, 1], on any device, of any size.
+        originals: ``(K, 3, H, H)``, on the CPU.
     """
-    stored = (images.detach().cpu().clamp(0, 1) * 255).round() / 255
+    stored = (resized(images.detach().cpu(), originals.shape[-1]).clamp(0, 1) * 255).round() / 255
     table = image_quality(stored, originals)
     return [{name: float(values[i]) for name, values in table.items()} for i in range(len(images))]

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from adversary.methods.base import Attack, Problem, Reconstruction
+from adversary.attacks.base import Attack, Callback, Problem, Reconstruction
 from adversary.priors.prior import Prior, Text
 from splitsight.errors import UserError
 
@@ -53,24 +52,21 @@ def embed_prompts(prior: Prior, prompts: Sequence[str]) -> dict[str, Text]:
 
 
 def solve_with_prompts(
-    attack: Attack, problem: Problem, texts: Mapping[str, Text], settings: Mapping[str, Any]
+    attack: Attack, problem: Problem, texts: Mapping[str, Text], callback: Callback | None = None
 ) -> Prompted:
     """Solve once a prompt, and choose for each frame, or for a whole window, by final loss.
 
     Args:
         attack: one that takes text.
-        problem: its own text is not used; its deadline is shared among the prompts.
+        problem: its own text is not used.
         texts: prompt → embedding, in the order in which ties are decided.
-        settings: of the attack.
+        callback: keeps the time, which is shared among the prompts.
     """
-    clock, deadline = problem.clock, problem.deadline
+    callback = callback or Callback()
     answers: list[Reconstruction] = []
     losses: dict[str, Tensor] = {}
     for i, (prompt, text) in enumerate(texts.items()):
-        one = replace(problem, text=text)
-        if deadline is not None:
-            one.deadline = clock.now() + max(deadline - clock.now(), 0.0) / (len(texts) - i)
-        answer = attack.solve(one, **settings)
+        answer = attack.reconstruct(replace(problem, text=text), callback=callback.part(1 / (len(texts) - i)))
         found = torch.full((problem.frames,), answer.loss) if answer.losses is None else answer.losses.cpu()
         losses[prompt] = found.mean().expand_as(found) if attack.windowed else found
         answers.append(answer)

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
-from adversary.blackbox.inversion import WIDTH
+from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import train_autoencoder
@@ -20,13 +20,18 @@ from adversary.priors.pixels import SIGMAS
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.cards import write_card
-from splitsight.data import shards_of
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
+from splitsight.names import printable
+from splitsight.pipeline import EdgePipeline
 from splitsight.training import Budget, learning_curve, progress_of
+from splitsight.training_data import TrainingSet
+from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["train_inversion_command", "train_prior_command"]
+__all__ = ["MINUTES", "train_inversion_command", "train_prior_command"]
 
+MINUTES = 30.0
+"""Budget of an inversion network's training, where none is given."""
 _SAMPLES = 2000
 _SIZE = 64
 """Pixels of the prior's images."""
@@ -57,7 +62,8 @@ def train_prior_command(
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
     Args:
-        data: folder of Parquet shards with ``classes.tsv``; the last shard is held out.
+        data: Parquet file or folder of them, or folder of PNG/JPEG; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`). With labels and ``classes.tsv``, captions name the class.
         out: folder of the runs (``autoencoder``, ``denoiser``, ``pixels``).
         minutes: time budget a part, of a CPU's own time; ``all`` divides it over the three.
         steps: step budget a part.
@@ -80,7 +86,11 @@ def train_prior_command(
     if threads:
         torch.set_num_threads(threads)
     settings = settings or Settings()
-    shards, classes = shards_of(data)
+    source = TrainingSet.open(data)
+    if part != "autoencoder" and len(source.labels(_SIZE)[1]) < 2:  # worth knowing before the autoencoder is trained
+        raise UserError(
+            f"{printable(data)} leaves fewer than two images to measure samples with: give at least 20 different ones"
+        )
     where = pick_device(device)
     chosen = list(_SHARES) if part == "all" else [part]
     kept = load_prior(autoencoder) if autoencoder else None
@@ -94,12 +104,12 @@ def train_prior_command(
 
     made = _flags(minutes, steps)
     if "autoencoder" in chosen:
-        answer = _autoencoder(shards, data.name, out, budget("autoencoder"), made, seed, where)
+        answer = _autoencoder(source, out, budget("autoencoder"), made, seed, where)
         if part == "autoencoder":
             return answer
-    pictures = Pictures(shards, classes, settings.photos, _SIZE)
+    pictures = Pictures(source, settings.photos, _SIZE)
     if "pixels" in chosen:
-        answer = _pixels(pictures, data.name, out, budget("pixels"), settings, made, seed, where)
+        answer = _pixels(pictures, out, budget("pixels"), settings, made, seed, where)
         if part == "pixels":
             return answer
     vae_folder = out / "autoencoder" / "model"
@@ -157,7 +167,7 @@ def train_prior_command(
             f"{'layers' if isinstance(width, int) else 'channels'} {width}), CLIP text model of two layers with a "
             "word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
-        data=f"{_described(pictures, data.name)} Captions from class names and measured words "
+        data=f"{_described(pictures)} Captions from {'class names and ' if pictures.vocabulary else ''}measured words "
         "(adversary/priors/captions.py), dropped at random.",
         command=f"splitsight train prior --part {part} --data DIR{made}{_choices(settings)}"
         + (" --start PRIOR" if start else "")
@@ -172,8 +182,8 @@ def train_prior_command(
     return folder
 
 
-def _described(pictures: Pictures, name: str) -> str:
-    text = f"{len(pictures.images):,} images of {name} and their mirror images; the last shard was held out."
+def _described(pictures: Pictures) -> str:
+    text = f"{pictures.data.description}; {len(pictures.images):,} images and their mirror images."
     if pictures.photos is None:
         return text
     count = len(pictures.photos.train)
@@ -188,10 +198,8 @@ def _choices(settings: Settings) -> str:
     )
 
 
-def _autoencoder(
-    shards: list[Path], name: str, out: Path, budget: Budget, made: str, seed: int, device: torch.device
-) -> Path:
-    vae, figures = train_autoencoder(shards, out / "autoencoder", budget, seed=seed, device=device)
+def _autoencoder(data: TrainingSet, out: Path, budget: Budget, made: str, seed: int, device: torch.device) -> Path:
+    vae, figures = train_autoencoder(data, out / "autoencoder", budget, seed=seed, device=device)
     folder = out / "autoencoder" / "model"
     vae.save_pretrained(folder)
     write_card(
@@ -201,7 +209,7 @@ def _autoencoder(
             "diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at "
             "half and quarter resolution."
         ),
-        data=f"{len(shards) - 1} shards of {name}, crops; the last was held out and gave the figures (PSNR in dB).",
+        data=f"{data.description} (PSNR in dB); trained on crops.",
         command=f"splitsight train prior --part autoencoder --data DIR{made}",
         figures=figures,
     )
@@ -210,7 +218,6 @@ def _autoencoder(
 
 def _pixels(
     pictures: Pictures,
-    name: str,
     out: Path,
     budget: Budget,
     settings: Settings,
@@ -229,7 +236,7 @@ def _pixels(
             f"diffusers UNet2DModel on 2 × 2 blocks of pixels, convolutional, any size; predicts the noise of images "
             f"in [0, 1] at levels σ of {low:g} to {high:g} (time 1000 σ; input scaled to [−1, 1])."
         ),
-        data=_described(pictures, name),
+        data=_described(pictures),
         command=f"splitsight train prior --part pixels --data DIR{made}{_choices(settings)}",
         figures=figures,
         notes="Gains are in dB of the mean squared error on held-out images, against the noisy ones, by σ.\n\n"
@@ -241,71 +248,83 @@ def _pixels(
 def train_inversion_command(
     *,
     data: Path,
-    out: Path,
-    minutes: float | None,
-    steps: int | None,
+    out: Path | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
     device: str = "auto",
     seed: int = 0,
     threads: int | None = None,
     target: str = "resnet18",
-    split: str = "L8",
+    split: str | None = None,
     prior: str = EMBEDDED,
+    weights: Path | None = None,
+    defense: str = UNDEFENDED,
     start: Path | None = None,
     width: int | None = None,
 ) -> Path:
-    """Train the preview network of one split point in ``out/run``; write it to ``out/TARGET-SPLIT-PRIOR.safetensors``.
+    """Train the preview network of one split point, and file it with a model card.
 
     Args:
-        data: folder of Parquet shards; the last shard is held out.
-        out: folder of the run.
-        minutes: time budget, summed over resumed runs.
+        data: Parquet file or folder of them, or folder of PNG/JPEG; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
+        out: folder of the run, and of the file; by default both are in the cache, where attacks find the network.
+        minutes: time budget, summed over resumed runs; :data:`MINUTES` where neither is given.
         steps: step budget.
         device: ``auto``, ``cpu``, ``cuda``.
         seed: of weights and crops.
         threads: CPU threads.
         target: attacked network.
-        split: its split point.
+        split: its split point; the middle one of those that it offers by default.
         prior: name or folder of the prior whose decoder is used.
+        weights: of the target; the embedded ones by default.
+        defense: what the edge does to the features.
         start: file of an earlier network for the same features to go on from (made for any weights of the target).
         width: channels of the network; its default where not given.
 
+    Returns:
+        The network's file.
+
     Raises:
-        UserError: no such data, target, split or prior; ``start`` has another shape.
+        UserError: no such data, target, split, defence or prior; ``start`` has another shape.
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, _ = shards_of(data)
-    attacked, generator = targets.load(target), load_prior(prior)
-    shapes = [tuple(s.shape) for s in attacked.feature_specs(split)]
+    if minutes is None and steps is None:
+        minutes = MINUTES
+    pictures = TrainingSet.open(data)
+    attacked, generator = targets.load(target, weights), load_prior(prior)
+    if split is None:
+        offered = attacked.points()
+        split = offered[(len(offered) - 1) // 2]
+    pipeline = EdgePipeline(attacked, split, defense)
+    about = pipeline.description()
+    digests = {"head_digest": about.head_digest, "prior_digest": generator.latent_digest}
+    file = cached = inversion_file(target, split, generator.name, defense=about.defense, **digests)
+    if out is not None:
+        file = out / f"{inversion_name(target, split, generator.name, about.defense)}.safetensors"
+    run = cached.parent / "runs" / cached.stem if out is None else out / "run"
     network, figures = train_inversion(
-        attacked.head(split),
-        shapes,
+        pipeline,
         generator,
-        shards,
-        out / "run",
+        pictures,
+        run,
         Budget(minutes * 60 if minutes else None, steps),
         seed=seed,
         device=pick_device(device),
         start=start,
         width=width or WIDTH,
     )
-    file = out / f"{target}-{split}-{generator.name}.safetensors"
-    network.cpu().save(
-        file,
-        target_digest=attacked.digest,
-        prior_digest=generator.latent_digest,
-        target=target,
-        split=split,
-        prior=generator.name,
-    )
+    network.cpu().save(file, target=target, split=split, prior=generator.name, defense=about.defense, **digests)
+    defended = f" against '{about.defense}'" if about.defense != UNDEFENDED else ""
+    flags = (f" --prior {prior}" if prior != EMBEDDED else "") + (f" --weights {weights}" if weights else "")
+    flags += f" --defense '{about.defense}'" if defended else ""
     write_card(
-        out,
-        f"inversion network, {target} at {split}, prior '{generator.name}'",
+        run if out is None else out,
+        f"inversion network, {target} at {split}{defended}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; figures on 2,000 images of the held-out last shard (PSNR in dB)."
-        ),
-        command=f"splitsight train inversion --target {target} --split {split} --data DIR{_flags(minutes, steps)}"
+        data=f"{pictures.description}, on 2,000 of them at most (PSNR in dB).",
+        command=f"splitsight train inversion --target {target} --split {split}{flags} --data DIR"
+        + _flags(minutes, steps)
         + (f" --width {width}" if width else "")
         + (" --start FILE" if start else ""),
         figures=figures,

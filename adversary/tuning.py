@@ -1,7 +1,7 @@
 """Choosing the values of a method's tuned setting on validation images, with equal effort for each method.
 
 Every method gets the same number of trials on the same images at the same splits: the setting as the package ships
-it, whatever an earlier tuning found, then random draws from the values that the method's ``space`` allows. Each trial
+it, whatever an earlier tuning found, then random draws from the values that the method's options allow. Each trial
 runs at each split, and is scored there by the mean over images of an objective:
 
 * ``fidelity``: PSNR + 20 · SSIM, so that a decibel weighs as much as 0.05 of SSIM;
@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from adversary.attacks import ATTACKS, Attack
 from adversary.lab import Lab, score
 from adversary.ledger import Ledger, write_json
-from adversary.methods import ATTACKS, Attack
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
@@ -62,7 +62,7 @@ def trials(attack: type[Attack], count: int, seed: int) -> list[dict[str, Any]]:
     for _ in range(50 * count):
         if len(found) >= count:
             break
-        values = {key: draw.choice(list(options)) for key, options in attack.space.items()}
+        values = {key: draw.choice(list(options)) for key, options in attack.space().items()}
         if values not in found:
             found.append(values)
     return found[:count]
@@ -122,7 +122,7 @@ def tune(
         UserError: unknown names, nothing to tune, or ``out`` holds another tuning.
     """
     attack = ATTACKS.get(method)
-    if not attack.space:
+    if not attack.space():
         raise UserError(f"{method} has nothing to tune: choose a method whose settings have a space of values")
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, list(OBJECTIVES))
@@ -139,8 +139,8 @@ def tune(
     if threads:
         torch.set_num_threads(threads)
     tuned = setting or attack.tunes
-    if tuned == "paper" or tuned not in attack.settings:
-        free = [name for name in attack.settings if name != "paper"]
+    if tuned == "paper" or tuned not in attack.presets:
+        free = [name for name in attack.presets if name != "paper"]
         raise UserError(f"{method} has no setting '{tuned}' that may be tuned: choose one of {', '.join(free)}")
     lab = Lab(
         images,
@@ -165,6 +165,7 @@ def tune(
         "schema": SCHEMA,
         "method": method,
         "setting": tuned,
+        "target": lab.target.name,
         "images": [lab.names[i] for i in attacked],
         "gallery": None if attack.windowed else len(lab),
         "match_features": None if attack.windowed else match_features,
@@ -181,11 +182,11 @@ def tune(
             continue
         if progress is not None:
             progress(number, len(plan), f"trial {i + 1} of {len(drawn)} at {split}")
-        _, values = attack.setting(tuned, split, drawn[i], tuned=False)
+        tried = attack.configured(tuned, split=split, changes=drawn[i], use_tuned=False)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(attacked), together):
             index = attacked[start : start + together]
-            answer = attack().solve(lab.problem(split, index, seed=seed), **values)
+            answer = tried.reconstruct(lab.problem(split, index, seed=seed))
             ranks = [None] * len(index) if attack.windowed else lab.ranks(answer.images, index, match_features)
             for j, quality in enumerate(score(answer.images, lab.originals[index])):
                 rows.append(
@@ -193,7 +194,7 @@ def tune(
                         "trial": i,
                         "split": split,
                         "changes": json.dumps(drawn[i], default=list),
-                        "values": json.dumps(values, default=list),
+                        "values": json.dumps(tried.settings.dump()),
                         "index": index[j],
                         "name": lab.names[index[j]],
                         **quality,
@@ -265,15 +266,16 @@ def merge(result: dict[str, Any], file: Path) -> None:
     """Put a result of :func:`tune` among the settings in ``file``, which other methods' results keep.
 
     Args:
-        result: with ``method``, ``setting``, ``any`` and ``splits``.
-        file: in the form of :data:`adversary.methods.base.TUNED`; made if it is not there.
+        result: with ``target``, ``method``, ``setting``, ``any`` and ``splits``.
+        file: in the form of :data:`adversary.attacks.base.TUNED`; made if it is not there.
 
     Raises:
         UserError: the file is something else.
     """
     try:
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        known.setdefault(result["method"], {})[result["setting"]] = {
+        own = known.setdefault(result["target"], {}).setdefault(result["method"], {})
+        own[result["setting"]] = {
             # all values, so that what was found does not move with the code's defaults
             "any": result["any"]["values"],
             **{split: found["values"] for split, found in result["splits"].items()},

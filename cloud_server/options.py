@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import host_of
 from splitsight.wire.guard import check_guard
 
 __all__ = ["CloudOptions"]
@@ -19,6 +20,8 @@ class CloudOptions:
         target: registered name of the network.
         split: name of the split point; F2 is what comes after it.
         weights: safetensors or PyTorch file; ``None`` for the embedded weights.
+        defense: what every session must do to its features, as ``--defense`` takes it; ``None`` takes any defence that
+            leaves the features' shapes and F2 as they are.
         host: address to listen on.
         port: 0 … 65535; 0 takes a free one.
         tap_port: likewise; ``None`` leaves the tap off.
@@ -30,7 +33,7 @@ class CloudOptions:
         max_subscribers: of the tap at once, ≥ 1.
         metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
         threads: for F2, ≥ 1; ``None`` leaves the choice to torch.
-        batch_window_ms: longest that a frame waits for frames of other sessions, ≥ 0.
+        batch_window_ms: longest that a frame waits for others to be computed with, ≥ 0.
         max_batch: frames computed together, ≥ 1.
         max_sessions: at once, ≥ 1.
         max_in_flight: frames of one session waiting for an answer, ≥ 1.
@@ -45,6 +48,7 @@ class CloudOptions:
     target: str = "resnet18"
     split: str = "L8"
     weights: Path | None = None
+    defense: str | None = None
     host: str = "127.0.0.1"
     port: int = 0
     tap_port: int | None = None
@@ -78,7 +82,9 @@ class CloudOptions:
                 raise UserError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if not 0 < self.max_message_mb <= 1024:
             raise UserError(f"max_message_mb {self.max_message_mb} is out of range: give more than 0 and at most 1024")
+        host_of(self.host, "--host")
         if self.tap_port is not None:
+            host_of(self.tap_host, "--tap-host")
             check_guard(
                 "tap",
                 "show every session to the network",

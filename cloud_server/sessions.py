@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
 from cloud_server.tap import Hub
+from splitsight.tasks import Reading
 from splitsight.wire.sessions import difference
 from splitsight.wire.tensors import CodecSpec, HasShape, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -29,7 +30,7 @@ from splitsight.wire.v1 import split_inference_pb2 as pb
 __all__ = ["NAME", "Compute", "Inference", "handlers"]
 
 NAME = pb.DESCRIPTOR.services_by_name["SplitInference"].full_name
-Compute = Callable[[list[list[np.ndarray]]], tuple[list[list[pb.Label] | None], float]]
+Compute = Callable[[list[list[np.ndarray]]], tuple[list[Reading | None], float]]
 
 _OPEN_SECONDS = 10.0  # a connection that does not say what it wants must not stay
 _TAP_DELAY = 0.002  # seconds; the answers of one batch leave before the tap takes any processor time
@@ -93,7 +94,7 @@ class Inference:
         metrics: counts.
         log: structured log.
         max_batch: frames a batch.
-        batch_window: seconds to wait for frames of other sessions.
+        batch_window: seconds to wait for frames to be computed together.
         resume_seconds: how long a lost session counts as alive for the tap.
     """
 
@@ -181,7 +182,8 @@ class Inference:
                 f"the server already has {self.description.max_sessions} sessions, its maximum: "
                 "try again when one has ended",
             )
-        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(), self.description.max_in_flight)
+        limit = self.description.max_in_flight
+        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(limit), limit)
         self._sessions[opening.session_id] = session
         self._metrics.sessions.set(len(self._sessions))
         self._metrics.opened.inc()
@@ -192,7 +194,7 @@ class Inference:
             peer=context.peer(),
             dtype=session.codec.dtype,
             compression=session.codec.compression,
-            defense=opening.defense,
+            defense=opening.session.defense,
             resume_after=opening.resume_after,
         )
         return session
@@ -307,7 +309,7 @@ class Inference:
 
     # -- F2 --------------------------------------------------------------------------------------------
 
-    async def _run(self, jobs: list[_Job]) -> None:
+    async def _run(self, jobs: list[_Job]) -> float:
         start = time.perf_counter()
         try:
             loop = asyncio.get_running_loop()
@@ -317,23 +319,24 @@ class Inference:
             for job in jobs:
                 text = f"the server could not compute frame {job.sequence} ({type(error).__name__})"
                 job.session.end(WireError(grpc.StatusCode.INTERNAL, text), now=True)
-            return
+            return 0.0
         self._metrics.compute.observe(seconds)
         self._metrics.batch.observe(len(jobs))
-        for job, top in zip(jobs, answers, strict=True):
+        for job, reading in zip(jobs, answers, strict=True):
             self._metrics.queue.observe(start - job.arrived)
-            if top is None:
+            if reading is None:
                 text = f"frame {job.sequence}: its features make the network overflow"
                 job.session.end(_invalid(text), now=True)
                 continue
             answer = pb.Answer(
                 sequence=job.sequence,
-                top=top,
                 queue_us=_microseconds(start - job.arrived),
                 compute_us=_microseconds(seconds),
                 batch_size=len(jobs),
             )
+            reading.put(answer)
             job.session.answer(answer, job.arrived)
+        return seconds
 
     # -- the rest --------------------------------------------------------------------------------------
 

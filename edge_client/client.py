@@ -8,14 +8,13 @@ source hands over its newest frame, and what came while there was no room in fli
 from __future__ import annotations
 
 import math
-import re
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,14 @@ from edge_client.link import Answered, Link, Sent, describe
 from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.wire.channels import parse_address
+from splitsight.wire.sessions import SessionDescription
+from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import tensor_pb2
 
 if TYPE_CHECKING:
-    from splitsight.targets import Target
+    from splitsight.pipeline import EdgePipeline
 
 __all__ = ["EdgeOptions", "EdgeReport", "run_edge"]
 
@@ -55,7 +57,7 @@ class EdgeOptions:
         pace: keep the rate in real time; ``False`` sends stored frames as fast as they are answered.
         dtype: ``float32``, ``float16`` or ``int8``.
         compression: ``none`` or ``zstd``.
-        defense: name of what is done to the features before they leave.
+        defense: what is done to the features before they leave, by name and parameters.
         in_flight: frames that may wait for an answer, ≥ 1; the server may lower it.
         threads: CPU threads of F1, ≥ 1.
         report: file for one JSON line an answered frame; the summary goes beside it as ``*.summary.json``.
@@ -97,9 +99,7 @@ class EdgeOptions:
         Raises:
             UserError: names the option and what it may be.
         """
-        match = re.fullmatch(r"(.+):(\d{1,5})", self.server)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise UserError(f"'{self.server}' is not HOST:PORT: give, for example, --server 127.0.0.1:50051")
+        parse_address(self.server, "--server 127.0.0.1:50051")
         for name, value, known in (("dtype", self.dtype, _DTYPES), ("compression", self.compression, _COMPRESSIONS)):
             if value not in known:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
@@ -121,6 +121,7 @@ class EdgeReport:
         answered: frames with an answer, each counted once.
         lost: frames without an answer.
         skipped: frames of a live source that came while there was no room.
+        undecoded: frames of a damaged clip that could not be decoded, each counted once; none of them is ``captured``.
         duplicates: answers that came a second time after a reconnect.
         resent: frames that were sent again.
         reconnects: how often a lost connection was taken up again.
@@ -140,6 +141,7 @@ class EdgeReport:
     answered: int = 0
     lost: int = 0
     skipped: int = 0
+    undecoded: int = 0
     duplicates: int = 0
     resent: int = 0
     reconnects: int = 0
@@ -195,28 +197,33 @@ class _Stop:
                 signal.signal(number, handler)
 
 
-def _compare(options: EdgeOptions, target: Target, served: pb.DescribeResponse) -> None:
+def _compare(options: EdgeOptions, ours: SessionDescription, served: pb.DescribeResponse) -> None:
     """Refuses a server that does not hold the other half.
 
     Raises:
-        UserError: says what differs.
+        UserError: says what differs, and what to do about it.
     """
     at = f"the server at {options.server}"
-    for name, ours, theirs in (("target", options.target, served.target), ("split", options.split, served.split)):
-        if ours != theirs:
-            raise UserError(f"{at} serves {name} {theirs}, not {ours}: start this edge with --{name} {theirs}")
-    if target.digest != served.weights_digest:
+    try:
+        theirs = SessionDescription.read(served.session)
+    except ValueError as error:
+        raise UserError(f"{at} announces features that cannot be ({error}): run the same version there") from error
+    if not theirs.defense:
+        theirs = replace(theirs, defense=ours.defense, defense_digest=ours.defense_digest)
+    elif theirs.defense != ours.defense:
         raise UserError(
-            f"{at} holds other weights of {options.target} (digest {served.weights_digest[:12]}…) than this edge "
-            f"({target.digest[:12]}…): give both the same --weights"
+            f"{at} asks for the defence {theirs.defense}, this edge has {ours.defense}: start this edge with "
+            f"--defense '{theirs.defense}'"
         )
-    ours = [tuple(f.shape) for f in target.feature_specs(options.split)]
-    theirs = [tuple(f.shape) for f in served.features]
-    if ours != theirs or target.input_size != served.input_size:
-        raise UserError(
-            f"{at} expects features {theirs} of {served.input_size}-pixel images, this edge has {ours} of "
-            f"{target.input_size}: run the same version on both sides"
-        )
+    for name in ("target", "split"):
+        if getattr(theirs, name) != getattr(ours, name):
+            wanted = getattr(theirs, name)
+            raise UserError(
+                f"{at} serves {name} {wanted}, not {getattr(ours, name)}: start this edge with --{name} {wanted}"
+            )
+    if (what := theirs.difference(ours)) is not None:
+        remedy = "give both the same --weights" if "digest" in what else "run the same version on both sides"
+        raise UserError(f"{at} has {what.replace(', not ', ', this edge ')}: {remedy}")
     codec = _codec(options)
     if served.dtypes and codec.dtype not in served.dtypes:
         known = ", ".join(tensor_pb2.DType.Name(d).removeprefix("DTYPE_").lower() for d in served.dtypes)
@@ -229,55 +236,41 @@ def _compare(options: EdgeOptions, target: Target, served: pb.DescribeResponse) 
 
 
 def _codec(options: EdgeOptions) -> tensor_pb2.Codec:
-    from splitsight.wire.tensors import CodecSpec
-
     return CodecSpec(options.dtype, options.compression).proto()  # type: ignore[arg-type]
 
 
-class _Pipeline:
-    """Image → frame message."""
+class _Encoder:
+    """Image → frame message, by the edge pipeline."""
 
-    def __init__(self, options: EdgeOptions, target: Target) -> None:
+    def __init__(self, pipeline: EdgePipeline) -> None:
         import torch
 
-        from splitsight.wire.tensors import CodecSpec, WireError, encode
+        from splitsight.draws import Draws
 
-        self._torch = torch
-        self._encode = encode
-        self._wire_error = WireError
-        self._codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
-        self._head = target.head(options.split)
-        self._protect = _protection(options.defense)
+        self._torch, self._pipeline, self._draws = torch, pipeline, Draws()
         # The first pass allocates and chooses kernels; it must not delay frame 0.
-        self(0, 0, np.zeros((target.input_size, target.input_size, 3), np.uint8))
+        self(0, 0, np.zeros((pipeline.input_size, pipeline.input_size, 3), np.uint8))
 
     def __call__(self, sequence: int, capture_us: int, image: np.ndarray) -> Sent:
         """``(S, S, 3)`` uint8 RGB → what goes over the wire.
 
         Raises:
-            UserError: the features are not finite.
+            UserError: the features cannot be sent.
         """
         torch = self._torch
         started = time.perf_counter()
         with torch.inference_mode():
             batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div_(255)
-            features = self._protect(self._head(batch))
-            arrays = [f[0].contiguous().numpy() for f in features]
+            features = self._pipeline.protected(batch, self._draws)
         computed = time.perf_counter()
         try:
-            tensors = [self._encode(a, self._codec) for a in arrays]
-        except self._wire_error as error:
+            (tensors,) = self._pipeline.encoded(features)
+        except WireError as error:
             raise UserError(f"the features of frame {sequence} cannot be sent: {error}") from error
         frame = pb.Frame(sequence=sequence, capture_time_us=capture_us, features=tensors)
         encoded = time.perf_counter()
         times = {"head_ms": 1000 * (computed - started), "encode_ms": 1000 * (encoded - computed)}
         return Sent(frame, extra={k: round(v, 3) for k, v in times.items()})
-
-
-def _protection(name: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    from splitsight.defenses import DEFENSES
-
-    return DEFENSES.get(name)().protect
 
 
 def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], None] = lambda *_: None) -> EdgeReport:
@@ -365,11 +358,16 @@ def _stream(
 
     from splitsight import targets
     from splitsight.data import fit
+    from splitsight.pipeline import EdgePipeline
+    from splitsight.tasks import read_answer
 
     torch.set_num_threads(options.threads)
     target = targets.load(options.target, options.weights)
-    _compare(options, target, served)
-    pipeline = _Pipeline(options, target)
+    codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
+    pipeline = EdgePipeline(target, options.split, options.defense, codec)
+    about = pipeline.description()
+    _compare(options, about, served)
+    encoder = _Encoder(pipeline)
 
     started = time.monotonic()
 
@@ -379,18 +377,10 @@ def _stream(
         report.bytes += done.sent.bytes
         report.seconds = round(time.monotonic() - started, 3)
         report._rtt_ms.append(done.rtt_ms)
-        top = done.answer.top[0].name if done.answer.top else ""
-        on_event("answer", {"sequence": done.answer.sequence, "rtt_ms": round(done.rtt_ms, 3), "top": top})
+        said = "" if (reading := read_answer(done.answer)) is None else reading.headline()
+        on_event("answer", {"sequence": done.answer.sequence, "rtt_ms": round(done.rtt_ms, 3), "says": said})
 
-    opening = pb.SessionOpen(
-        session_id=report.session_id,
-        target=options.target,
-        split=options.split,
-        features=[tensor_pb2.TensorSpec(name=f.name, shape=f.shape) for f in target.feature_specs(options.split)],
-        weights_digest=target.digest,
-        codec=_codec(options),
-        defense=options.defense,
-    )
+    opening = pb.SessionOpen(session_id=report.session_id, session=about.proto(), codec=_codec(options))
     link = Link(
         options.server,
         opening,
@@ -418,7 +408,7 @@ def _stream(
                     break
                 report.late_ms = round(max(report.late_ms, 1000 * late), 3)
             image = fit(image, target.input_size)
-            sent = pipeline(sequence, capture_us, image)
+            sent = encoder(sequence, capture_us, image)
             if sequence == 0 and served.max_message_bytes and sent.frame.ByteSize() + 64 > served.max_message_bytes:
                 raise UserError(
                     f"a frame takes {sent.frame.ByteSize()} bytes but the server at {options.server} accepts "
@@ -432,7 +422,7 @@ def _stream(
             link.drain(options.drain_s)
     finally:
         link.close()
-        report.skipped = source.skipped
+        report.skipped, report.undecoded = source.skipped, source.lost
         report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
 
 

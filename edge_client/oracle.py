@@ -31,8 +31,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitsight.errors import UserError
 from splitsight.wire.guard import add_port, check_guard, refuse_strangers, serve_metrics
-from splitsight.wire.sessions import tensor_specs
-from splitsight.wire.tensors import CodecSpec, WireError, encode
+from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
 
@@ -62,7 +61,7 @@ class OracleOptions:
         max_side: longer side of a picture, in pixels, ≥ 1.
         dtype: ``float32``, ``float16`` or ``int8``.
         compression: ``none`` or ``zstd``.
-        defense: name of what is done to the features before they leave.
+        defense: what is done to the features before they leave, by name and parameters.
         metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
         threads: CPU threads of F1, ≥ 1.
 
@@ -264,32 +263,26 @@ class OracleService(rpc.OracleServicer):
 
 
 def _edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
-    """F1, and what is told about it."""
+    """The edge pipeline, and what is told about it."""
     import torch
 
     from splitsight import targets
     from splitsight.data import fit, to_tensor
-    from splitsight.defenses import DEFENSES
+    from splitsight.pipeline import EdgePipeline
 
     torch.set_num_threads(options.threads)
-    protect = DEFENSES.get(options.defense)().protect
-    target = targets.load(options.target, options.weights)
-    head = target.head(options.split)
     codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
+    pipeline = EdgePipeline(targets.load(options.target, options.weights), options.split, options.defense, codec)
 
     def respond(pictures: list[np.ndarray]) -> list[pb.PictureFeatures]:
+        images = to_tensor(np.stack([fit(p, pipeline.input_size) for p in pictures]))
         with torch.inference_mode():
-            images = to_tensor(np.stack([fit(p, target.input_size) for p in pictures]))
-            features = [z.numpy() for z in protect(head(images))]
-        return [pb.PictureFeatures(features=[encode(z[i], codec) for z in features]) for i in range(len(pictures))]
+            answers = pipeline.encode(images)
+        return [pb.PictureFeatures(features=tensors) for tensors in answers]
 
     description = pb.DescribeOracleResponse(
-        target=options.target,
-        split=options.split,
-        features=tensor_specs(target.feature_specs(options.split)),
-        weights_digest=target.digest,
-        defense=options.defense,
-        input_size=target.input_size,
+        session=pipeline.description().proto(),
+        codec=codec.proto(),
         max_batch=options.max_batch,
         max_side=options.max_side,
         budget=options.budget,
@@ -346,8 +339,7 @@ def serve_oracle(options: OracleOptions) -> int:
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
-        address = f"{options.host}:{options.port}"
-        port = add_port(server, address, what="oracle", cert=options.cert, key=options.key)
+        port = add_port(server, options.host, options.port, what="oracle", cert=options.cert, key=options.key)
         metrics = Metrics()
         metrics_port = None if options.metrics_port is None else serve_metrics(metrics.registry, options.metrics_port)
         allowance = Allowance(options.budget, options.rate, options.max_batch)

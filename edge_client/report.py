@@ -15,6 +15,8 @@ import numpy as np
 from edge_client.link import Answered
 from splitsight.data import write_png
 from splitsight.errors import UserError
+from splitsight.files import write_json
+from splitsight.wire.v1 import split_inference_pb2 as pb
 
 __all__ = ["Report"]
 
@@ -58,11 +60,7 @@ class Report:
         """
         if self.truth is None:
             return
-        path = self.truth / f"{sequence:06d}.png"
-        try:
-            write_png(path, image)
-        except OSError as error:
-            raise _problem(path, error) from error
+        write_png(self.truth / f"{sequence:06d}.png", image)
 
     def add_answer(self, done: Answered) -> None:
         """Appends one answered frame.
@@ -78,9 +76,7 @@ class Report:
             "sent_us": done.sent.sent_us,
             "answered_us": done.answered_us,
             "rtt_ms": round(done.rtt_ms, 3),
-            "top": [
-                {"index": t.index, "name": t.name, "probability": round(t.probability, 6)} for t in done.answer.top
-            ],
+            **_said(done.answer),
             "bytes": done.sent.bytes,
             "attempts": done.sent.attempts,
             **done.sent.extra,
@@ -103,13 +99,7 @@ class Report:
         self.close()
         if self.lines is None:
             return
-        path = self.lines.with_suffix(".summary.json")
-        partial = path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(summary, indent=2) + "\n")
-            partial.replace(path)
-        except OSError as error:
-            raise _problem(path, error) from error
+        write_json(self.lines.with_suffix(".summary.json"), summary)
 
     def close(self) -> None:
         """Closes the lines; may be called twice."""
@@ -129,6 +119,16 @@ class Report:
             # What ended the run matters more than a disk that is full a second time.
             with contextlib.suppress(OSError):
                 self._file.close()
+
+
+def _said(answer: pb.Answer) -> dict[str, Any]:
+    """What the cloud answered: in words, the one class that stands for it (if any), and all of it."""
+    from splitsight.tasks import read_answer  # brings the tasks, and with them PyTorch
+
+    if (reading := read_answer(answer)) is None:
+        return {"says": "", "best": None, "answer": {}}
+    best = reading.best()
+    return {"says": reading.headline(), "best": None if best is None else best.to_dict(), "answer": reading.to_dict()}
 
 
 def _problem(path: Path | None, error: OSError) -> UserError:

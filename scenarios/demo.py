@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoOptions", "prepare_folder", "run_demo"]
 
-SOLVERS = ("map", "pnp", "dmb")
-THREATS = {"white-box": "white-box", "black-box": "net-best"}
+THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
 _READY_S = 180.0
 _STALL_S = 90.0
@@ -74,7 +73,7 @@ class DemoOptions:
         inversion: file of an inversion network; the embedded one by default.
         threat: ``white-box``, the adversary has F1, or ``black-box``, it has a network that learnt from an oracle.
         network: for ``black-box``, file of that network; the package's or the cache's by default.
-        solver: ``map``, ``pnp`` or ``dmb``, of the window tier.
+        attack: that solves the windows, ``NAME[:SETTING]``.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
         seed: of the adversary's draws.
@@ -98,7 +97,7 @@ class DemoOptions:
     inversion: Path | None = None
     threat: str = "white-box"
     network: Path | None = None
-    solver: str = "map"
+    attack: str = "window:live"
     frames: int = 4
     stride: float = 0.5
     seed: int = 0
@@ -152,8 +151,6 @@ def _check(options: DemoOptions) -> Gallery | None:
             raise UserError(f"{name} must be more than 0, not {value:g}")
     if options.frames < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--frames and --threads must be at least 1")
-    if options.solver not in SOLVERS:
-        raise unknown_name("solver", options.solver, list(SOLVERS))
     if options.threat not in THREATS:
         raise unknown_name("threat", options.threat, list(THREATS))
     if options.threat == "black-box" and options.inversion is not None:
@@ -235,8 +232,8 @@ class _Demo:
             "adversary",
             _cli(
                 *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
-                *("--prior", o.prior, "--solver", o.solver, "--frames", o.frames, "--stride", o.stride),
-                *("--threads", self.threads, "--seed", o.seed, "--attack", THREATS[o.threat]),
+                *("--prior", o.prior, "--attack", o.attack, "--frames", o.frames, "--stride", o.stride),
+                *("--threads", self.threads, "--seed", o.seed, "--threat", o.threat),
                 *(("--inversion", o.inversion) if o.inversion is not None else ()),
                 *(("--network", o.network) if o.network is not None else ()),
             ),
@@ -324,7 +321,7 @@ class _Demo:
             table.add_row(
                 "edge", f"{rate:.2f} fps · round trip {newest.rtt_ms:.1f} ms (median {rtts[len(rtts) // 2]:.1f} ms)"
             )
-            table.add_row("cloud says", f"{newest.prediction} {newest.probability:.0%}")
+            table.add_row("cloud says", newest.says or "nothing")
         for tier in TIERS:
             known = [r for r in rows if tier in r.psnr]
             if known:
@@ -341,7 +338,7 @@ class _Demo:
                 "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
             )
         o = self.options
-        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.solver}"
+        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.attack}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
 
 
@@ -364,7 +361,7 @@ def _display(demo: _Demo) -> Iterator[Callable[[], None]]:
         text = demo.status
         if answered:
             r = answered[-1]
-            text += f" · {len(answered)} frames · {r.rtt_ms:.1f} ms · {r.prediction} {r.probability:.0%}"
+            text += f" · {len(answered)} frames · {r.rtt_ms:.1f} ms · {r.says}"
             for tier in TIERS:
                 known = [x for x in demo.join.rows() if tier in x.psnr]
                 if known:
@@ -429,7 +426,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         split=o.split,
         video=o.video or "default clip",
         threat=o.threat,
-        solver=o.solver,
+        solver=o.attack,
         fps=o.fps,
         frames=o.frames,
         stride=o.stride,

@@ -74,15 +74,15 @@ class FrameRow:
     Attributes:
         sequence: number on the wire, from 0.
         capture_time_us: microseconds since the Unix epoch, edge clock.
-        prediction: most probable label, as the cloud answered.
-        probability: of that label, in [0, 1].
-        top: all labels of the answer, ``[{"index", "name", "probability"}, …]``.
+        says: what the cloud answered, in words.
+        prediction: the one class that stands for the answer; empty where none does.
+        probability: of that class, in [0, 1].
+        top: ranked labels of the answer, where its task has any, ``[{"index", "name", "probability"}, …]``.
+        answer: all of it, by the task's own keys.
         rtt_ms: from sending to the answer.
         bytes: of the encoded frame on the wire.
         lag_ms: per tier, from when the adversary had this frame (for a window: its last frame) to the image's file.
-        psnr: per tier, dB.
-        psnr_eq14: per tier, the paper's equation 14.
-        ssim: per tier.
+        measured: by metric (:func:`splitsight.metrics.image_metrics`), then per tier.
         rank: per tier, the place of the true frame among a gallery by similarity, 1 for found first.
         window: number of the window it was refined in, −1 for none.
         on_time: whether that window was done before the next one was complete.
@@ -94,21 +94,26 @@ class FrameRow:
     sequence: int
     capture_time_us: int | None = None
     answered: bool = False
+    says: str = ""
     prediction: str = ""
     probability: float = math.nan
     top: list[dict[str, Any]] = field(default_factory=list)
+    answer: dict[str, Any] = field(default_factory=dict)
     rtt_ms: float = math.nan
     bytes: int = 0
     lag_ms: dict[str, float] = field(default_factory=dict)
-    psnr: dict[str, float] = field(default_factory=dict)
-    psnr_eq14: dict[str, float] = field(default_factory=dict)
-    ssim: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
     window: int = -1
     on_time: bool = False
     iterations: int = 0
     model_evaluations: int = 0
     window_seconds: float = math.nan
+
+    @property
+    def psnr(self) -> dict[str, float]:
+        """Per tier, dB."""
+        return self.measured.setdefault("psnr", {})
 
     def best_tier(self) -> str | None:
         """The best tier that has an image for this frame."""
@@ -164,9 +169,11 @@ class Join:
         row.capture_time_us = event.get("capture_time_us")
         row.rtt_ms = float(event.get("rtt_ms", math.nan))
         row.bytes = int(event.get("bytes", 0))
-        row.top = [_label(entry) for entry in event.get("top", [])]
-        if row.top:
-            row.prediction, row.probability = row.top[0]["name"], row.top[0]["probability"]
+        row.answer = event.get("answer") or {}
+        row.top = row.answer.get("top", [])
+        row.says = str(event.get("says", ""))
+        if best := event.get("best"):
+            row.prediction, row.probability = str(best["name"]), float(best["probability"])
         return True
 
     def _reconstructed(self, event: dict[str, Any]) -> bool:
@@ -202,12 +209,3 @@ class Join:
         """Frames the edge took from the source, answered or not."""
         folder = self.folder / "truth"
         return sum(1 for path in folder.glob("*.png")) if folder.is_dir() else 0
-
-
-def _label(entry: Any) -> dict[str, Any]:
-    """One label of an answer, given as ``{"index", "name", "probability"}`` or ``[index, name, probability]``."""
-    if isinstance(entry, dict):
-        index, name, probability = entry.get("index", -1), entry.get("name", ""), entry.get("probability", math.nan)
-    else:
-        index, name, probability = entry
-    return {"index": int(index), "name": str(name), "probability": float(probability)}

@@ -2,7 +2,7 @@
 
 Layout::
 
-    session.json          target, split, digest, feature schema, codec, defence (see :class:`Session`)
+    session.json          what the session said about itself: target, cut, features, defence, digests, codec
     part-00000.parquet …  one row a frame; complete files only, each renamed into place
     tail.bin              frames not yet in a part: length, checksum, serialized ``TappedFrame``, one after another
 
@@ -20,10 +20,10 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +31,14 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
 from splitsight.errors import UserError
-from splitsight.features import FeatureSpec
-from splitsight.wire.v1 import split_inference_pb2, tap_pb2, tensor_pb2
-
-if TYPE_CHECKING:
-    from splitsight.wire.tensors import CodecSpec
+from splitsight.files import write_text, writing
+from splitsight.wire.sessions import SessionDescription
+from splitsight.wire.tensors import CodecSpec, WireError, decode
+from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 __all__ = ["Recording", "RecordingWriter", "Session"]
 
-_SCHEMA_NAME = "splitsight.recording/1"
+_SCHEMA_NAME = "splitsight.recording/2"
 _SESSION = "session.json"
 _TAIL = "tail.bin"
 _PART = re.compile(r"part-(\d{5,})\.parquet")
@@ -63,50 +62,32 @@ class Session:
 
     Attributes:
         session_id: chosen by the edge.
-        target: name of the split network.
-        split: name of the split point.
-        digest: SHA-256 of the whole model's weights, hex.
-        features: what crosses the split point, in order.
-        dtype: ``float32``, ``float16`` or ``int8``.
-        compression: ``none`` or ``zstd``.
-        defense: name and parameters of what the edge does to the features.
+        about: what the edge does to its images.
+        codec: how it encodes the features.
     """
 
     session_id: str
-    target: str
-    split: str
-    digest: str
-    features: tuple[FeatureSpec, ...]
-    dtype: str = "float32"
-    compression: str = "none"
-    defense: str = "identity"
+    about: SessionDescription
+    codec: CodecSpec = field(default_factory=CodecSpec)
 
     @classmethod
     def from_open(cls, message: split_inference_pb2.SessionOpen) -> Session:
-        """From the message with which the edge opened its session (the tap forwards it)."""
-        dtype = tensor_pb2.DType.Name(message.codec.dtype).removeprefix("DTYPE_").lower()
-        compression = tensor_pb2.Compression.Name(message.codec.compression).removeprefix("COMPRESSION_").lower()
-        return cls(
-            session_id=message.session_id,
-            target=message.target,
-            split=message.split,
-            digest=message.weights_digest,
-            features=tuple(FeatureSpec(f.name, tuple(f.shape)) for f in message.features),
-            dtype="float32" if dtype == "unspecified" else dtype,
-            compression=compression,
-            defense=message.defense or "identity",
-        )
+        """From the message with which the edge opened its session (the tap forwards it).
 
-    @property
-    def codec(self) -> CodecSpec:
-        """How the edge encoded the features."""
-        from splitsight.wire.tensors import CodecSpec
-
-        return CodecSpec(self.dtype, self.compression)  # type: ignore[arg-type]
+        Raises:
+            ValueError: it describes no session; one sentence.
+        """
+        try:
+            codec = CodecSpec.read(message.codec)
+        except WireError as error:
+            raise ValueError(error.message) from error
+        return cls(message.session_id, SessionDescription.read(message.session), codec)
 
     def to_json(self) -> str:
         """As :meth:`from_json` reads it."""
-        return json.dumps({"schema": _SCHEMA_NAME, **asdict(self)}, indent=2) + "\n"
+        codec = {"dtype": self.codec.dtype, "compression": self.codec.compression}
+        data = {"schema": _SCHEMA_NAME, "session_id": self.session_id, **self.about.to_dict(), "codec": codec}
+        return json.dumps(data, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Session:
@@ -118,15 +99,15 @@ class Session:
         data: Any = json.loads(text)
         if not isinstance(data, dict) or data.get("schema") != _SCHEMA_NAME:
             raise ValueError(f"its schema is not {_SCHEMA_NAME}")
-        names = ("session_id", "target", "split", "digest", "dtype", "compression", "defense")
-        for name in names:
-            if not isinstance(data.get(name), str):
-                raise ValueError(f"'{name}' is missing")
+        if not isinstance(data.get("session_id"), str):
+            raise ValueError("'session_id' is missing")
         try:
-            features = tuple(FeatureSpec(str(f["name"]), tuple(int(n) for n in f["shape"])) for f in data["features"])
+            codec = CodecSpec(**data["codec"])
         except (KeyError, TypeError) as error:
-            raise ValueError("'features' is missing or incomplete") from error
-        return cls(features=features, **{name: data[name] for name in names})
+            raise ValueError("'codec' is missing or incomplete") from error
+        except WireError as error:
+            raise ValueError(error.message) from error
+        return cls(data["session_id"], SessionDescription.from_dict(data), codec)
 
 
 def _full(folder: Path, error: OSError) -> UserError:
@@ -199,9 +180,7 @@ class RecordingWriter:
             return
         if self._part > 0:
             raise UserError(f"{self.folder} holds parts of a recording without {_SESSION}: give another folder")
-        partial = file.with_suffix(".partial")
-        partial.write_text(self.session.to_json())
-        partial.replace(file)
+        write_text(file, self.session.to_json())
 
     def append(self, tapped: tap_pb2.TappedFrame) -> None:
         """Stores one frame; when this returns, a kill of this process does not lose it.
@@ -236,13 +215,9 @@ class RecordingWriter:
             rows.append((t.session_id, sequence, capture, t.arrival_time_us, t.dropped, t.frame))
         table = pa.Table.from_pydict(dict(zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)), schema=_SCHEMA)
         final = self.folder / f"part-{self._part:05d}.parquet"
-        partial = final.with_suffix(".partial")
         # The part is on disk before the tail is emptied; a kill in between leaves frames twice, never none.
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(final)
+        with writing(final, sync=True) as partial:
+            pq.write_table(table, partial, compression="zstd")
         self._part += 1
         self._pending.clear()
         self._tail.truncate(0)
@@ -261,8 +236,9 @@ class RecordingWriter:
             self._tail.close()
             (self.folder / _TAIL).unlink(missing_ok=True)
         except OSError as error:
-            self._tail.close()
             raise _full(self.folder, error) from error
+        finally:
+            self._tail.close()
 
     def __enter__(self) -> Self:
         return self
@@ -331,7 +307,8 @@ class Recording:
         )
         for number, part in enumerate(self._parts):
             try:
-                table = pq.read_table(part, columns=columns, partitioning=None)
+                with part.open("rb") as file:  # pyarrow takes names in UTF-8 only
+                    table = pq.read_table(file, columns=columns, partitioning=None)
                 for i, r in enumerate(table.cast(pa.schema([_SCHEMA.field(n) for n in columns])).to_pylist()):
                     if r["session_id"] == self.session.session_id:
                         row = (r["sequence"], r["capture_time_us"], r["arrival_time_us"], r["dropped"])
@@ -378,7 +355,8 @@ class Recording:
                 if r.part != part:
                     part, column = r.part, None
                     try:
-                        column = pq.read_table(self._parts[part], columns=["frame"], partitioning=None).column(0)
+                        with self._parts[part].open("rb") as file:
+                            column = pq.read_table(file, columns=["frame"], partitioning=None).column(0)
                     except (pa.ArrowException, ValueError, OSError) as error:
                         self.skipped.append(f"{self._parts[part].name} is damaged ({type(error).__name__})")
                 if column is None:
@@ -392,18 +370,16 @@ class Recording:
     def frames(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
         """Yields ``(sequence, capture_time_us, features)``, ascending by sequence number, each once.
 
-        ``features`` holds one float32 array for each of ``session.features``, without batch dimension; frames
+        ``features`` holds one float32 array for each of ``session.about.features``, without batch dimension; frames
         that do not decode to that are skipped and noted in :attr:`skipped`.
         """
-        from splitsight.wire.tensors import WireError, decode
-
         for message in self.messages():
             try:
-                if len(message.features) != len(self.session.features):
-                    raise ValueError(f"{len(message.features)} tensors instead of {len(self.session.features)}")
+                if len(message.features) != len(self.session.about.features):
+                    raise ValueError(f"{len(message.features)} tensors instead of {len(self.session.about.features)}")
                 features = [
                     decode(tensor, spec, max_bytes=_MAX_FRAME_BYTES)
-                    for tensor, spec in zip(message.features, self.session.features, strict=True)
+                    for tensor, spec in zip(message.features, self.session.about.features, strict=True)
                 ]
             except (WireError, ValueError) as error:
                 self.skipped.append(f"frame {message.sequence} is damaged: {error}")

@@ -9,20 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 from splitsight.recording import Recording, RecordingWriter, Session
-from splitsight.targets import FeatureSpec
-from splitsight.wire.tensors import encode
+from splitsight.wire.sessions import SessionDescription
+from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2, tensor_pb2
 
-SESSION = Session(
-    session_id="s",
+ABOUT = SessionDescription(
     target="resnet18",
     split="L8",
-    digest="d" * 64,
     features=(FeatureSpec("z0", (4, 2, 2)), FeatureSpec("z1", (3,))),
-    dtype="float16",
-    compression="zstd",
+    defense="gaussian:sigma=0.5",
+    head_digest="d" * 64,
 )
+SESSION = Session("s", ABOUT, CodecSpec("float16", "zstd"))
 
 
 def features(i: int) -> list[np.ndarray]:
@@ -81,10 +81,7 @@ def test_parts_keep_the_original_bytes(tmp_path):
 def test_session_from_the_opening_message():
     message = split_inference_pb2.SessionOpen(
         session_id="s",
-        target="resnet18",
-        split="L8",
-        weights_digest="d" * 64,
-        features=[tensor_pb2.TensorSpec(name=f.name, shape=f.shape) for f in SESSION.features],
+        session=ABOUT.proto(),
         codec=tensor_pb2.Codec(dtype=tensor_pb2.DTYPE_FLOAT16, compression=tensor_pb2.COMPRESSION_ZSTD),
         resume_after=-1,
     )
@@ -200,7 +197,8 @@ def test_frame_that_does_not_fit_the_description_is_skipped(tmp_path):
         (None, "no session.json"),
         ("{", "does not describe"),
         ('{"schema": "other"}', "does not describe"),
-        ('{"schema": "splitsight.recording/1", "target": "x"}', "session_id"),
+        ('{"schema": "splitsight.recording/1", "target": "x"}', "schema is not splitsight.recording/2"),
+        ('{"schema": "splitsight.recording/2", "target": "x"}', "session_id"),
         (SESSION.to_json().replace('"name"', '"nom"'), "features"),
     ],
 )

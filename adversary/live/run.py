@@ -23,14 +23,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import cv2
 import grpc
 import numpy as np
 import torch
 
-from adversary.live.engine import Engine, WindowSettings
+from adversary.live.engine import Engine
 from adversary.live.windows import Observation, Window, Windower
 from adversary.tap import TapReader
 from splitsight.data import to_pixels, write_png
@@ -39,6 +39,7 @@ from splitsight.features import FeatureSpec
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
 from splitsight.wire import tensors
+from splitsight.wire.sessions import SessionDescription, show
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 __all__ = ["Known", "LiveOptions", "run_live"]
@@ -50,7 +51,7 @@ class Known(NamedTuple):
     Attributes:
         target: name of the attacked network.
         split: its split point.
-        digest: SHA-256 of the weights that it was made for.
+        digest: SHA-256 of the weights of the F1 that it was made for.
         specs: what crosses the split.
         engine: makes images of it.
         weights: digests of its own models, by role.
@@ -80,7 +81,10 @@ class LiveOptions:
         prior: name or folder of the generative prior.
         frames: K, frames of a window.
         stride: seconds between the frames of a window.
-        settings: of the window tier.
+        attack: that solves the windows, a name out of ``splitsight list attacks``.
+        setting: its named setting; empty for its default.
+        changes: values to replace in it, by name.
+        defense: what the edge does to the features, as far as the attacker was told.
         threads: compute threads.
         nice: how much to lower this process's priority (0…19).
         margin: part of a window's period that is left unused before its deadline, in [0, 1).
@@ -92,6 +96,7 @@ class LiveOptions:
         weights: white-box: the target's weights; the embedded ones by default.
         network: black-box: file of the trained network; the package's or the cache's by default.
         patience: seconds to wait for a tap that is away.
+        seed: of all draws.
     """
 
     tap: str
@@ -101,7 +106,10 @@ class LiveOptions:
     prior: str = "small"
     frames: int = 4
     stride: float = 0.5
-    settings: WindowSettings = field(default_factory=WindowSettings)
+    attack: str = "window"
+    setting: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    defense: str = "identity"
     threads: int = 1
     nice: int = 10
     margin: float = 0.15
@@ -113,6 +121,7 @@ class LiveOptions:
     weights: Path | None = None
     network: Path | None = None
     patience: float = 10.0
+    seed: int = 0
 
 
 def _lower_priority(by: int) -> None:
@@ -169,29 +178,17 @@ class _Adversary:
             return
         if self.session is not None:
             return
-        known, defense = self.known, message.defense or "identity"
-        if (message.target, message.split) != (known.target, known.split):
+        try:
+            session = Session.from_open(message)
+        except ValueError as error:
             raise UserError(
-                f"the session runs {message.target} at {message.split}, this adversary was set up for "
-                f"{known.target} at {known.split}: start it with --target {message.target} "
-                f"--split {message.split}",
-                code=1,
-            )
-        if message.weights_digest != known.digest:
-            raise UserError(
-                f"the session's weights have digest {message.weights_digest[:12]}…, ours {known.digest[:12]}…: "
-                f"{known.remedy}",
-                code=1,
-            )
-        if known.defense not in (None, defense):
-            raise UserError(
-                f"the session's defence is {defense}, this adversary learnt without a look at it "
-                f"(from {known.defense}): {known.remedy}",
-                code=1,
-            )
+                f"the session {message.session_id} describes nothing that can be attacked: {error}"
+            ) from error
+        if (wrong := _unfit(self.known, session.about)) is not None:
+            raise UserError(wrong, code=1)
         self.session = message.session_id
-        self.writer = RecordingWriter(self.options.out / "recording", Session.from_open(message))
-        self.log.write("session", session=message.session_id, defense=message.defense)
+        self.writer = RecordingWriter(self.options.out / "recording", session)
+        self.log.write("session", session=message.session_id, defense=session.about.defense)
 
     def _frame(self, tapped: tap_pb2.TappedFrame) -> None:
         if self.writer is None or tapped.session_id != self.session:
@@ -299,6 +296,28 @@ class _Adversary:
         return window
 
 
+def _unfit(known: Known, about: SessionDescription) -> str | None:
+    """Why a session cannot be attacked with what is known, in one sentence; ``None`` where it can."""
+    if (about.target, about.split) != (known.target, known.split):
+        return (
+            f"the session runs {about.target} at {about.split}, this adversary was set up for {known.target} at "
+            f"{known.split}: start it with --target {about.target} --split {about.split}"
+        )
+    if about.head_digest != known.digest:
+        return (
+            f"the session's F1 has weights with digest {about.head_digest[:12]}…, ours {known.digest[:12]}…: "
+            f"{known.remedy}"
+        )
+    if known.defense not in (None, about.defense):
+        return f"the session's defence is {about.defense}, this adversary was made for {known.defense}: {known.remedy}"
+    if [(f.shape, f.layout) for f in about.features] != [(f.shape, f.layout) for f in known.specs]:
+        return (
+            f"the session sends {show(about.features)}, this adversary takes {show(known.specs)}: give it the "
+            "session's defence with --defense"
+        )
+    return None
+
+
 @subnormals_flushed()
 def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     """Attack a running server's tap until its stream ends, SIGTERM or SIGINT.
@@ -319,12 +338,12 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     _lower_priority(options.nice)
-    known = know(options)
-    _warm_up(known, options)
-    options.out.mkdir(parents=True, exist_ok=True)
     reader = TapReader(
         options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience
     )
+    known = know(options)
+    _warm_up(known, options)
+    options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
     interrupted = threading.Event()

@@ -1,49 +1,68 @@
-"""What a live white-box adversary knows: F1, with its weights."""
+"""What a live white-box adversary knows: the edge pipeline, with its weights and its defence, but not its chance."""
 
 from __future__ import annotations
 
-from adversary.blackbox.inversion import load_inversion
+from adversary.attacks import ATTACKS
+from adversary.blackbox.inversion import NoInversionNetwork, load_inversion
 from adversary.live.engine import Engine
 from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import load_prior
 from splitsight import targets
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline, Expected
 
 __all__ = ["know"]
 
 
 def know(options: LiveOptions) -> Known:
-    """An engine with F1 and the inversion network that fits target, split and prior.
+    """An engine with the edge pipeline, and the inversion network that fits target, split and prior where there is one.
 
     Raises:
-        UserError: unknown names, weights or a prior that do not fit, no fitting inversion network, or a network that
-            only a black-box attacker has a use for.
+        UserError: unknown names, weights that do not fit, an attack that needs an inversion network where there is
+            none, or a network that only a black-box attacker has a use for.
     """
     if options.network is not None:
-        raise UserError("a white-box adversary has no use for --network: leave it out, or give --attack net-best")
+        raise UserError("a white-box adversary has no use for --network: leave it out, or give --threat black-box")
     target = targets.load(options.target, options.weights)
-    prior = load_prior(options.prior)
-    if prior.image_size != target.input_size:
-        raise UserError(
-            f"prior '{prior.name}' makes images of {prior.image_size} pixels, {target.name} takes "
-            f"{target.input_size}: choose another prior"
-        )
-    head = target.head(options.split)
-    network = load_inversion(
-        target.name,
-        options.split,
-        prior.name,
-        target_digest=target.digest,
-        prior_digest=prior.latent_digest,
-        path=options.inversion,
+    edge = EdgePipeline(target, options.split, options.defense)
+    attack = ATTACKS.get(options.attack).configured(
+        options.setting or None, target=target.name, split=options.split, changes=options.changes
     )
-    text = prior.embed_text([options.prompt]) if options.prompt else None
+    prior = load_prior(options.prior)
+    try:
+        network = load_inversion(
+            target.name,
+            options.split,
+            prior.name,
+            target_digest=target.digest,
+            prior_digest=prior.latent_digest,
+            path=options.inversion,
+        )
+    except NoInversionNetwork as error:
+        if "initial" in attack.needs:
+            raise UserError(
+                f"{attack.name} starts from previews, and there is no inversion network for {target.name} at "
+                f"{options.split} with prior '{prior.name}': give an attack that runs without, such as --attack best "
+                "or --attack window:denoised, or one trained by `splitsight train inversion` with --inversion"
+            ) from error
+        network = None
+    through_prior = "prior" in attack.needs | attack.uses
     return Known(
         target.name,
         options.split,
-        target.digest,
-        target.feature_specs(options.split),
-        Engine(prior, head, network, options.settings, text),
+        edge.description().head_digest,
+        edge.specs,
+        Engine(
+            attack,
+            edge.specs,
+            pipeline=Expected(edge),
+            prior=prior,
+            initial=network,
+            image_size=prior.image_size if through_prior else target.input_size,
+            text=prior.embed_text([options.prompt]) if options.prompt else None,
+            seed=options.seed,
+            noise=edge.deviations if edge.defense else None,
+        ),
         {"target": target.digest, "prior": prior.digest},
         "a white-box attack needs the same weights, give them with --weights",
     )

@@ -18,14 +18,12 @@ class Observation:
         capture_us: edge clock, microseconds since the Unix epoch.
         arrived: ``time.monotonic()`` when it was read here.
         features: one tensor for each that crosses the split, with batch dimension 1.
-        latent: the preview's answer ``(1, C, h, w)``, once there is one.
     """
 
     sequence: int
     capture_us: int
     arrived: float
     features: tuple[Tensor, ...]
-    latent: Tensor | None = None
 
 
 @dataclass

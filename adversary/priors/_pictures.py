@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from adversary.priors.captions import caption, measure, read_class_names
 from splitsight.artifacts import home
-from splitsight.data import cached_images, decode_image
+from splitsight.data import decode_image
 from splitsight.errors import UserError
+from splitsight.training_data import TrainingSet
 
 __all__ = ["Draw", "Photographs", "Pictures"]
 
@@ -104,11 +105,11 @@ class Draw:
 
 
 class Pictures:
-    """Small images from shards, of which the last is held out, and optionally larger photographs.
+    """Small images, of which a part is held out, and optionally larger photographs.
 
     Args:
-        shards: Parquet files in Hugging Face image format with labels.
-        classes: table of class names (see :func:`adversary.priors.captions.read_class_names`).
+        data: small images; captions name their classes where it has labels and a table of class names
+            (:func:`adversary.priors.captions.read_class_names`).
         photos: Parquet files for :class:`Photographs`; may be empty.
         size: pixels.
 
@@ -122,18 +123,22 @@ class Pictures:
         UserError: a file cannot be read.
     """
 
-    def __init__(self, shards: list[Path], classes: Path, photos: Sequence[Path], size: int) -> None:
+    def __init__(self, data: TrainingSet, photos: Sequence[Path], size: int) -> None:
         self.size, self.large = size, 16 * round(7 * size / 64)
-        self.images, self._labels = cached_images(shards[:-1], size)
-        self.held, self._held_labels = cached_images(shards[-1:], size)
-        self._names = read_class_names(classes)
+        self.data = data
+        self.images, self.held = data.images(size)
+        self._labels, self._held_labels = data.labels(size)
+        self._classes = read_class_names(data.classes) if data.classes else []
         self.photos = Photographs(photos) if photos else None
         self._words: np.ndarray | None = None
 
     @property
     def vocabulary(self) -> list[list[str]]:
         """Synonyms of all classes, for a tokenizer."""
-        return self._names + (self.photos.classes if self.photos else [])
+        return self._classes + (self.photos.classes if self.photos else [])
+
+    def _name(self, label: int) -> Names:
+        return self._classes[label] if 0 <= label < len(self._classes) else None
 
     def draw(self, count: int, rng: np.random.Generator) -> Draw:
         """One step's pictures.
@@ -166,12 +171,12 @@ class Pictures:
         """A caption of each of the images to train on that are meant."""
         if self._words is None:
             self._words = _measured(self.images)
-        return [caption(self._names[self._labels[i]], int(self._words[i]), rng) for i in index]
+        return [caption(self._name(self._labels[i]), int(self._words[i]), rng) for i in index]
 
     def held_captions(self, count: int, rng: np.random.Generator) -> list[str]:
         """A caption of each of the first ``count`` held-out images."""
         pairs = zip(self._held_labels[:count], self.held[:count], strict=True)
-        return [caption(self._names[y], measure(x), rng) for y, x in pairs]
+        return [caption(self._name(y), measure(x), rng) for y, x in pairs]
 
 
 def _measured(images: np.ndarray) -> np.ndarray:

@@ -22,81 +22,87 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from splitsight.features import FeatureSpec
+
 __all__ = ["deviations", "seen_through", "shrunk"]
 
 
 @torch.no_grad()
-def deviations(features: Sequence[Tensor], head: nn.Module | None, images: Callable[[], Tensor]) -> list[float]:
+def deviations(features: Sequence[Tensor], pipeline: nn.Module | None, images: Callable[[], Tensor]) -> list[float]:
     """The standard deviation of the noise on each tapped tensor, as far as the tensors show it.
 
     Args:
         features: the tapped ones, each ``(K, …)``.
-        head: F1, images in [0, 1] → tuple of features; ``None`` where it is not known.
+        pipeline: F1, images in [0, 1] → tuple of features; ``None`` where it is not known.
         images: makes ``(B, 3, H, W)``, any natural ones, when asked: whether F1 makes numbers below zero is seen on
             them. Not asked where no tapped number is.
 
     Returns:
         One a tensor; 0 where there is no noise, or where negative numbers say nothing about it.
     """
-    if head is None or all(z.min() >= 0 for z in features):
+    if pipeline is None or all(z.min() >= 0 for z in features):
         return [0.0] * len(features)
     found = []
-    for z, clean in zip(features, head(images()), strict=True):
+    for z, clean in zip(features, pipeline(images()), strict=True):
         below = z[z < 0]
         known = len(below) > 0 and float(clean.min()) >= 0
         found.append(float(below.square().mean().sqrt()) if known else 0.0)
     return found
 
 
-def shrunk(features: Sequence[Tensor], noise: Sequence[float]) -> tuple[list[Tensor], list[float]]:
+def shrunk(
+    features: Sequence[Tensor], specs: Sequence[FeatureSpec], noise: Sequence[float]
+) -> tuple[list[Tensor], list[float]]:
     """Frames moved towards their mean as far as noise accounts for their difference.
 
     Args:
-        features: each ``(K, C, H, W)`` or ``(K, …)``.
+        features: each ``(K, …)``. Maps and tokens are compared position by position, vectors as a whole.
+        specs: what they are.
         noise: σ, one a tensor.
 
     Returns:
         The same shapes, and σ of what noise remains, root mean square over positions.
     """
     moved, left = [], []
-    for z, sigma in zip(features, noise, strict=True):
+    for z, spec, sigma in zip(features, specs, noise, strict=True):
         frames = len(z)
         if sigma == 0 or frames < 2:
             moved.append(z)
             left.append(sigma)
             continue
-        mean = z.mean(0, keepdim=True)
-        # maps are compared position by position, anything else as a whole
-        over = 1 if z.ndim == 4 else tuple(range(1, z.ndim))
-        distance = (z - mean).square().mean(over, keepdim=True)
+        values = spec.channels_last(z)
+        mean = values.mean(0, keepdim=True)
+        distance = (values - mean).square().mean(-1, keepdim=True)
         alone = sigma**2 * (frames - 1) / frames
         kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
-        moved.append(mean + kept * (z - mean))
+        moved.append(spec.from_channels_last(mean + kept * (values - mean)).contiguous())
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
 
 
 def seen_through(
     features: Sequence[Tensor],
-    head: nn.Module | None,
+    specs: Sequence[FeatureSpec],
+    pipeline: nn.Module | None,
     images: Callable[[], Tensor],
     *,
-    known: float = 0.0,
+    known: Sequence[float] | None = None,
     together: bool = True,
 ) -> tuple[list[Tensor], list[float], bool]:
     """What an attack on a window goes by: its features as far as its frames together show them through noise.
 
     Args:
         features: the tapped ones, each ``(K, …)``.
-        head: as for :func:`deviations`.
+        specs: what they are.
+        pipeline: as for :func:`deviations`.
         images: likewise.
-        known: standard deviation of the noise on all tensors; 0 estimates each.
+        known: standard deviation of the noise on each tensor; ``None`` estimates it.
         together: whether frames are coupled; if not, the features stay as they are.
 
     Returns:
         Features, σ of the noise that is left on each, and whether the features were changed.
     """
-    noise = [known] * len(features) if known else deviations(features, head, images)
+    noise = deviations(features, pipeline, images) if known is None else list(known)
     if not (together and any(noise) and len(features[0]) > 1):
         return list(features), noise, False
-    return *shrunk(features, noise), True
+    return *shrunk(features, specs, noise), True

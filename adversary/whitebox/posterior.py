@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adversary.gaussian import GaussianErrors
+from adversary.gaussian import GaussianErrors, whitened
 from adversary.priors.prior import Prior
 from adversary.whitebox.terms import FeatureMatch, Term
 from adversary.whitebox.variables import Variable
 
 __all__ = [
     "PIXEL_NOISE",
-    "GaussianPull",
+    "GaussianPrior",
     "OnImages",
     "OnLatents",
     "WhitenedLatent",
@@ -75,21 +75,21 @@ PIXEL_NOISE = 0.1
 
 
 def pixel_match(
-    head: nn.Module, features: Sequence[Tensor], noise: Sequence[float], part: float = PIXEL_NOISE
+    pipeline: nn.Module, features: Sequence[Tensor], noise: Sequence[float], part: float = PIXEL_NOISE
 ) -> FeatureMatch:
     """``½ ‖F1(x̂) − z_mid‖² / σ²``, the feature loss that goes with :class:`WhitenedPixels`.
 
     σ is one number a frame for all channels, so that a feature that varies much is not fitted less.
 
     Args:
-        head: F1.
+        pipeline: F1.
         features: the tapped ones, each ``(K, …)``.
         noise: known standard deviation on each tensor, in its unit.
         part: σ without noise, as a part of the features' spread.
     """
-    spread = torch.stack([z.flatten(1).var(1) for z in features]).mean(0).sqrt().clamp_min(1e-6)
+    spread = torch.stack([z.reshape(len(z), -1).var(1) for z in features]).mean(0).sqrt().clamp_min(1e-6)
     known = sum(sigma**2 for sigma in noise) / len(noise)
-    match = FeatureMatch(head, features)
+    match = FeatureMatch(pipeline, features)
     match.scale = 0.5 / ((part * spread).square() + known)
     return match
 
@@ -98,7 +98,7 @@ class WhitenedMatch:
     """``½ ‖R^{-1/2} (F1(x̂) − z_mid)‖²``, summed over all tensors that cross the split.
 
     Args:
-        head: F1, from images in [0, 1] to a tuple of features.
+        pipeline: F1, from images in [0, 1] to a tuple of features.
         features: the tapped ones, each ``(K, …)``.
         errors: gives R.
         noise: standard deviation of noise on the features, in their unit: one for all tensors, or one a tensor.
@@ -107,14 +107,14 @@ class WhitenedMatch:
 
     def __init__(
         self,
-        head: nn.Module,
+        pipeline: nn.Module,
         features: Sequence[Tensor],
         errors: GaussianErrors,
         *,
         noise: float | Sequence[float] = 0.0,
         weight: float = 1.0,
     ) -> None:
-        self.head, self.features, self.weight = head, tuple(features), weight
+        self.pipeline, self.features, self.weight, self.errors = pipeline, tuple(features), weight, errors
         each = [noise] * len(self.features) if isinstance(noise, int | float) else noise
         self.whiteners = [errors.whitener(i, sigma) for i, sigma in enumerate(each)]
         self.evaluations = 0
@@ -123,19 +123,14 @@ class WhitenedMatch:
         """One loss a frame, ``(K,)``."""
         self.evaluations += len(images)
         total = images.new_zeros(len(images))
-        for found, z, w in zip(self.head(images), self.features, self.whiteners, strict=True):
-            residual = found - z
-            if w.ndim == 1:
-                white = residual.flatten(1) * w
-            elif residual.ndim == 4:
-                white = torch.einsum("kc,bchw->bkhw", w, residual)
-            else:
-                white = residual.flatten(1) @ w.T
-            total = total + 0.5 * white.flatten(1).square().sum(1)
+        pairs = zip(self.pipeline(images), self.features, strict=True)
+        for spec, w, (found, z) in zip(self.errors.specs, self.whiteners, pairs, strict=True):
+            white = spec.from_channels_last(whitened(spec.channels_last(found - z), w))
+            total = total + 0.5 * white.reshape(len(white), -1).square().sum(1)
         return total
 
 
-class GaussianPull:
+class GaussianPrior:
     """``½ ‖a‖²``: the whitened distance from the inversion network's answer."""
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -1,13 +1,12 @@
 """Solvers: how a variable is moved to lower a weighted sum of terms.
 
 :func:`adam` is the paper's optimiser; :func:`lbfgs` uses curvature; :func:`plug_and_play` splits fidelity and
-prior, so that no gradient runs through the sampler. All stop at a deadline, return the best value that they saw,
-and show it to their clock at every step.
+prior, so that no gradient runs through the sampler. All stop when their callback says that it is late, return the
+best value that they saw, and show it to the callback at every step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from adversary.callback import Callback
 from adversary.priors.prior import Prior, Text
-from adversary.whitebox.clock import Clock
-from adversary.whitebox.terms import Proximal, Pull, TemporalSmoothing, Term
+from adversary.whitebox.terms import Proximal, TemporalSmoothing, Term
 from adversary.whitebox.variables import Latent, Variable
 from splitsight.errors import unknown_name
 
-__all__ = ["ANSWERS", "UNAIDED_LEVELS", "Outcome", "Progress", "Schedule", "adam", "lbfgs", "plug_and_play"]
+__all__ = ["ANSWERS", "UNAIDED_LEVELS", "Outcome", "Schedule", "adam", "lbfgs", "plug_and_play"]
 
-Progress = Callable[[int, int, float], None]
 Schedule = Callable[[float], float]
 
 ANSWERS = ("mean", "pixels", "best")
@@ -57,8 +55,8 @@ class Outcome:
 class _Best:
     """The best value and images of each frame so far."""
 
-    def __init__(self, variable: Variable, clock: Clock) -> None:
-        self.variable, self.clock = variable, clock
+    def __init__(self, variable: Variable, callback: Callback) -> None:
+        self.variable, self.callback = variable, callback
         self.value = variable.value.detach().clone()
         self.loss = self.value.new_full((len(self.value),), math.inf)
         self.images: Tensor | None = None
@@ -72,7 +70,7 @@ class _Best:
         self.value[better] = value[better]
         self.images[better] = images[better]
         kept = self.images
-        self.clock.show(lambda: kept.clamp(0, 1))
+        self.callback.show(lambda: kept.clamp(0, 1))
 
     @torch.no_grad()
     def outcome(self, losses: list[float], seconds: float) -> Outcome:
@@ -95,9 +93,7 @@ def adam(
     iterations: int,
     lr: float = 0.1,
     schedule: Schedule | None = None,
-    deadline: float | None = None,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
+    callback: Callback | None = None,
 ) -> Outcome:
     """Adam (β = 0.9, 0.999) on the sum over frames of all weighted terms.
 
@@ -107,17 +103,15 @@ def adam(
         iterations: steps at most.
         lr: learning rate.
         schedule: factor on ``lr`` as a function of the part of the iterations done, in [0, 1].
-        deadline: value of ``clock.now()`` after which no further step begins.
-        progress: called with (done, planned, mean loss a frame).
-        clock: keeps the time.
+        callback: keeps the time; once it is late, no further step begins.
     """
-    clock = clock or Clock()
-    start = clock.now()
+    callback = callback or Callback()
+    start = callback.now()
     optimizer = torch.optim.Adam([variable.value], lr=lr, betas=(0.9, 0.999))
-    best = _Best(variable, clock)
+    best = _Best(variable, callback)
     losses: list[float] = []
     for i in range(iterations):
-        if clock.late(deadline):
+        if callback.late():
             break
         if schedule is not None:
             optimizer.param_groups[0]["lr"] = lr * schedule(i / iterations)
@@ -127,9 +121,8 @@ def adam(
         (variable.value.grad,) = torch.autograd.grad(loss.sum(), variable.value)
         optimizer.step()
         variable.project()
-        if progress is not None:
-            progress(i + 1, iterations, losses[-1])
-    return best.outcome(losses, clock.now() - start)
+        callback.step(i + 1, iterations, losses[-1])
+    return best.outcome(losses, callback.now() - start)
 
 
 def lbfgs(
@@ -140,9 +133,7 @@ def lbfgs(
     history: int = 10,
     together: bool = True,
     first: float | None = None,
-    deadline: float | None = None,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
+    callback: Callback | None = None,
 ) -> Outcome:
     """L-BFGS (Nocedal & Wright, algorithm 7.4) with a backtracking line search, on one problem or on K at once.
 
@@ -161,13 +152,11 @@ def lbfgs(
         together: all frames are one problem, as they must be where a term couples them; else each is its own.
         first: the first step's length in gradients, where the curvature is known roughly (it is about the
             inverse of the largest one); else a very small step finds out.
-        deadline: value of ``clock.now()`` after which no further evaluation begins.
-        progress: called with (done, planned, mean loss a frame).
-        clock: keeps the time.
+        callback: keeps the time; once it is late, no further evaluation begins.
     """
-    clock = clock or Clock()
-    start = clock.now()
-    best = _Best(variable, clock)
+    callback = callback or Callback()
+    start = callback.now()
+    best = _Best(variable, callback)
     frames = len(variable.value)
     problems = 1 if together else frames
     losses: list[float] = []
@@ -177,15 +166,14 @@ def lbfgs(
         (gradient,) = torch.autograd.grad(each.sum(), variable.value)
         each = each.detach()
         losses.append(float(each.mean()))
-        if progress is not None:
-            progress(len(losses), evaluations, losses[-1])
+        callback.step(len(losses), evaluations, losses[-1])
         return images, each, each.view(problems, -1).sum(1), gradient.reshape(problems, -1)
 
     def show(images: Tensor, each: Tensor, moved: Tensor) -> None:
         best.see(each, images, moved.repeat_interleave(frames // problems))
 
-    if evaluations < 1 or clock.late(deadline):
-        return best.outcome(losses, clock.now() - start)
+    if evaluations < 1 or callback.late():
+        return best.outcome(losses, callback.now() - start)
     images, each, value, gradient = evaluate()
     show(images, each, torch.ones_like(value, dtype=torch.bool))
     point = variable.value.detach().reshape(problems, -1).clone()
@@ -193,7 +181,7 @@ def lbfgs(
     direction = -gradient
     # nothing is known about the scale yet: a small step, whose answer says it
     step = _first_step(gradient) if first is None else torch.full_like(value, first)
-    while len(losses) < evaluations and not clock.late(deadline):
+    while len(losses) < evaluations and not callback.late():
         slope = _dot(direction, gradient)
         with torch.no_grad():
             variable.value.copy_((point + step[:, None] * direction).view_as(variable.value))
@@ -217,7 +205,7 @@ def lbfgs(
                 pairs.forget(lost)
                 direction = torch.where(lost[:, None], -gradient, direction)
                 step = torch.where(lost, _first_step(gradient), step)
-    return best.outcome(losses, clock.now() - start)
+    return best.outcome(losses, callback.now() - start)
 
 
 def _first_step(gradient: Tensor) -> Tensor:
@@ -282,7 +270,7 @@ def plug_and_play(
     levels: Sequence[float],
     inner: int,
     lr: float | None = None,
-    pull: float | Callable[[float], float] = 5e-5,
+    proximal_weight: float | Callable[[float], float] = 5e-5,
     anchor: Tensor | None = None,
     smoothing: TemporalSmoothing | None = None,
     extra: Sequence[Term] = (),
@@ -290,14 +278,11 @@ def plug_and_play(
     samples: int = 1,
     answer: str = "mean",
     seed: int | Sequence[int] = 0,
-    proximal: Proximal = Pull,
-    deadline: float | None = None,
-    progress: Progress | None = None,
-    clock: Clock | None = None,
+    callback: Callback | None = None,
 ) -> Outcome:
     """Alternate a denoiser's answer (no gradient) with feature fitting on the latent.
 
-    For each noise level t: ``u ← argmin_u L_re(Dec(u)) + pull ‖u − û‖² + λ_c ‖u_k − ū‖²`` by ``inner``
+    For each noise level t: ``u ← argmin_u L_re(Dec(u)) + w ‖u − û‖² + λ_c ‖u_k − ū‖²`` by ``inner``
     evaluations, with ``û = E[u | (1 − t) u + t ε]`` from the denoiser; at t = 0, û is ``anchor`` and the
     denoiser is not asked. One ε is shared by all frames of a window, which couples them already.
 
@@ -311,8 +296,8 @@ def plug_and_play(
         levels: noise levels in [0, 1], falling, one a round.
         inner: evaluations of loss and gradient a round.
         lr: Adam's learning rate on the latent; ``None`` fits with L-BFGS.
-        pull: weight of the proximal term, per latent number; may depend on the level.
-        anchor: what t = 0 pulls towards; ``start`` where not given.
+        proximal_weight: w, per latent number; may depend on the level.
+        anchor: the proximal term's target at t = 0; ``start`` where not given.
         smoothing: temporal term on the latents; without one, frames are fitted each on its own.
         extra: further terms that do not couple frames, e.g. total variation.
         text: prompt for the denoiser.
@@ -320,15 +305,12 @@ def plug_and_play(
         answer: ``mean`` of their latents; ``pixels``, the mean of their images; or ``best``, for each frame
             (for a window that is coupled by ``smoothing``, together) the one with the lowest feature loss.
         seed: of ε; one a frame makes ε, and so the answer, independent of the other frames.
-        proximal: makes the term that pulls towards ``anchor`` at t = 0.
-        deadline: value of ``clock.now()`` after which no further step begins.
-        progress: called with (done, planned, mean loss a frame).
-        clock: keeps the time.
+        callback: keeps the time; once it is late, no further step begins.
     """
     if answer not in ANSWERS:
         raise unknown_name("answer", answer, list(ANSWERS))
-    clock = clock or Clock()
-    begin = clock.now()
+    callback = callback or Callback()
+    begin = callback.now()
     generators = [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
     done, losses = 0, []
     planned = samples * len(levels) * inner
@@ -338,44 +320,25 @@ def plug_and_play(
         u, images, final = start.detach().clone(), None, start.new_full((len(start),), math.inf)
         late = False
         for level in levels:
-            if clock.late(deadline):
+            if callback.late():
                 late = True
                 break
-            target, begin_at, term = (start if anchor is None else anchor), u, proximal
+            target, begin_at = (start if anchor is None else anchor), u
             if level > 0:
                 eps = torch.cat([torch.randn(1, *u.shape[1:], generator=g) for g in generators]).to(u)
                 with torch.no_grad():
                     target = begin_at = prior.denoise(prior.noised(u, eps.expand_as(u), level), level, text)
-                term = Pull
-            terms: list[Term] = [match, term(target, pull(level) if callable(pull) else pull), *extra]
+            weight = proximal_weight(level) if callable(proximal_weight) else proximal_weight
+            terms: list[Term] = [match, Proximal(target, weight), *extra]
             if smoothing is not None:
                 terms.append(smoothing)
-            offset = done
-            report = (
-                None if progress is None else (lambda i, n, loss, offset=offset: progress(offset + i, planned, loss))
-            )
             # what would be handed back now is the mean of the samples so far, not one that is half done
-            with clock.unseen() if found else contextlib.nullcontext():
-                if lr is None:
-                    outcome = lbfgs(
-                        Latent(prior, begin_at),
-                        terms,
-                        evaluations=inner,
-                        together=smoothing is not None,
-                        deadline=deadline,
-                        progress=report,
-                        clock=clock,
-                    )
-                else:
-                    outcome = adam(
-                        Latent(prior, target),
-                        terms,
-                        iterations=inner,
-                        lr=lr,
-                        deadline=deadline,
-                        progress=report,
-                        clock=clock,
-                    )
+            part = callback.part(done=done, planned=planned, shown=not found)
+            if lr is None:
+                variable, together = Latent(prior, begin_at), smoothing is not None
+                outcome = lbfgs(variable, terms, evaluations=inner, together=together, callback=part)
+            else:
+                outcome = adam(Latent(prior, target), terms, iterations=inner, lr=lr, callback=part)
             u, images, final = outcome.value, outcome.images, outcome.final
             losses += outcome.losses
             done += outcome.iterations
@@ -388,11 +351,11 @@ def plug_and_play(
                 fits.append(match(u, images))
         found.append(Outcome(images, u, final=final))
         if samples > 1:
-            clock.show(lambda: _joined(prior, found, answer, fits, smoothing is not None).images)
+            callback.show(lambda: _joined(prior, found, answer, fits, smoothing is not None).images)
         if late:
             break
     joined = _joined(prior, found, answer, fits, smoothing is not None)
-    return Outcome(joined.images, joined.value, losses, done, clock.now() - begin, joined.final)
+    return Outcome(joined.images, joined.value, losses, done, callback.now() - begin, joined.final)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ frames only meet in :class:`TemporalSmoothing`. Equation numbers are those of "U
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from adversary.whitebox.variables import normalised
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 __all__ = [
     "BatchNormStatistics",
     "FeatureMatch",
     "Negentropy",
     "Proximal",
-    "Pull",
     "TemporalSmoothing",
     "Term",
     "TotalVariation",
@@ -39,6 +39,11 @@ class Term(Protocol):
         ...
 
 
+def _rows(z: Tensor) -> Tensor:
+    """``(K, …)`` → ``(K, N)``, N = 1 for one number a frame."""
+    return z.reshape(len(z), -1)
+
+
 class FeatureMatch:
     """``L_re = ‖F1(x̂) − z_mid‖²``, summed over all tensors that cross the split.
 
@@ -54,14 +59,14 @@ class FeatureMatch:
     ) -> None:
         self.head, self.features, self.weight = head, tuple(features), weight
         self.evaluations = 0
-        energy = torch.stack([z.flatten(1).square().sum(1) for z in self.features]).sum(0)
+        energy = torch.stack([_rows(z).square().sum(1) for z in self.features]).sum(0)
         self.scale = 1 / energy.clamp_min(1e-12) if relative else torch.ones_like(energy)
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         self.evaluations += len(images)
         found = self.head(images)
-        errors = [(a - b).flatten(1).square().sum(1) for a, b in zip(found, self.features, strict=True)]
+        errors = [_rows(a - b).square().sum(1) for a, b in zip(found, self.features, strict=True)]
         return torch.stack(errors).sum(0) * self.scale
 
 
@@ -111,7 +116,7 @@ class TemporalSmoothing:
     Args:
         weight: λ_c.
         agreement: optional ``(K, 1, h, w)`` in [0, 1] from :func:`agreement`: where the tapped features of a
-            frame moved, the pull towards the window's mean is lifted. The mean is weighted likewise.
+            frame moved, the term is lifted. The mean is weighted likewise.
         windows: how many windows of equal length are stacked along the first dimension.
     """
 
@@ -128,8 +133,8 @@ class TemporalSmoothing:
         return (w * (groups - mean).square()).flatten(2).sum(2).flatten()
 
 
-class Pull:
-    """``‖value − target‖²``: stay near what a denoiser or an inversion network answered.
+class Proximal:
+    """``‖value − target‖²``: stay near what a denoiser or an inversion network answered (a proximal term).
 
     Args:
         target: same shape as the value.
@@ -142,10 +147,6 @@ class Pull:
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         return (value - self.target).flatten(1).square().sum(1)
-
-
-Proximal = Callable[[Tensor, float], Term]
-"""Makes a proximal term from (target, weight): :class:`Pull`, or one that knows how far each direction may stray."""
 
 
 class BatchNormStatistics:
@@ -208,11 +209,14 @@ class _Recording(nn.Module):
                 hook.remove()
 
 
-def coupling(features: Sequence[Tensor], weight: float, size: int, windows: int = 1) -> TemporalSmoothing | None:
+def coupling(
+    features: Sequence[Tensor], specs: Sequence[FeatureSpec], weight: float, size: int, windows: int = 1
+) -> TemporalSmoothing | None:
     """The temporal term on maps of ``size``, lifted where the tapped features moved.
 
     Args:
         features: of one window, each ``(K, …)``.
+        specs: what they are.
         weight: λ_c.
         size: side of the maps that are coupled.
         windows: copies of the window that are solved side by side.
@@ -222,17 +226,18 @@ def coupling(features: Sequence[Tensor], weight: float, size: int, windows: int 
     """
     if weight <= 0 or len(features[0]) < 2:
         return None
-    return TemporalSmoothing(weight, agreement(features, size).repeat(windows, 1, 1, 1), windows)
+    return TemporalSmoothing(weight, agreement(features, specs, size).repeat(windows, 1, 1, 1), windows)
 
 
-def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> Tensor:
+def agreement(features: Sequence[Tensor], specs: Sequence[FeatureSpec], size: int, softness: float = 0.15) -> Tensor:
     """Where a window's features agree: near 1 where nothing moved, near 0 where the scene changed.
 
     Per position, the squared distance to the window's median feature over the mean energy, ``d``, becomes
     ``exp(−d / softness)``; maps are resized to the latent's grid, features without a grid give one number.
 
     Args:
-        features: tapped tensors, each ``(K, C, H, W)`` or ``(K, …)``.
+        features: tapped tensors, each ``(K, …)``.
+        specs: what they are.
         size: side of the latent's grid.
         softness: relative squared distance at which agreement has fallen to 1/e.
 
@@ -240,8 +245,8 @@ def agreement(features: Sequence[Tensor], size: int, softness: float = 0.15) -> 
         ``(K, 1, size, size)``.
     """
     maps = []
-    for z in features:
-        grid = z if z.ndim == 4 else z.flatten(1)[:, :, None, None]
+    for z, spec in zip(features, specs, strict=True):
+        grid = spec.as_map(z)
         middle = grid.median(0, keepdim=True).values
         distance = (grid - middle).square().mean(1, keepdim=True) / middle.square().mean().clamp_min(1e-12)
         maps.append(

@@ -12,6 +12,8 @@ import typer
 
 from scenarios.cli.guard import guarded, load
 from scenarios.cli.options import (
+    SOLVERS,
+    AttackOption,
     Codec,
     CodecOption,
     Compression,
@@ -35,18 +37,12 @@ from scenarios.cli.options import (
     Threads,
     Video,
     Weights,
+    changed,
 )
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
-
-
-class Live(StrEnum):
-    """What a live adversary knows."""
-
-    white_box = "white-box"
-    net_best = "net-best"
 
 
 class Threat(StrEnum):
@@ -75,7 +71,8 @@ def demo(
         Path | None,
         typer.Option(help="Black-box: the net-best network, a file; default: the package's, else the cache's."),
     ] = None,
-    solver: SolverOption = Solver.map,
+    attack: AttackOption = "window:live",
+    solver: SolverOption = None,
     frames: Frames = 4,
     stride: Stride = 0.5,
     seed: Seed = 0,
@@ -108,7 +105,7 @@ def demo(
         inversion=inversion,
         threat=threat.value,
         network=network,
-        solver=solver.value,
+        attack=attack if solver is None else SOLVERS[solver],
         frames=frames,
         stride=stride,
         seed=seed,
@@ -130,7 +127,7 @@ def cloud(
     target: Target = "resnet18",
     split: Split = "L8",
     weights: Weights = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on: a name, IPv4 or IPv6.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
     tap_port: Annotated[int | None, typer.Option(help="Port of the tap, 0 for a free one; default: no tap.")] = None,
     tap_host: Annotated[str, typer.Option(help="Address of the tap; only loopback goes without token and TLS.")] = (
@@ -147,7 +144,7 @@ def cloud(
     metrics_port: MetricsPort = None,
     threads: Threads = None,
     batch_window: Annotated[
-        float, typer.Option(min=0, help="Longest that a frame waits for those of other sessions, in milliseconds.")
+        float, typer.Option(min=0, help="Longest that a frame waits for others to be computed with, in milliseconds.")
     ] = 2.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 8,
     max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 32,
@@ -192,7 +189,13 @@ def cloud(
 @commands.command()
 @guarded("edge_client.client", "splitsight.data", "splitsight.targets")
 def edge(
-    server: Annotated[str, typer.Option(help="Cloud server, HOST:PORT.")] = "127.0.0.1:50051",
+    server: Annotated[
+        str,
+        typer.Option(
+            help="Cloud server, HOST:PORT, an IPv6 address in brackets. Of the proxy variables only grpc_proxy counts, "
+            "and never for this machine."
+        ),
+    ] = "127.0.0.1:50051",
     video: Video = None,
     target: Target = "resnet18",
     split: Split = "L8",
@@ -311,25 +314,34 @@ def oracle(
 
 
 @commands.command()
-@guarded("adversary.live.run")
+@guarded("adversary.live.run", "adversary.attacks")
 def adversary(
-    tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],
+    tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT, an IPv6 address in brackets.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
-    attack: Annotated[
-        Live,
-        typer.Option(help="white-box: F1 is known. net-best: nothing of F1 but what an oracle answered (black-box)."),
-    ] = Live.white_box,
+    attack: AttackOption = "window:live",
+    threat: Annotated[
+        Threat | None,
+        typer.Option(
+            help="White-box: F1 is known. Black-box: nothing of it but what an oracle answered. Default: what the "
+            "attack needs."
+        ),
+    ] = None,
     network: Annotated[
         Path | None,
-        typer.Option(help="net-best: its network, a file; default: the package's, else the cache's."),
+        typer.Option(help="Black-box: the network, a file; default: the package's, else the cache's."),
     ] = None,
+    defense: Defense = "identity",
     target: Target = "resnet18",
     split: Split = "L8",
     prior: Prior = "small",
-    solver: SolverOption = Solver.map,
+    solver: SolverOption = None,
     frames: Frames = 4,
     stride: Stride = 0.5,
-    samples: Annotated[int, typer.Option(min=1, help="Independent answers that pnp averages.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="With --solver pnp: independent answers that it averages.")] = 1,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another value for one of the attack's, as JSON; repeatable."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Text prior; default: none.")] = "",
     threads: OneThread = 1,
     nice: Annotated[int, typer.Option(min=0, max=19, help="How much to lower this process's priority.")] = 10,
@@ -347,11 +359,13 @@ def adversary(
     seed: Seed = 0,
 ) -> int:
     """Reconstruct what a tapped stream shows, while it runs."""
-    from adversary.live.engine import WindowSettings
+    from adversary.attacks import ATTACKS
     from adversary.live.run import LiveOptions, run_live
 
     # each threat model's modules are loaded alone, so that a black-box process has none that could build F1
-    white = attack is Live.white_box
+    name, _, setting = (attack if solver is None else SOLVERS[solver]).partition(":")
+    changes = changed(values or []) | ({"samples": samples} if solver is Solver.pnp else {})
+    white = threat is Threat.white_box or (threat is None and "network" not in ATTACKS.get(name).needs)
     load(("adversary.live.whitebox", "splitsight.targets") if white else ("adversary.live.blackbox",))
     know = sys.modules[f"adversary.live.{'whitebox' if white else 'blackbox'}"].know
     return run_live(
@@ -363,7 +377,11 @@ def adversary(
             prior=prior,
             frames=frames,
             stride=stride,
-            settings=WindowSettings.of(solver.value, samples=samples, seed=seed),
+            attack=name,
+            setting=setting,
+            changes=changes,
+            defense=defense,
+            seed=seed,
             threads=threads,
             nice=nice,
             margin=margin,

@@ -12,6 +12,8 @@ import typer
 from splitsight.errors import UserError
 
 __all__ = [
+    "SOLVERS",
+    "AttackOption",
     "Codec",
     "CodecOption",
     "Compression",
@@ -56,7 +58,7 @@ class Compression(StrEnum):
 
 
 class Solver(StrEnum):
-    """How a window is refined."""
+    """Short names of attacks on windows."""
 
     map = "map"
     pnp = "pnp"
@@ -93,11 +95,13 @@ GalleryFeatures = Annotated[
 ]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
+AttackOption = Annotated[
+    str, typer.Option(metavar="NAME[:SETTING]", help="What solves the windows; see `splitsight list attacks`.")
+]
+SOLVERS = {Solver.map: "window:live", Solver.pnp: "window:denoised", Solver.dmb: "dmb-multi:live"}
 SolverOption = Annotated[
-    Solver,
-    typer.Option(
-        help="Of a window: map (most probable latents, then pixels), pnp (with the denoiser) or dmb (as published)."
-    ),
+    Solver | None,
+    typer.Option(help="Short for --attack: map is window:live, pnp is window:denoised, dmb is dmb-multi:live."),
 ]
 Defense = Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda.")]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from splitsight.defenses import DEFENSES, Defense
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from splitsight.defenses import DEFENSES, Defense, Parameters
 
 __all__ = ["Identity"]
 
 
 @DEFENSES.register("identity")
-class Identity(Defense):
+class Identity(Defense[Parameters]):
     """Sends the features as they are."""
 
-    def protect(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The features themselves, not copied."""
-        return features
+    name = "identity"

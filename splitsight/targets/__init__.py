@@ -1,34 +1,36 @@
 """Targets: networks that are split between edge and cloud, and whose features are attacked.
 
-A family is one file in this package: a class that derives from :class:`Target` and registers itself with
-``@TARGETS.register("name")``. It says how the model is built, how images become its input, where it can be
-cut (head and tail share the model's modules, so memory is held once), and how its output is read.
+A family is one file in this package (or in another, by the entry-point group ``splitsight.targets``): a class that
+derives from :class:`Target` and registers itself with ``@TARGETS.register("name")``. It says how the model is built,
+how images become its input, and what its output means. Where it can be cut is found by :mod:`splitsight.split`; a
+family may give points the names that its literature uses, and may cut those by hand.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitsight.artifacts import digest, load_weights
-from splitsight.errors import UserError, unknown_name
+from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 from splitsight.registry import Registry
-from splitsight.split import FeatureSpec
+from splitsight.split import CutPoint, Traced, half_state, trace
+from splitsight.tasks import Task
 
 __all__ = [
+    "OUTPUT",
     "TARGETS",
+    "Cut",
     "FeatureSpec",
     "Head",
     "Normalize",
-    "Prediction",
-    "Ranked",
     "Tail",
     "Target",
     "load",
@@ -36,24 +38,8 @@ __all__ = [
     "read_classes",
 ]
 
-
-class Ranked(NamedTuple):
-    """One class of a prediction: index, label, softmax probability in [0, 1]."""
-
-    index: int
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says about one image.
-
-    Attributes:
-        top: most probable class first; five, or all where there are fewer.
-    """
-
-    top: list[Ranked]
+OUTPUT = "output"
+"""The cut behind the last layer: what crosses is the output itself."""
 
 
 class Normalize(nn.Module):
@@ -107,87 +93,144 @@ class Tail(nn.Module):
         super().__init__()
         self.body = body
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features as :class:`Head` gave them → logits ``(B, classes)``."""
+    def forward(self, features: Sequence[Tensor]) -> Any:
+        """Features as :class:`Head` gave them → the model's output."""
         return self.body(*features)
 
 
-class Target(ABC):
+@dataclass(frozen=True)
+class Cut:
+    """A target in two halves, which share its weights.
+
+    Attributes:
+        name: as the target knows it.
+        head: F1 on images ``(B, 3, S, S)`` in [0, 1], with the preprocessing inside → tuple of features.
+        tail: F2, the tuple of features → the model's output.
+        specs: what crosses, in order.
+        head_digest: SHA-256 over the weights that F1 reads, and the constants of the preprocessing.
+        tail_digest: SHA-256 over the weights that F2 reads.
+    """
+
+    name: str
+    head: nn.Module
+    tail: nn.Module
+    specs: tuple[FeatureSpec, ...]
+    head_digest: str
+    tail_digest: str
+
+
+class Target:
     """A network in eval mode without gradients on its weights, and everything needed to split and read it.
 
-    Subclasses build the model and call this constructor; they implement :meth:`points` and :meth:`bodies`.
+    Subclasses build the model and call this constructor.
 
     Args:
         name: under which it is registered.
-        model: takes preprocessed images, returns logits ``(B, classes)``.
+        model: takes preprocessed images.
         preprocess: maps images in [0, 1] to the model's input; differentiable.
-        synonyms: all names of each class, in label order; the first of each is its label.
+        task: what the output means.
         input_size: side of the square input image, in pixels.
+        aliases: the family's names of split points, shallow first → names that :mod:`splitsight.split` finds. Without
+            any, the points of one tensor that are found are the ones that are offered.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, preprocess: nn.Module, synonyms: list[list[str]], input_size: int
+        self,
+        name: str,
+        model: nn.Module,
+        preprocess: nn.Module,
+        task: Task,
+        input_size: int,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self.preprocess = preprocess.eval()
-        self.synonyms = synonyms
-        self.labels = [names[0] for names in synonyms]
+        self.task = task
         self.input_size = input_size
+        self.aliases = dict(aliases or {})
         self.digest = digest(model.state_dict())
-        self._specs = lru_cache(maxsize=None)(self._measure)
+        self.cut = lru_cache(maxsize=None)(self._cut)
 
-    @abstractmethod
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes; empty where the task has none."""
+        return list(self.task.labels)
+
+    @property
+    def synonyms(self) -> list[list[str]]:
+        """All names of each class, its label first."""
+        return getattr(self.task, "synonyms", [[label] for label in self.labels])
+
+    @cached_property
+    def traced(self) -> Traced:
+        """The model as a graph.
+
+        Raises:
+            UserError: it cannot be traced.
+        """
+        return trace(self.model, self.preprocess(self._blank(2)))
+
+    def _blank(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 3, self.input_size, self.input_size, device=self.device)
+
     def points(self) -> list[str]:
-        """Names of the split points, shallow first."""
+        """Names of the split points that are offered, shallow first; :meth:`cut` takes others of the graph too."""
+        return list(self.aliases) or [point.name for point in self.cut_points()]
 
-    @abstractmethod
-    def bodies(self, point: str) -> tuple[nn.Module, nn.Module]:
-        """``(F1, F2)`` on model inputs for a name out of :meth:`points`; both share the model's weights."""
+    def cut_points(self, max_tensors: int = 1) -> list[CutPoint]:
+        """Points of the graph where at most so many tensors cross, shallow first; see :mod:`splitsight.split`."""
+        return self.traced.cut_points(max_tensors)
 
-    def _check(self, point: str) -> None:
-        if point not in self.points():
-            raise unknown_name(f"split of {self.name}", point, self.points())
+    def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
+        """``(F1, F2)`` on model inputs, cut by hand; ``None`` leaves it to the graph.
 
-    def head(self, point: str) -> nn.Module:
-        """F1 on images: ``(B, 3, S, S)`` in [0, 1] → tuple of features, with the preprocessing inside.
-
-        Raises:
-            UserError: no such split point.
+        For families that know their modules and would rather not be traced at every start.
         """
-        self._check(point)
-        return Head(self.preprocess, self.bodies(point)[0]).eval()
-
-    def tail(self, point: str) -> nn.Module:
-        """F2: the tuple of features → logits ``(B, classes)``.
-
-        Raises:
-            UserError: no such split point.
-        """
-        self._check(point)
-        return Tail(self.bodies(point)[1]).eval()
+        return None
 
     @torch.no_grad()
-    def _measure(self, point: str) -> tuple[FeatureSpec, ...]:
-        features = self.head(point)(torch.zeros(1, 3, self.input_size, self.input_size, device=self.device))
-        return tuple(FeatureSpec(f"z{i}", tuple(f.shape[1:])) for i, f in enumerate(features))
+    def _cut(self, point: str) -> Cut:
+        halves: tuple[nn.Module, nn.Module] | None = self.halves(point)
+        if halves is None and point == OUTPUT:
+            halves = (self.model, nn.Identity())
+        if halves is None:
+            try:
+                halves = self.traced.split(self.aliases.get(point, point))
+            except UserError as error:
+                if not self.aliases:
+                    raise
+                named = f"{', '.join(self.aliases)}, {OUTPUT}"
+                raise UserError(
+                    f"unknown split of {self.name} '{point}': choose one of {named}, or a point of its graph ({error})"
+                ) from error
+        head, tail = Head(self.preprocess, halves[0]).eval(), Tail(halves[1]).eval()
+        features = head(self._blank(2))
+        if not all(isinstance(z, Tensor) and z.is_floating_point() and len(z) == 2 for z in features):
+            raise UserError(f"the output of {self.name} is no tensor that could cross: choose a split point before it")
+        specs = tuple(FeatureSpec(f"z{i}", tuple(z.shape[1:])) for i, z in enumerate(features))
+        constants = {f"preprocess.{k}": v for k, v in self.preprocess.named_buffers()}
+        constants |= {f"preprocess.{k}": v for k, v in self.preprocess.named_parameters()}
+        return Cut(
+            point,
+            head,
+            tail,
+            specs,
+            digest(half_state(self.model, halves[0]) | constants),
+            digest(half_state(self.model, halves[1])),
+        )
+
+    def head(self, point: str) -> nn.Module:
+        """F1 of a cut; see :class:`Cut`."""
+        return self.cut(point).head
+
+    def tail(self, point: str) -> nn.Module:
+        """F2 of a cut; see :class:`Cut`."""
+        return self.cut(point).tail
 
     def feature_specs(self, point: str) -> list[FeatureSpec]:
-        """What crosses the split point, in order, without batch dimension.
-
-        Raises:
-            UserError: no such split point.
-        """
-        self._check(point)
-        return list(self._specs(point))
-
-    def read(self, logits: Tensor) -> list[Prediction]:
-        """``(B, classes)`` → one prediction an image."""
-        top = logits.detach().float().softmax(1).topk(min(5, logits.shape[1]), dim=1)
-        return [
-            Prediction([Ranked(i, self.labels[i], p) for p, i in zip(values, indices, strict=True)])
-            for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        ]
+        """What crosses a cut, in order, without batch dimension."""
+        return list(self.cut(point).specs)
 
     @property
     def device(self) -> torch.device:

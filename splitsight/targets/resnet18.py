@@ -14,6 +14,7 @@ from torchvision.models import ResNet, resnet18
 
 from splitsight.artifacts import asset
 from splitsight.targets import TARGETS, Normalize, Target, load_state, read_classes
+from splitsight.tasks.classify import Classify
 
 __all__ = ["ResNet18", "build", "preprocessing"]
 
@@ -50,19 +51,18 @@ class ResNet18(Target):
         folder = asset("targets", "resnet18")
         model = build()
         load_state(model, weights or folder / "model.safetensors", name="resnet18", classifier="fc.weight")
-        super().__init__(
-            "resnet18", model, preprocessing(), read_classes(folder / "classes.tsv"), _config()["input_size"]
-        )
+        synonyms = read_classes(folder / "classes.tsv")
+        task = Classify([names[0] for names in synonyms], synonyms)
+        aliases = {name: f"layer{count}" for name, count in _LAYERS.items()}
+        super().__init__("resnet18", model, preprocessing(), task, _config()["input_size"], aliases)
+        self.model: ResNet = model
 
-    def points(self) -> list[str]:
-        """``L4``, ``L8``, ``L12``, ``L16``."""
-        return list(_LAYERS)
-
-    def bodies(self, point: str) -> tuple[nn.Module, nn.Module]:
-        """``(F1, F2)``, cut after ``layer1`` … ``layer4``."""
-        m = self.model
+    def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
+        """``L4`` … ``L16``, cut after ``layer1`` … ``layer4``."""
+        if point not in _LAYERS:
+            return None
+        m, cut = self.model, _LAYERS[point]
         layers = [m.layer1, m.layer2, m.layer3, m.layer4]
-        cut = _LAYERS[point]
         f1 = nn.Sequential(m.conv1, m.bn1, m.relu, m.maxpool, *layers[:cut])
         f2 = nn.Sequential(*layers[cut:], m.avgpool, nn.Flatten(1), m.fc)
         return f1, f2

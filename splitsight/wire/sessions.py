@@ -3,31 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, HasShape, WireError
-from splitsight.wire.v1 import split_inference_pb2, tensor_pb2
+from splitsight.features import FeatureSpec
+from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, WireError
+from splitsight.wire.v1 import session_pb2, split_inference_pb2, tensor_pb2
 
-__all__ = ["NamedShape", "difference", "tensor_specs"]
+__all__ = ["UNDEFENDED", "SessionDescription", "difference", "show"]
 
-
-class NamedShape(HasShape, Protocol):
-    """A shape with a name."""
-
-    @property
-    def name(self) -> str:
-        """Stable within a split point."""
+UNDEFENDED = "identity"
+"""How a session says that nothing is done to the features."""
 
 
-def tensor_specs(features: Iterable[NamedShape]) -> list[tensor_pb2.TensorSpec]:
-    """The messages for what crosses a split point, in order."""
-    return [tensor_pb2.TensorSpec(name=f.name, shape=f.shape) for f in features]
+@dataclass(frozen=True)
+class SessionDescription:
+    """What an edge does to an image, and what is made of it.
+
+    Attributes:
+        target: name of the split network.
+        split: name of the cut, as the target knows it.
+        features: what crosses, in order, behind the defence.
+        defense: what is done to the features, with its parameters, in the form that ``--defense`` takes; empty only in
+            what a server asks for, where any will do.
+        head_digest: SHA-256 (hex) over the weights that F1 reads, its preprocessing included.
+        tail_digest: likewise of F2.
+        defense_digest: likewise of the defence; empty where it has no weights.
+        task: name of the task.
+        input_size: side of the square image that F1 takes, in pixels.
+    """
+
+    target: str
+    split: str
+    features: tuple[FeatureSpec, ...]
+    defense: str = UNDEFENDED
+    head_digest: str = ""
+    tail_digest: str = ""
+    defense_digest: str = ""
+    task: str = "classify"
+    input_size: int = 0
+
+    def proto(self) -> session_pb2.SessionDescription:
+        """The message."""
+        specs = [tensor_pb2.TensorSpec(name=f.name, shape=f.shape, layout=f.layout) for f in self.features]
+        return session_pb2.SessionDescription(**(_plain(self) | {"features": specs}))
+
+    @classmethod
+    def read(cls, message: session_pb2.SessionDescription) -> SessionDescription:
+        """The inverse of :meth:`proto`.
+
+        Raises:
+            ValueError: a layout that its shape cannot have; one sentence.
+        """
+        features = tuple(FeatureSpec(f.name, tuple(f.shape), f.layout) for f in message.features)
+        names = [name for name in cls.__dataclass_fields__ if name != "features"]
+        return cls(features=features, **{name: getattr(message, name) for name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as rows and summaries carry it."""
+        features = [{"name": f.name, "shape": list(f.shape), "layout": f.layout} for f in self.features]
+        return _plain(self) | {"features": features}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SessionDescription:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a field is missing or of the wrong kind.
+        """
+        try:
+            features = tuple(
+                FeatureSpec(str(f["name"]), tuple(int(n) for n in f["shape"]), str(f["layout"]))
+                for f in data["features"]
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError("'features' of the session's description is missing or incomplete") from error
+        rest = {name: data.get(name) for name in cls.__dataclass_fields__ if name != "features"}
+        for name, value in rest.items():
+            if not isinstance(value, int if name == "input_size" else str):
+                raise ValueError(f"'{name}' of the session's description is missing or of the wrong kind")
+        return cls(features=features, **rest)
+
+    def difference(self, other: SessionDescription) -> str | None:
+        """What first differs, in words (ours, then theirs); ``None`` where nothing does.
+
+        Target, cut and defence come first: where they differ, digests and shapes differ as a matter of course.
+        """
+        for name, word in _WORDS.items():
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if name == "features" and [(f.shape, f.layout) for f in ours] != [(f.shape, f.layout) for f in theirs]:
+                return f"{word} {show(ours)}, not {show(theirs) or 'none'}"
+            if name != "features" and ours != theirs:
+                return f"{word} {_short(name, ours)}, not {_short(name, theirs)}"
+        return None
+
+
+_WORDS = {
+    "target": "target",
+    "split": "split point",
+    "defense": "defence",
+    "head_digest": "weights of F1 with digest",
+    "tail_digest": "weights of F2 with digest",
+    "defense_digest": "weights of the defence with digest",
+    "features": "features",
+    "task": "task",
+    "input_size": "image size",
+}
+"""What a description is compared by, in this order."""
+
+
+def _plain(description: SessionDescription) -> dict[str, Any]:
+    data = asdict(description)
+    del data["features"]
+    return data
+
+
+def _short(name: str, value: object) -> str:
+    text = str(value)[:12] + "…" if name.endswith("digest") and value else str(value)[:80]
+    return text or "none"
+
+
+def show(features: Iterable[FeatureSpec]) -> str:
+    """What crosses, for people."""
+    return ", ".join(f"{f.name} {f.show} ({f.layout})" for f in features)
 
 
 def difference(wanted: split_inference_pb2.SessionOpen, served: split_inference_pb2.DescribeResponse) -> str | None:
     """Why a session does not fit what is served, or ``None`` where it does.
-
-    Target and split come first: where they differ, digest and schema differ as a matter of course.
 
     Args:
         wanted: what the edge opens with.
@@ -36,22 +138,16 @@ def difference(wanted: split_inference_pb2.SessionOpen, served: split_inference_
     Returns:
         One sentence with both sides' values.
     """
-    if wanted.target != served.target:
-        return f"this server runs the target '{served.target}', not '{wanted.target}'"
-    if wanted.split != served.split:
-        return f"this server is split at {served.split}, not at '{wanted.split}'"
-    if wanted.weights_digest != served.weights_digest:
-        return (
-            f"the weights differ: this server holds {served.target} with digest {served.weights_digest[:12]}…, "
-            f"the edge {wanted.weights_digest[:12] or 'none'}…; load the same file on both sides"
-        )
-    ours, theirs = _schema(served.features), _schema(wanted.features)
-    if ours != theirs:
-        return f"the feature schema differs: this server takes {ours}, the edge sends {theirs or 'nothing'}"
     try:
+        ours, theirs = SessionDescription.read(served.session), SessionDescription.read(wanted.session)
         codec = CodecSpec.read(wanted.codec)
     except WireError as error:
         return f"the codec cannot be used: {error.message}"
+    except ValueError as error:
+        return f"the features' schema cannot be used: {error}"
+    what = ours.difference(_any_defense(theirs) if not ours.defense else theirs)
+    if what is not None:
+        return f"the two sides differ: this server has {what.replace(', not ', ', the edge ')}"
     if DTYPES[codec.dtype] not in served.dtypes:
         return f"this server does not take {codec.dtype} tensors"
     if COMPRESSIONS[codec.compression] not in served.compressions:
@@ -59,5 +155,6 @@ def difference(wanted: split_inference_pb2.SessionOpen, served: split_inference_
     return None
 
 
-def _schema(features: Iterable[NamedShape]) -> str:
-    return ", ".join(f"{f.name} {'×'.join(map(str, f.shape))}" for f in features)
+def _any_defense(session: SessionDescription) -> SessionDescription:
+    """The same without a word about its defence, for a server that takes any."""
+    return replace(session, defense="", defense_digest="")

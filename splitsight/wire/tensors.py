@@ -1,10 +1,11 @@
 """Tensors as bytes: dtype, shape and little-endian numbers in C order, optionally compressed by zstd.
 
-With ``x`` the float32 values of one tensor (no batch dimension) and ``c`` an index of its first dimension:
+With ``x`` the float32 values of one tensor (no batch dimension):
 
 * float32: exact;
 * float16: ``x`` rounded to nearest, so ``|x̂ − x| ≤ 2⁻¹¹ |x| + 2⁻²⁵``; values beyond ±65504 are refused;
-* int8: one scale for each ``c`` (:mod:`splitsight.int8`), ``|x̂_c − x_c| ≤ max |x_c| / 254``.
+* int8: one scale for each channel ``c`` of a map or of tokens, one in all for a vector (:mod:`splitsight.int8`,
+  :attr:`~splitsight.features.FeatureSpec.scale_axis`), ``|x̂_c − x_c| ≤ max |x_c| / 254``.
 
 Whatever a peer sends is checked before memory is spent on it: sizes follow from the agreed shape, never from
 the message, and a compressed tensor may not grow beyond them.
@@ -21,6 +22,7 @@ import grpc
 import numpy as np
 import zstandard
 
+from splitsight.features import FeatureSpec
 from splitsight.int8 import dequantize, quantize
 from splitsight.wire.v1 import tensor_pb2
 
@@ -60,7 +62,10 @@ class WireError(Exception):
 
 
 class HasShape(Protocol):
-    """Anything with the shape of one tensor without batch dimension: a proto ``TensorSpec``, a feature spec."""
+    """Anything with the shape of one tensor without batch dimension: a proto ``TensorSpec``, a feature spec.
+
+    A ``layout`` beside it says what the dimensions mean; without one, how many there are does.
+    """
 
     @property
     def shape(self) -> Sequence[int]:
@@ -104,12 +109,17 @@ class CodecSpec:
         return cls(_name(DTYPES, message.dtype, "dtype"), _name(COMPRESSIONS, message.compression, "compression"))  # type: ignore[arg-type]
 
 
-def encode(array: np.ndarray, codec: CodecSpec) -> tensor_pb2.Tensor:
+def _scale_axis(spec: HasShape) -> int | None:
+    return FeatureSpec("", tuple(spec.shape), getattr(spec, "layout", "")).scale_axis
+
+
+def encode(array: np.ndarray, codec: CodecSpec, spec: HasShape | None = None) -> tensor_pb2.Tensor:
     """Turn the numbers of one tensor into a message.
 
     Args:
         array: float values, at least one dimension, no batch dimension.
         codec: how to store them.
+        spec: the shape and layout that were agreed on; by default those that ``array`` has.
 
     Raises:
         WireError: empty, without dimensions, not real numbers, NaN or infinite, or too large for float16.
@@ -131,7 +141,7 @@ def encode(array: np.ndarray, codec: CodecSpec) -> tensor_pb2.Tensor:
         if not np.isfinite(stored).all():
             raise _bad(f"a value of {np.abs(values).max():g} does not fit float16 (at most 65504): use float32 or int8")
     else:
-        stored, found = quantize(values)
+        stored, found = quantize(values, _scale_axis(values if spec is None else spec))
         scales = found.tolist()
     data = stored.astype(_STORAGE[DTYPES[codec.dtype]], copy=False).tobytes()
     if codec.compression == "zstd":
@@ -187,7 +197,7 @@ def decode(message: tensor_pb2.Tensor, spec: HasShape, *, max_bytes: int = 1 << 
         values = stored.astype(np.float32, copy=False)
     else:
         try:
-            values = dequantize(stored, np.asarray(message.scales, dtype=np.float32))
+            values = dequantize(stored, np.asarray(message.scales, dtype=np.float32), _scale_axis(spec))
         except ValueError as error:
             raise _bad(str(error)) from error
     if not np.isfinite(values).all():

@@ -1,4 +1,5 @@
 import json
+import os
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from elsewhere import ELSEWHERE, SecondDevice
 
 from adversary.attack import _groups, run_attack
-from adversary.methods import ATTACKS
+from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
@@ -72,6 +73,20 @@ def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
     assert any(np.array_equal(sheet[top : top + 192, 8:200], shown) for top in range(60))
 
 
+def test_names_of_any_kind(tmp_path, prior, images):
+    """Names that no output can have, in a folder and to a folder whose own names are not UTF-8."""
+    for old, new in (("photo 0.png", b"a\nb.png"), ("photo 1.png", b"x\xe9.png"), ("photo 2.png", b"x\xea.png")):
+        (images / old).rename(images / os.fsdecode(new))
+    source = images.rename(tmp_path / os.fsdecode(b"in\xe9"))
+    out = _run("dmb", tmp_path / os.fsdecode(b"out\xe9"), prior, images=source, gallery=source, gallery_size=2)
+    names = sorted(p.name for p in (out / "reconstructions").iterdir())
+    assert names == ["a_b.png", "x_-2.png", "x_.png"]
+    with (out / "rows.parquet").open("rb") as file:
+        assert sorted(row["name"] + ".png" for row in pq.read_table(file).to_pylist()) == names
+    assert read_summary(out / "summary.json").methods["dmb"].n == 3
+    assert os.fsencode(json.loads((out / "config.json").read_text())["input"]).endswith(b"in\xe9")
+
+
 def test_another_device_gives_the_same_images(tmp_path, prior, images):
     options = {"prior": prior, "threads": 1, "images": images, "limit": 2, "changes": {"iterations": 3}}
     here = run_attack("dmb", out=tmp_path / "here", prompts=["goldfish"], **options)
@@ -85,7 +100,7 @@ def test_another_device_gives_the_same_images(tmp_path, prior, images):
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
-    from adversary.methods import Problem
+    from adversary.attacks import Problem
     from adversary.priors.prior import load_prior
     from splitsight import targets
     from splitsight.data import load_images

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from adversary.attack import run_attack
-from adversary.methods import ATTACKS, Attack, Reconstruction
+from adversary.attacks import ATTACKS, Attack, Reconstruction
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer

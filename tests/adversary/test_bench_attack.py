@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from adversary.attacks import ATTACKS
 from adversary.bench import bench_attack, curve, speed
 from adversary.lab import Lab, score
-from adversary.methods import ATTACKS
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
 

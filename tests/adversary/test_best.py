@@ -1,10 +1,12 @@
+import time
+
 import pytest
 import torch
 from torch import nn
 
+from adversary.attacks import ATTACKS, Callback, Problem
+from adversary.attacks._stages import STAGES, State, _perturbations
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
-from adversary.methods import ATTACKS, Problem
-from adversary.methods._stages import STAGES, State, _perturbations
 from splitsight.errors import UserError
 
 QUICK = {"fit_evaluations": 6, "pixel_evaluations": 6, "round_evaluations": 3, "residual_evaluations": 5}
@@ -48,12 +50,11 @@ def _problem(prior, network=None, frames=3, **more):
     with torch.no_grad():
         truth = prior.decode(torch.randn(frames, *prior.latent_shape)).clamp(0, 1)
     z = [t.detach() for t in _Head()(truth)]
-    return truth, Problem(prior, _Head(), z, _missing if network is None else lambda: network, **more)
+    return truth, Problem(z, _Head(), prior=prior, initial=_missing if network is None else lambda: network, **more)
 
 
-def _solve(problem, setting="faithful", method="best", **changes):
-    attack = ATTACKS.get(method)()
-    return attack.solve(problem, **(attack.setting(setting)[1] | QUICK | changes))
+def _solve(problem, setting="faithful", method="best", callback=None, **changes):
+    return ATTACKS.get(method).configured(setting, changes=QUICK | changes).reconstruct(problem, callback=callback)
 
 
 def _error(images, truth):
@@ -93,7 +94,8 @@ def test_same_seed_same_answer_and_frames_do_not_depend_on_each_other(flow_prior
     other = _solve(_problem(flow_prior, network, seed=6)[1], setting)
     assert not torch.equal(first.images, other.images)
     z = [t[1:2] for t in problem.features]
-    alone = _solve(Problem(flow_prior, _Head(), z, lambda: network, seed=5, first=1), setting)
+    own = Problem(z, _Head(), prior=flow_prior, initial=lambda: network, seed=5, first=1)
+    alone = _solve(own, setting)
     torch.testing.assert_close(first.images[1:2], alone.images, atol=5e-3, rtol=0)
 
 
@@ -124,18 +126,17 @@ def test_a_network_for_other_weights_is_an_error_and_not_a_reason_to_do_without(
         raise UserError("trained for another target")
 
     _, problem = _problem(flow_prior)
-    problem.inversion = stale
+    problem.initial = stale
     with pytest.raises(UserError, match="another target"):
         _solve(problem)
 
 
-def test_the_term_that_keeps_an_unmeasured_fit_near_its_start_can_be_replaced(flow_prior):
-    from adversary.whitebox.terms import Pull
-
+def test_a_proximal_weight_keeps_an_unmeasured_fit_near_its_start(flow_prior):
     network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval().requires_grad_(False)
-    _, problem = _problem(flow_prior, network, proximal=lambda target, weight: Pull(target, 1e6))
+    _, problem = _problem(flow_prior, network)
     start = State.start(problem, 0.0).images
-    torch.testing.assert_close(_solve(problem, stages=("fit",)).images, start, atol=0.02, rtol=0)
+    near = _solve(problem, stages=("fit",), fit_proximal_weight=1e6).images
+    torch.testing.assert_close(near, start, atol=0.02, rtol=0)
 
 
 def test_the_mean_of_a_pair_of_samples_is_the_gaussian_posterior_mean_of_a_linear_head(flow_prior, network):
@@ -183,34 +184,28 @@ def test_a_window_is_drawn_together_where_features_agree(flow_prior, network):
     coupled = _solve(problem, "faithful", "best-multi", **changes | {"smoothing": 1000.0})
     single = _solve(problem, "faithful-single", "best-multi", **changes | {"smoothing": 0.0})
     assert spread(coupled.images) < 0.7 * spread(single.images)
-    assert ATTACKS.get("best-multi").setting("faithful-single")[1]["smoothing"] == 0
+    assert ATTACKS.get("best-multi").configured("faithful-single").settings.smoothing == 0
 
 
 def test_it_answers_at_its_deadline(flow_prior, network):
-    import time
-
     truth, problem = _problem(flow_prior, network)
-    problem.deadline = time.monotonic() + 0.5
-    answer = _solve(problem, "sharp", fit_evaluations=10**6, round_evaluations=10**6)
-    assert time.monotonic() < problem.deadline + 1.0 and answer.images.shape == truth.shape
-    problem.deadline = time.monotonic() - 1
-    late = _solve(problem, "faithful")
+    deadline = time.monotonic() + 0.5
+    answer = _solve(problem, "sharp", callback=Callback(deadline), fit_evaluations=10**6, round_evaluations=10**6)
+    assert time.monotonic() < deadline + 1.0 and answer.images.shape == truth.shape
+    late = _solve(problem, "faithful", callback=Callback(time.monotonic() - 1))
     assert late.images.shape == truth.shape and late.iterations == 0 and late.about["stages"] == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (
-            {"stages": ["fitt"]},
-            "unknown stages of best 'fitt': choose one of fit, noise, pixels, posterior, residual, rounds",
-        ),
-        ({"combine": "sum"}, "unknown combine of best 'sum': choose one of last, mean"),
-        ({"answer": "all"}, "unknown answer of best 'all'"),
-        ({"stages": "fit"}, "best's stages takes a list"),
-        ({"fit_samples": 0}, "best's fit_samples takes numbers from 1, not 0"),
+        ({"stages": ["fitt"]}, "best's stages cannot be .fitt.: input should be 'fit', 'pixels', 'posterior', 'noise'"),
+        ({"combine": "sum"}, "best's combine cannot be .sum.: input should be 'mean' or 'last'"),
+        ({"answer": "all"}, "best's answer cannot be .all."),
+        ({"stages": "fit"}, "best's stages cannot be .fit.: input should be a valid tuple"),
+        ({"fit_samples": 0}, "best's fit_samples cannot be 0"),
     ],
 )
 def test_bad_changes_get_one_sentence(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        ATTACKS.get("best").setting("faithful", changes=changes)
+        ATTACKS.get("best").configured("faithful", changes=changes)

@@ -5,8 +5,8 @@ import torch
 from elsewhere import ELSEWHERE, SecondDevice
 from torch import nn
 
+from adversary.attacks import ATTACKS, Problem
 from adversary.blackbox.inversion import InversionNetwork
-from adversary.methods import ATTACKS, Problem
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.gaussian import GaussianErrors, cosine_basis
-from adversary.live.engine import Engine, WindowSettings
-from adversary.whitebox.posterior import GaussianPull, OnLatents, WhitenedLatent, WhitenedMatch
+from adversary.attacks import ATTACKS, Problem
+from adversary.gaussian import GaussianErrors, cosine_basis, whitened
+from adversary.whitebox.posterior import GaussianPrior, OnLatents, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import lbfgs
 from adversary.whitebox.terms import TemporalSmoothing
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 
 def test_cosine_basis_is_orthonormal_and_a_dct():
@@ -24,6 +25,10 @@ def test_cosine_basis_is_orthonormal_and_a_dct():
     # definition of the DCT-II, coefficient 3
     want = math.sqrt(2 / 8) * sum(float(x[i]) * math.cos(math.pi * (i + 0.5) * 3 / 8) for i in range(8))
     assert float((basis @ x)[3]) == pytest.approx(want, abs=1e-4)
+
+
+def _specs(*shapes):
+    return [FeatureSpec(f"z{i}", shape) for i, shape in enumerate(shapes)]
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def measured():
     features = torch.einsum(
         "cd,ndhw->nchw", torch.tensor([[2.0, 0.0], [1.5, 1.0]]), torch.randn(4000, 2, 2, 2, generator=generator)
     )
-    errors = GaussianErrors((3, 4, 4), [(2, 2, 2), (5,)])
+    errors = GaussianErrors((3, 4, 4), _specs((2, 2, 2), (5,)))
     vector = torch.randn(4000, 5, generator=generator) * torch.tensor([1.0, 2, 3, 4, 5])
     errors.measure(latent, [features, vector])
     return errors, latent, features, vector
@@ -66,7 +71,7 @@ def test_known_noise_adds_to_the_covariance(measured):
 
 
 def test_a_large_feature_without_grid_has_variances_only():
-    errors = GaussianErrors((1, 2, 2), [(2000,)])
+    errors = GaussianErrors((1, 2, 2), _specs((2000,)))
     errors.measure(torch.randn(50, 1, 2, 2), [3 * torch.randn(400, 2000)])
     assert errors.whitener(0).shape == (2000,)
     assert float(errors.whitener(0).mean()) == pytest.approx(1 / 3, rel=0.05)
@@ -87,14 +92,14 @@ class _Linear(torch.nn.Module):
 def test_the_fit_is_the_closed_form_for_a_linear_model(measured):
     """Gaussian prior and linear observation: u = u₀ + C Jᵀ (J C Jᵀ + R)⁻¹ (z − J u₀)."""
     latent = measured[1]
-    errors = GaussianErrors((3, 4, 4), [(5,)])
+    errors = GaussianErrors((3, 4, 4), _specs((5,)))
     errors.measure(latent, [measured[3]])
     prior = SimpleNamespace(decode=lambda u: u)
     head = _Linear().requires_grad_(False)
     centre = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     z = torch.randn(2, 5, generator=torch.Generator().manual_seed(3))
     variable = WhitenedLatent(prior, errors, centre)
-    outcome = lbfgs(variable, [WhitenedMatch(head, [z], errors), GaussianPull()], evaluations=200, together=False)
+    outcome = lbfgs(variable, [WhitenedMatch(head, [z], errors), GaussianPrior()], evaluations=200, together=False)
     found = variable.latents(outcome.value).flatten(1)
 
     factor = errors.displacement(torch.eye(48).view(48, 3, 4, 4)).flatten(1).T
@@ -137,5 +142,23 @@ def test_errors_travel_with_the_network(tmp_path, measured):
 
 def test_a_network_without_errors_is_refused_by_name(flow_prior):
     network = InversionNetwork([(8, 4, 4)], flow_prior.latent_shape, width=8, depth=1)
-    with pytest.raises(UserError, match="retrain it with `splitsight train inversion`, or choose the solver pnp"):
-        Engine(flow_prior, torch.nn.Identity(), network, WindowSettings(solver="map"))
+    problem = Problem([torch.rand(2, 8, 4, 4)], prior=flow_prior, initial=lambda: network)
+    with pytest.raises(UserError, match="retrain it with `splitsight train inversion`, or choose window:denoised"):
+        ATTACKS.get("window").configured().reconstruct(problem)
+
+
+@pytest.mark.parametrize("shape", [(1500, 3, 3), (3, 3, 1500), (17, 20), (17, 1500), (2000,), (2, 3, 4, 5)], ids=str)
+def test_features_of_any_layout_are_whitened(shape):
+    (spec,) = _specs(shape)
+    errors = GaussianErrors((1, 2, 2), [spec])
+    scale = torch.linspace(0.5, 2, spec.channels)
+    residual = spec.per_channel(scale) * torch.randn(400, *shape, generator=torch.Generator().manual_seed(0))
+    errors.measure(torch.randn(50, 1, 2, 2), [residual])
+    whitener = errors.whitener(0)
+    # a full covariance only where it is small
+    assert whitener.shape == ((spec.channels,) if spec.channels > 1024 else (spec.channels, spec.channels))
+    white = whitened(spec.channels_last(residual), whitener)
+    assert white.shape[-1] == spec.channels
+    torch.testing.assert_close(
+        white.reshape(-1, spec.channels).square().mean(0), torch.ones(spec.channels), atol=0.02, rtol=0
+    )

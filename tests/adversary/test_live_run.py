@@ -14,6 +14,7 @@ from adversary.live.run import Known, LiveOptions, _Adversary
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.wire import tensors
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 SPEC = FeatureSpec("z0", (2, 4, 4))
@@ -36,9 +37,9 @@ class Notes:
 
 def stream(frames, pause, **opened):
     """What a tap sends: frames 0.1 s of capture time apart, then nothing for a while, then the end."""
-    about = {"session_id": "s", "target": "t", "split": "L1", "weights_digest": "d", **opened}
-    opening = split_inference_pb2.SessionOpen(**about)
-    opening.features.add(name=SPEC.name, shape=SPEC.shape)
+    about = SessionDescription(**{"target": "t", "split": "L1", "features": (SPEC,), "head_digest": "d", **opened})
+    codec = tensors.CodecSpec().proto()
+    opening = split_inference_pb2.SessionOpen(session_id="s", session=about.proto(), codec=codec)
     yield tap_pb2.TapEvent(session=opening)
     for i in range(frames):
         frame = split_inference_pb2.Frame(sequence=i, capture_time_us=100_000 * i)
@@ -62,8 +63,9 @@ def known(engine, **more):
             {},
             "runs t at L2, this adversary was set up for t at L1: start it with --target t --split L2",
         ),
-        ({"weights_digest": "e"}, {}, "weights have digest e…, ours d…: learn it"),
-        ({"defense": "noise"}, {"defense": "identity"}, r"defence is noise, .*\(from identity\): learn it"),
+        ({"head_digest": "e"}, {}, "weights with digest e…, ours d…: learn it"),
+        ({"defense": "noise"}, {"defense": "identity"}, r"defence is noise, .*made for identity: learn it"),
+        ({"features": (SPEC, SPEC)}, {}, "sends .*, this adversary takes .*: give it the session's defence"),
     ],
     ids=str,
 )

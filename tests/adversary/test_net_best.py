@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from adversary.attacks import ATTACKS, Problem
 from adversary.blackbox import _train_best, networks
 from adversary.blackbox._batches import Batch, Batches, held_out
 from adversary.blackbox._train_best import Pictures, choose, follow, following, invert
@@ -25,7 +26,6 @@ from adversary.blackbox.networks import (
 from adversary.blackbox.queries import Pairs
 from adversary.blackbox.surrogate import LatentNetwork, Student
 from adversary.live.engine import Engine
-from adversary.methods import ATTACKS, Problem
 from splitsight.data import image_hash, to_tensor
 from splitsight.errors import UserError
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from adversary.whitebox.noise import deviations, shrunk
+from splitsight.features import FeatureSpec
 
 
 class _Rectified(nn.Module):
@@ -35,7 +36,7 @@ def test_frames_that_differ_by_noise_alone_become_their_mean():
     truth = torch.randn(1, 128, 8, 8, generator=generator).expand(4, -1, -1, -1).clone()
     truth[3, :, :4] = torch.randn(128, 4, 8, generator=generator)  # half of the last frame moved
     noisy = truth + 0.5 * torch.randn(truth.shape, generator=generator)
-    (got,), (left,) = shrunk([noisy], [0.5])
+    (got,), (left,) = shrunk([noisy], [FeatureSpec("z", (128, 8, 8))], [0.5])
     before, after = ((z - truth).square().mean(1) for z in (noisy, got))
     # a mean of four has a quarter of the variance; what moved is not blurred into what did not
     assert after[:3, 4:].mean() < 0.35 * before[:3, 4:].mean()
@@ -45,10 +46,11 @@ def test_frames_that_differ_by_noise_alone_become_their_mean():
 
 def test_without_noise_nothing_changes_and_a_feature_without_a_grid_counts_as_a_whole():
     z = torch.randn(4, 16, 4, 4, generator=torch.Generator().manual_seed(4))
-    assert shrunk([z], [0.0])[0][0] is z
-    (alone,), left = shrunk([z[:1]], [1.0])
+    spec = FeatureSpec("z", (16, 4, 4))
+    assert shrunk([z], [spec], [0.0])[0][0] is z
+    (alone,), left = shrunk([z[:1]], [spec], [1.0])
     assert alone.equal(z[:1]) and left == [1.0]
     flat = torch.randn(1, 4096, generator=torch.Generator().manual_seed(5)).expand(3, -1)
     noisy = flat + torch.randn(3, 4096, generator=torch.Generator().manual_seed(6))
-    (got,), _ = shrunk([noisy], [1.0])
+    (got,), _ = shrunk([noisy], [FeatureSpec("z", (4096,))], [1.0])
     assert (got - flat).square().mean() < 0.45 * (noisy - flat).square().mean()

@@ -10,7 +10,7 @@ from adversary.whitebox.terms import (
     BatchNormStatistics,
     FeatureMatch,
     Negentropy,
-    Pull,
+    Proximal,
     TemporalSmoothing,
     TotalVariation,
     agreement,
@@ -186,7 +186,7 @@ def test_gradients_against_finite_differences(name):
         "tv": TotalVariation(),
         "smooth": TemporalSmoothing(1.0),
         "weighted": TemporalSmoothing(1.0, torch.rand(4, 1, 4, 4, generator=generator, dtype=torch.float64)),
-        "pull": Pull(target, 1.0),
+        "pull": Proximal(target, 1.0),
     }[name]
 
     def value(flat):

@@ -19,6 +19,7 @@ from adversary.training import train_prior_command
 from splitsight.data import encode_png
 from splitsight.errors import UserError
 from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
 
 
 def _image(h, w, rng):
@@ -55,7 +56,7 @@ def data(tmp_path, monkeypatch):
 
 def _pictures(data, *, photos=True):
     folder, file = data
-    return Pictures(sorted(folder.glob("*.parquet")), folder / "classes.tsv", [file] if photos else [], 16)
+    return Pictures(TrainingSet.open(folder), [file] if photos else [], 16)
 
 
 def _unet(**changes):

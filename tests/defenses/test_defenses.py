@@ -1,35 +1,71 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from splitsight.defenses import DEFENSES, Cost, Defense
+from splitsight.defenses import DEFENSES, Cost, Defense, parse_defense
+from splitsight.draws import Draws
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
+
+SPECS = (FeatureSpec("z0", (4, 2, 2)), FeatureSpec("z1", (3,)))
 
 
 def test_identity_changes_nothing():
-    defense = DEFENSES.get("identity")()
-    assert isinstance(defense, Defense)
+    chain = parse_defense("identity")
+    assert not chain and str(chain) == "identity" and chain.cost(SPECS) == Cost() and not chain.guarantees()
     z = (torch.rand(2, 3), torch.rand(2, 4, 4))
-    assert all(a is b for a, b in zip(defense.protect(z), z, strict=True))
-    tail = nn.Linear(2, 2)
-    assert defense.adapt(tail, None) is tail
-    assert defense.cost() == Cost(flops=0, bytes_ratio=1.0, trained=False) and defense.guarantee() is None
-
-
-def test_unknown_defense_lists_known_ones():
-    with pytest.raises(UserError, match=r"unknown defense 'shredder': choose one of .*identity"):
-        DEFENSES.get("shredder")
+    edge, server = chain.build(SPECS)
+    assert all(a is b for a, b in zip(edge(z, Draws()), z, strict=True)) and server is None
+    head, tail = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert chain.adapted(head, tail) == (head, tail) and chain.output_specs(SPECS) == SPECS
 
 
 def test_every_defense_documents_itself():
-    assert all(d.__doc__ and issubclass(d, Defense) for _, d in DEFENSES)
+    assert all(d.__doc__ and issubclass(d, Defense) and d.name == name for name, d in DEFENSES)
 
 
-def test_listing_defenses_does_not_import_torch():
-    code = "from splitsight.defenses import DEFENSES; DEFENSES.names(); import sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("gaussian:sigma=0.5", "gaussian:sigma=0.5"),
+        ("gaussian: sigma = 5e-1 ,ratio=0", "gaussian:sigma=0.5"),
+        ("identity+gaussian:ratio=2", "gaussian:ratio=2"),
+        ("gaussian:sigma=1+gaussian:sigma=2", "gaussian:sigma=1+gaussian:sigma=2"),
+    ],
+)
+def test_named_with_parameters_and_read_back(given, said):
+    assert str(parse_defense(given)) == said == str(parse_defense(said))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("shredder", r"unknown defense 'shredder': choose one of .*identity"),
+        ("gaussian", "either sigma or ratio"),
+        ("gaussian:sigma=0.5,ratio=0.5", "either sigma or ratio"),
+        ("gaussian:sigma=-1", "sigma: input should be greater than or equal to 0"),
+        ("gaussian:sigma=nan", "finite"),
+        ("gaussian:sigma=much", "valid number"),
+        ("gaussian:sigmas=1", "unknown parameter of the defence gaussian 'sigmas': choose one of ratio, sigma"),
+        ("gaussian:sigma", "KEY=VALUE"),
+        ("gaussian:sigma=1,sigma=1", "twice"),
+        ("identity:sigma=1", "takes no parameters"),
+        ("", "is no defence"),
+        ("gaussian:sigma=1+", "is no defence"),
+        ("a b", "is no defence"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(given, words):
+    with pytest.raises(UserError, match=words) as error:
+        parse_defense(given)
+    assert "\n" not in str(error.value)
+
+
+def test_noise_adds_up_over_a_chain():
+    edge, _ = parse_defense("gaussian:sigma=3+gaussian:sigma=4").build(SPECS)
+    z = tuple(torch.zeros(500, *s.shape) for s in SPECS)
+    assert edge.deviations(z) == pytest.approx([5, 5])
+    assert all(float(found.std()) == pytest.approx(5, rel=0.1) for found in edge(z, Draws()))
+    assert all(torch.equal(a, b) for a, b in zip(edge.expected(z), z, strict=True))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 
+from splitsight.pipeline import EdgePipeline
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import split_inference_pb2_grpc as rpc
 from splitsight.wire.v1 import tensor_pb2
@@ -87,24 +89,21 @@ class FakeCloud(rpc.SplitInferenceServicer):
             time.sleep(self.delay_s)
             with self._lock:
                 frame = queue.pop(0)
-            answer = pb.Answer(
-                sequence=frame.sequence, top=[pb.Label(index=1, name="thing", probability=0.5)], batch_size=1
-            )
+            answer = pb.Answer(sequence=frame.sequence, batch_size=1)
+            answer.classes.top.add(index=1, name="thing", probability=0.5)
             yield pb.InferResponse(answer=answer)
             answered += 1
 
 
 def description(target, point: str, /, **changes) -> pb.DescribeResponse:
-    """What a server that fits ``target`` says of itself."""
+    """What a server that fits ``target`` says of itself, changed here and there."""
+    about = replace(EdgePipeline(target, point).description(), defense="")
+    session = {k: changes.pop(k) for k in list(changes) if k in about.__dataclass_fields__}
     fields = {
-        "target": target.name,
-        "split": point,
-        "features": [tensor_pb2.TensorSpec(name=f.name, shape=f.shape) for f in target.feature_specs(point)],
-        "weights_digest": target.digest,
+        "session": replace(about, **session).proto(),
         "dtypes": [tensor_pb2.DTYPE_FLOAT32, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_INT8],
         "compressions": [tensor_pb2.COMPRESSION_NONE, tensor_pb2.COMPRESSION_ZSTD],
         "max_message_bytes": 4 << 20,
         "max_in_flight": 4,
-        "input_size": target.input_size,
     }
     return pb.DescribeResponse(**(fields | changes))

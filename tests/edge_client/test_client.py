@@ -20,7 +20,9 @@ from edge_client.client import EdgeOptions, run_edge
 from splitsight import targets
 from splitsight.data import fit
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline
 from splitsight.video import open_source
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import decode
 from splitsight.wire.v1 import tensor_pb2
 
@@ -77,13 +79,15 @@ def test_a_run_sends_f1_of_the_sampled_frames(cloud, clip, target, tmp_path):
     assert (report.captured, report.answered, report.lost, report.exit_code) == (15, 15, 0, 0)
     rows = lines(tmp_path / "edge.jsonl")
     assert [r["sequence"] for r in rows] == list(range(15))
-    assert rows[0]["top"] == [{"index": 1, "name": "thing", "probability": 0.5}]
+    thing = {"index": 1, "name": "thing", "probability": 0.5}
+    assert (rows[0]["says"], rows[0]["best"], rows[0]["answer"]) == ("thing 50%", thing, {"top": [thing]})
     assert all(r["rtt_ms"] > 0 and r["sent_us"] <= r["answered_us"] and r["bytes"] > 32768 for r in rows)
     assert json.loads((tmp_path / "edge.summary.json").read_text())["answered"] == 15
     assert [e[0] for e in events] == ["connected", *["answer"] * 15, "done"]
     opening = server.opens[0]
-    assert (opening.target, opening.split, opening.weights_digest) == ("resnet18", "L8", target.digest)
-    assert opening.codec.dtype == tensor_pb2.DTYPE_FLOAT32 and opening.defense == "identity"
+    about = SessionDescription.read(opening.session)
+    assert about == EdgePipeline(target, "L8").description() and about.defense == "identity"
+    assert opening.codec.dtype == tensor_pb2.DTYPE_FLOAT32
     head, specs = target.head("L8"), target.feature_specs("L8")
     with open_source(clip, fps=5) as source, torch.inference_mode():
         for frame, sent in zip(source, server.frames, strict=True):
@@ -94,6 +98,30 @@ def test_a_run_sends_f1_of_the_sampled_frames(cloud, clip, target, tmp_path):
             for tensor, spec, z in zip(sent.features, specs, expected, strict=True):
                 np.testing.assert_allclose(decode(tensor, spec, max_bytes=1 << 20), z[0].numpy(), atol=1e-6)
     assert not list((tmp_path / "truth").glob("*.partial"))
+
+
+def test_frames_that_do_not_decode_are_reported(cloud, tmp_path, caplog):
+    """An AVI of JPEGs, each a packet of its own."""
+    clip = tmp_path / "damaged.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
+    for i in range(20):
+        writer.write(np.full((64, 96, 3), 10 * i, np.uint8))
+    writer.release()
+    data = bytearray(clip.read_bytes())
+    starts = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"]
+    assert len(starts) == 20
+    for k in (7, 8):
+        data[starts[k] : starts[k + 1] - 8] = bytes(starts[k + 1] - 8 - starts[k])
+    clip.write_bytes(data)
+    with open_source(clip) as source:
+        kept = len(list(source))
+    assert kept == 18
+    options = EdgeOptions(cloud().address, str(clip), fps=10, pace=False, report=tmp_path / "edge.jsonl")
+    report = run_edge(options)
+    assert report.undecoded == 2 and report.captured == report.answered
+    assert json.loads((tmp_path / "edge.summary.json").read_text())["undecoded"] == 2
+    assert "damaged.avi is damaged: 2 of its frames" in caplog.text
+    assert run_edge(EdgeOptions(cloud().address, str(clip), fps=10, pace=False, seconds=5)).undecoded == 2
 
 
 def test_paced_without_drift(cloud, clip, tmp_path):
@@ -164,7 +192,10 @@ def test_gives_up_and_leaves_its_report(cloud, clip, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"weights_digest": "0" * 64}, "other weights"),
+        ({"head_digest": "0" * 64}, "weights of F1 with digest 000000000000.*the same --weights"),
+        ({"tail_digest": "0" * 64}, "weights of F2 with digest 000000000000.*the same --weights"),
+        ({"defense": "gaussian:sigma=2"}, "asks for the defence gaussian:sigma=2.*--defense 'gaussian:sigma=2'"),
+        ({"task": "detect"}, "task detect, this edge classify: run the same version"),
         ({"split": "L4"}, "serves split L4, not L8"),
         ({"target": "vit"}, "serves target vit"),
         ({"input_size": 224}, "same version"),

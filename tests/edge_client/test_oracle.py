@@ -20,6 +20,9 @@ from edge_client.oracle import RETRY_MS, Allowance, Metrics, OracleOptions, Orac
 from splitsight import targets
 from splitsight.data import fit, to_tensor
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline
+from splitsight.wire.channels import Address, channel
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, decode, encode
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
@@ -150,20 +153,19 @@ def oracle(tmp_path_factory):
 
 def test_a_real_oracle_answers_what_the_edge_would_send(oracle):
     metadata = [("authorization", "Bearer a secret")]
-    with grpc.insecure_channel(f"127.0.0.1:{oracle.port}") as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="splitsight.v1.Oracle")
-        )
+    with channel(Address("127.0.0.1", oracle.port)) as opened:
+        health = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(service="splitsight.v1.Oracle"))
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        stub = rpc.OracleStub(channel)
+        stub = rpc.OracleStub(opened)
         for given_token in ([], [("authorization", "Bearer wrong")]):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Query(pb.QueryRequest(), metadata=given_token)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         about = stub.Describe(pb.DescribeOracleRequest(), metadata=metadata)
         target = targets.load("resnet18")
-        assert (about.target, about.split, about.weights_digest) == ("resnet18", "L12", target.digest)
-        assert (about.left, about.input_size) == (5, 64)
+        session = SessionDescription.read(about.session)
+        assert session == EdgePipeline(target, "L12").description()
+        assert (about.left, session.input_size, about.codec.dtype) == (5, 64, tensor_pb2.DTYPE_FLOAT16)
         images = [np.random.default_rng(i).integers(0, 256, (64, 80 + i, 3), np.uint8) for i in range(2)]
         pictures = [pb.Picture(height=i.shape[0], width=i.shape[1], rgb=i.tobytes()) for i in images]
         answer = stub.Query(pb.QueryRequest(pictures=pictures), metadata=metadata)
@@ -171,7 +173,7 @@ def test_a_real_oracle_answers_what_the_edge_would_send(oracle):
         truth = target.head("L12")(to_tensor(np.stack([fit(i, 64) for i in images])))[0]
         for i, one in enumerate(answer.answers):
             assert one.features[0].dtype == tensor_pb2.DTYPE_FLOAT16
-            found = torch.from_numpy(decode(one.features[0], about.features[0]))
+            found = torch.from_numpy(decode(one.features[0], session.features[0]))
             torch.testing.assert_close(found, truth[i], rtol=2e-3, atol=2e-3)
         with pytest.raises(grpc.RpcError, match="3 of 5 queries are left, not 4"):
             stub.Query(pb.QueryRequest(pictures=pictures * 2), metadata=metadata)

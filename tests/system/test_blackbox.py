@@ -32,7 +32,7 @@ from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"splitsight", "adversary", "edge_client", "cloud_server", "scenarios"}
 F1 = {"splitsight.targets", "splitsight.split", "edge_client", "cloud_server", "scenarios"}
-PATH = ["adversary.blackbox.command", "adversary.methods.blackbox", "adversary.methods.net_best"]
+PATH = ["adversary.blackbox.command", "adversary.attacks.blackbox", "adversary.attacks.net_best"]
 PATH += ["adversary.live.run", "adversary.live.blackbox"]
 # as `splitsight` starts, with whatever could build a target out of reach
 BLIND = """

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 import uuid
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -23,6 +24,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cloud_server.__main__ import main
 from splitsight import targets
+from splitsight.pipeline import EdgePipeline
+from splitsight.wire.channels import Address, channel
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import tap_pb2, tensor_pb2
@@ -90,6 +94,11 @@ def target():
     return targets.load("resnet18")
 
 
+@pytest.fixture(scope="module")
+def about(target):
+    return EdgePipeline(target, "L8").description()
+
+
 def wait_until(condition, seconds=10.0):
     end = time.monotonic() + seconds
     while not condition():
@@ -103,11 +112,14 @@ def frame(sequence, codec=None, seed=0, **fields):
     return pb.Frame(**{"sequence": sequence, "capture_time_us": 1000 * sequence, "features": tensors, **fields})
 
 
+_SESSION = tuple(SessionDescription.__dataclass_fields__)
+
+
 class Edge:
     """One stream; requests are bytes, so that tests can send what no client of ours would."""
 
-    def __init__(self, port, digest, *, open=True, timeout=60, **opening):
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+    def __init__(self, port, about, *, open=True, timeout=60, **opening):
+        self.channel = channel(Address("127.0.0.1", port))
         self.requests = queue.SimpleQueue()
         infer = self.channel.stream_stream(
             INFER, request_serializer=None, response_deserializer=pb.InferResponse.FromString
@@ -116,10 +128,7 @@ class Edge:
         self.opening = pb.SessionOpen(
             **{
                 "session_id": uuid.uuid4().hex,
-                "target": "resnet18",
-                "split": "L8",
-                "features": [tensor_pb2.TensorSpec(name="z0", shape=SHAPE)],
-                "weights_digest": digest,
+                "session": replace(about, **{k: opening.pop(k) for k in _SESSION if k in opening}).proto(),
                 "codec": CodecSpec().proto(),
                 "resume_after": -1,
                 **opening,
@@ -163,8 +172,8 @@ class Edge:
 
 @contextlib.contextmanager
 def subscribed(port, **request):
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call = TapStub(channel).Subscribe(tap_pb2.SubscribeRequest(**request))
+    with channel(Address("127.0.0.1", port)) as opened:
+        call = TapStub(opened).Subscribe(tap_pb2.SubscribeRequest(**request))
         call.initial_metadata()
         yield call
         call.cancel()
@@ -173,18 +182,18 @@ def subscribed(port, **request):
 # -- what is served ----------------------------------------------------------------------------------------
 
 
-def test_describe_health_reflection_metrics(server, target):
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        served = SplitInferenceStub(channel).Describe(pb.DescribeRequest())
-        assert (served.target, served.split, served.weights_digest) == ("resnet18", "L8", target.digest)
-        assert [tuple(f.shape) for f in served.features] == [SHAPE]
-        assert list(served.labels) == target.labels and served.input_size == 64 and served.version
+def test_describe_health_reflection_metrics(server, target, about):
+    with channel(Address("127.0.0.1", server.port)) as opened:
+        served = SplitInferenceStub(opened).Describe(pb.DescribeRequest())
+        assert SessionDescription.read(served.session) == replace(about, defense="")
+        assert [tuple(f.shape) for f in served.session.features] == [SHAPE]
+        assert list(served.labels) == target.labels and served.session.input_size == 64 and served.version
         assert (served.max_sessions, served.max_message_bytes, served.max_in_flight) == (10, 1 << 18, 8)
-        health = health_pb2_grpc.HealthStub(channel)
+        health = health_pb2_grpc.HealthStub(opened)
         for name in ("", "splitsight.v1.SplitInference"):
             status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection = reflection_pb2_grpc.ServerReflectionStub(opened)
         asked = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="splitsight.v1.SplitInference"),
@@ -193,7 +202,7 @@ def test_describe_health_reflection_metrics(server, target):
         assert "splitsight.v1.SplitInference" in [s.name for s in listed.list_services_response.service]
         file = FileDescriptorProto.FromString(described.file_descriptor_response.file_descriptor_proto[0])
         assert file.package == "splitsight.v1"
-    with Edge(server.port, target.digest) as edge:
+    with Edge(server.port, about) as edge:
         edge.opened()
         edge.ask(frame(0))
         edge.finish()
@@ -205,23 +214,23 @@ def test_describe_health_reflection_metrics(server, target):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_answers_are_those_of_the_whole_model(server, target, dtype, compression):
+def test_answers_are_those_of_the_whole_model(server, target, dtype, compression, about):
     codec = CodecSpec(dtype, compression)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         (features,) = target.head("L8")(images)
         expected = target.model(target.preprocess(images)).softmax(1)
-    with Edge(server.port, target.digest, codec=codec.proto()) as edge:
+    with Edge(server.port, about, codec=codec.proto()) as edge:
         assert edge.opened() == pb.SessionOpened(session_id=edge.opening.session_id, max_in_flight=8)
         answers = edge.ask(*(frame(i, features=[encode(z.numpy(), codec)]) for i, z in enumerate(features)))
         assert edge.finish() == [] and edge.call.code() is grpc.StatusCode.OK
     assert [a.sequence for a in answers] == [0, 1, 2]
     for answer, probabilities in zip(answers, expected, strict=True):
-        assert len(answer.top) == 5 and answer.compute_us > 0 and answer.batch_size >= 1
-        shown = [label.probability for label in answer.top]
+        assert len(answer.classes.top) == 5 and answer.compute_us > 0 and answer.batch_size >= 1
+        shown = [label.probability for label in answer.classes.top]
         assert shown == sorted(shown, reverse=True)
         tolerance = {"float32": 1e-4, "float16": 0.01, "int8": 0.1}[dtype]
-        for label in answer.top:
+        for label in answer.classes.top:
             assert label.name == target.labels[label.index]
             assert label.probability == pytest.approx(float(probabilities[label.index]), abs=tolerance)
 
@@ -235,17 +244,17 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 @pytest.mark.parametrize(
     ("opening", "code", "parts"),
     [
-        ({"weights_digest": "0" * 64}, PRECONDITION, ["weights differ", "000000000000"]),
-        ({"target": "vit"}, PRECONDITION, ["'resnet18'", "'vit'"]),
-        ({"split": "L4"}, PRECONDITION, ["L8", "'L4'"]),
-        ({"features": []}, PRECONDITION, ["schema", "128×8×8"]),
+        ({"head_digest": "0" * 64}, PRECONDITION, ["weights of F1", "000000000000"]),
+        ({"target": "vit"}, PRECONDITION, ["resnet18", "vit"]),
+        ({"split": "L4"}, PRECONDITION, ["L8", "L4"]),
+        ({"features": ()}, PRECONDITION, ["features", "128×8×8"]),
         ({"codec": tensor_pb2.Codec(dtype=9)}, PRECONDITION, ["codec", "9"]),
         ({"session_id": ""}, INVALID, ["id"]),
         ({"resume_after": -2}, INVALID, ["-2"]),
     ],
 )
-def test_an_opening_that_does_not_fit_is_refused(server, target, opening, code, parts):
-    with Edge(server.port, target.digest, **opening) as edge:
+def test_an_opening_that_does_not_fit_is_refused(server, about, opening, code, parts):
+    with Edge(server.port, about, **opening) as edge:
         got, text = edge.refusal()
         assert got is code and all(part in text for part in parts), text
 
@@ -281,16 +290,16 @@ def test_an_opening_that_does_not_fit_is_refused(server, target, opening, code, 
         ),
     ],
 )
-def test_a_frame_that_does_not_fit_is_refused(server, target, sent, code, text):
-    with Edge(server.port, target.digest) as edge:
+def test_a_frame_that_does_not_fit_is_refused(server, about, sent, code, text):
+    with Edge(server.port, about) as edge:
         edge.opened()
         edge.put(sent)
         got, said = edge.refusal()
         assert got is code and text in said, said
 
 
-def test_frames_before_the_bad_one_are_answered(server, target):
-    with Edge(server.port, target.digest) as edge:
+def test_frames_before_the_bad_one_are_answered(server, about):
+    with Edge(server.port, about) as edge:
         edge.opened()
         for sequence in (0, 1, 2, 7):
             edge.put(pb.InferRequest(frame=frame(sequence)))
@@ -298,11 +307,11 @@ def test_frames_before_the_bad_one_are_answered(server, target):
         assert edge.refusal() == (INVALID, "frame 7 came where 3 was due: sequence numbers grow by one")
 
 
-def test_a_stream_must_open_first(server, target):
-    with Edge(server.port, target.digest, open=False) as edge:
+def test_a_stream_must_open_first(server, about):
+    with Edge(server.port, about, open=False) as edge:
         edge.put(pb.InferRequest(frame=frame(0)))
         assert edge.refusal()[1] == "the first message of a stream must open the session"
-    with Edge(server.port, target.digest, open=False) as edge:
+    with Edge(server.port, about, open=False) as edge:
         edge.requests.put(None)
         assert edge.refusal()[0] is INVALID
 
@@ -314,23 +323,23 @@ def sessions_now(server):
         )
 
 
-def test_sessions_are_limited_and_slots_come_back(server, target):
+def test_sessions_are_limited_and_slots_come_back(server, about):
     wait_until(lambda: sessions_now(server) == 0)
     with contextlib.ExitStack() as stack:
-        edges = [stack.enter_context(Edge(server.port, target.digest)) for _ in range(10)]
+        edges = [stack.enter_context(Edge(server.port, about)) for _ in range(10)]
         for edge in edges:
             edge.opened()
-        late = stack.enter_context(Edge(server.port, target.digest))
+        late = stack.enter_context(Edge(server.port, about))
         code, text = late.refusal()
         assert code is EXHAUSTED and "10 sessions" in text
         edges[0].call.cancel()
         wait_until(lambda: sessions_now(server) == 9)
-        stack.enter_context(Edge(server.port, target.digest)).opened()
+        stack.enter_context(Edge(server.port, about)).opened()
 
 
-def test_deadlines_are_honoured(server, target):
+def test_deadlines_are_honoured(server, about):
     wait_until(lambda: sessions_now(server) == 0)
-    with Edge(server.port, target.digest, timeout=0.5) as edge:
+    with Edge(server.port, about, timeout=0.5) as edge:
         edge.opened()
         edge.ask(frame(0))
         assert edge.refusal()[0] is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -340,13 +349,13 @@ def test_deadlines_are_honoured(server, target):
 # -- fairness ----------------------------------------------------------------------------------------------
 
 
-def test_eight_edges_are_served_fairly(server, target):
+def test_eight_edges_are_served_fairly(server, target, about):
     """Seven that send as fast as they may do not starve one that sends now and then."""
     stop = threading.Event()
     counts = [0] * 7
 
     def greedy(i):
-        with Edge(server.port, target.digest) as edge:
+        with Edge(server.port, about) as edge:
             edge.opened()
             sent = [pb.InferRequest(frame=frame(0, seed=i)).SerializeToString()]
             tensors = pb.InferRequest.FromString(sent[0]).frame.features
@@ -366,7 +375,7 @@ def test_eight_edges_are_served_fairly(server, target):
         wait_until(lambda: min(counts) >= 5, 30)
         before = list(counts)
         begin, waits, sizes = time.perf_counter(), [], []
-        with Edge(server.port, target.digest) as edge:
+        with Edge(server.port, about) as edge:
             edge.opened()
             for sequence in range(15):
                 start = time.perf_counter()
@@ -391,7 +400,7 @@ def test_eight_edges_are_served_fairly(server, target):
 # -- the tap -----------------------------------------------------------------------------------------------
 
 
-def test_the_tap_forwards_the_bytes_as_they_came(server, target):
+def test_the_tap_forwards_the_bytes_as_they_came(server, about):
     plain = frame(0).SerializeToString()
     # fields in another order and one that this version does not know: serializing again would not give these bytes
     tensor = encode(np.ones(SHAPE), CodecSpec()).SerializeToString()
@@ -403,7 +412,7 @@ def test_the_tap_forwards_the_bytes_as_they_came(server, target):
     name = uuid.uuid4().hex
     with (
         subscribed(server.tap_port, session_id=name) as tap,
-        Edge(server.port, target.digest, session_id=name, defense="none") as edge,
+        Edge(server.port, about, session_id=name, defense="none") as edge,
     ):
         edge.opened()
         edge.ask(pb.Frame.FromString(plain))
@@ -418,20 +427,20 @@ def test_the_tap_forwards_the_bytes_as_they_came(server, target):
     assert second.frame.dropped == 0
 
 
-def test_a_lost_session_ends_at_the_tap_only_when_it_does_not_come_back(server, target):
+def test_a_lost_session_ends_at_the_tap_only_when_it_does_not_come_back(server, about):
     name = uuid.uuid4().hex
     with subscribed(server.tap_port, session_id=name) as tap:
         for start in (0, 1):
-            with Edge(server.port, target.digest, session_id=name, resume_after=start - 1) as edge:
+            with Edge(server.port, about, session_id=name, resume_after=start - 1) as edge:
                 edge.opened()
                 edge.ask(frame(start))
         events = [next(tap) for _ in range(4)]
     assert [e.WhichOneof("event") for e in events] == ["session", "frame", "frame", "end"]
 
 
-def test_a_subscriber_that_hangs_holds_up_nothing(server, target):
+def test_a_subscriber_that_hangs_holds_up_nothing(server, about):
     total = 150
-    with subscribed(server.tap_port, ring=4) as hanging, Edge(server.port, target.digest) as edge:
+    with subscribed(server.tap_port, ring=4) as hanging, Edge(server.port, about) as edge:
         edge.opened()
         for start in range(0, total, 5):
             assert [a.sequence for a in edge.ask(*map(frame, range(start, start + 5)))][-1] == start + 4
@@ -450,13 +459,13 @@ def test_a_subscriber_that_hangs_holds_up_nothing(server, target):
 
 
 def test_the_tap_is_nowhere_but_on_its_own_port(server):
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel, pytest.raises(grpc.RpcError) as caught:
-        next(TapStub(channel).Subscribe(tap_pb2.SubscribeRequest()))
+    with channel(Address("127.0.0.1", server.port)) as opened, pytest.raises(grpc.RpcError) as caught:
+        next(TapStub(opened).Subscribe(tap_pb2.SubscribeRequest()))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_a_guarded_tap_asks_for_the_token_over_tls(start, target, tmp_path):
+def test_a_guarded_tap_asks_for_the_token_over_tls(start, about, tmp_path):
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
@@ -466,16 +475,15 @@ def test_a_guarded_tap_asks_for_the_token_over_tls(start, target, tmp_path):
     server = start(
         "--tap-port", 0, "--tap-token", "s3cret", "--tap-cert", cert, "--tap-key", key, "--max-subscribers", 1
     )
-    credentials = grpc.ssl_channel_credentials(cert.read_bytes())
-    with grpc.secure_channel(f"localhost:{server.tap_port}", credentials) as channel:
-        stub = TapStub(channel)
+    with channel(Address("localhost", server.tap_port), ca=cert) as opened:
+        stub = TapStub(opened)
         for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", "s3cret"),)):
             with pytest.raises(grpc.RpcError) as caught:
                 next(stub.Subscribe(tap_pb2.SubscribeRequest(), metadata=metadata))
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED and "Bearer" in caught.value.details()
         call = stub.Subscribe(tap_pb2.SubscribeRequest(), metadata=(("authorization", "Bearer s3cret"),))
         call.initial_metadata()
-        with Edge(server.port, target.digest) as edge:
+        with Edge(server.port, about) as edge:
             edge.opened()
             edge.ask(frame(0))
             assert [next(call).WhichOneof("event") for _ in range(2)] == ["session", "frame"]
@@ -483,17 +491,17 @@ def test_a_guarded_tap_asks_for_the_token_over_tls(start, target, tmp_path):
             next(stub.Subscribe(tap_pb2.SubscribeRequest(), metadata=(("authorization", "Bearer s3cret"),)))
         assert caught.value.code() is EXHAUSTED and "1 subscribers" in caught.value.details()
         call.cancel()
-    with grpc.insecure_channel(f"127.0.0.1:{server.tap_port}") as channel, pytest.raises(grpc.RpcError):
-        next(TapStub(channel).Subscribe(tap_pb2.SubscribeRequest(), timeout=5))
+    with channel(Address("127.0.0.1", server.tap_port)) as opened, pytest.raises(grpc.RpcError):
+        next(TapStub(opened).Subscribe(tap_pb2.SubscribeRequest(), timeout=5))
 
 
 # -- coming and going --------------------------------------------------------------------------------------
 
 
-def test_a_session_goes_on_at_a_restarted_server(start, target):
+def test_a_session_goes_on_at_a_restarted_server(start, about):
     name = uuid.uuid4().hex
     first = start()
-    with Edge(first.port, target.digest, session_id=name) as edge:
+    with Edge(first.port, about, session_id=name) as edge:
         edge.opened()
         answers = edge.ask(*(frame(i, seed=i) for i in range(4)))
         edge.put(pb.InferRequest(frame=frame(4, seed=4)))  # whether this is answered, nobody will know
@@ -503,33 +511,33 @@ def test_a_session_goes_on_at_a_restarted_server(start, target):
     first.process.wait()
     second = start("--port", first.port)
     # the client counts only what it was told before: 2 and 3 come once more, with the same answers
-    with Edge(second.port, target.digest, session_id=name, resume_after=1) as edge:
+    with Edge(second.port, about, session_id=name, resume_after=1) as edge:
         assert edge.opened().session_id == name
         again = edge.ask(*(frame(i, seed=i) for i in range(2, 7)))
         edge.finish()
     assert [a.sequence for a in again] == [2, 3, 4, 5, 6]
     for old, new in zip(answers[2:], again, strict=False):
-        assert [label.index for label in old.top] == [label.index for label in new.top]
+        assert [label.index for label in old.classes.top] == [label.index for label in new.classes.top]
     assert second.stop(signal.SIGINT) == 130
 
 
-def test_reopening_takes_a_session_over(server, target):
-    with Edge(server.port, target.digest) as edge:
+def test_reopening_takes_a_session_over(server, about):
+    with Edge(server.port, about) as edge:
         edge.opened()
         edge.ask(frame(0))
-        with Edge(server.port, target.digest, session_id=edge.opening.session_id, resume_after=0) as again:
+        with Edge(server.port, about, session_id=edge.opening.session_id, resume_after=0) as again:
             again.opened()
             assert edge.refusal()[0] is grpc.StatusCode.ABORTED
             assert again.ask(frame(1))[0].sequence == 1
 
 
-def test_sigterm_answers_what_was_accepted_and_exits_zero(start, target):
+def test_sigterm_answers_what_was_accepted_and_exits_zero(start, about):
     server = start("--tap-port", 0)
     with (
         subscribed(server.tap_port),  # hangs
         subscribed(server.tap_port) as tap,
-        Edge(server.port, target.digest) as idle,
-        Edge(server.port, target.digest) as edge,
+        Edge(server.port, about) as idle,
+        Edge(server.port, about) as edge,
     ):
         idle.opened()
         edge.opened()

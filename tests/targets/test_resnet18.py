@@ -34,7 +34,7 @@ def test_points_and_features(target):
     shapes = [tuple(s.shape for s in target.feature_specs(p)) for p in target.points()]
     assert shapes == [((64, 16, 16),), ((128, 8, 8),), ((256, 4, 4),), ((512, 2, 2),)]
     for call in (target.head, target.tail, target.feature_specs):
-        with pytest.raises(UserError, match="unknown split of resnet18 'L5': choose one of"):
+        with pytest.raises(UserError, match=r"unknown split of resnet18 'L5': choose one of L4, L8, L12, L16, output"):
             call("L5")
 
 
@@ -78,10 +78,9 @@ def test_preprocessing_is_the_configured_normalisation():
 
 def test_labels_and_predictions(target):
     assert len(target.labels) == 200 and target.labels[0] == "goldfish"
-    assert target.synonyms[0] == ["goldfish", "Carassius auratus"]
     logits = torch.zeros(2, 200)
     logits[0, 3], logits[1, 199] = 9, 9
-    first, second = target.read(logits)
+    first, second = target.task.read(logits)
     assert first.top[0][:2] == (3, target.labels[3]) and second.top[0].index == 199
     assert len(first.top) == 5 and first.top[0].probability == pytest.approx(torch.softmax(logits, 1)[0, 3].item())
 

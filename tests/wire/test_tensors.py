@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from splitsight.features import FeatureSpec
 from splitsight.wire.tensors import CodecSpec, WireError, decode, encode
 from splitsight.wire.v1 import tensor_pb2
 
@@ -55,14 +56,18 @@ def test_float16_is_bounded(array, compression):
 @given(finite(), compressions)
 def test_int8_is_bounded_by_half_a_scale(array, compression):
     message, back = through(array, CodecSpec("int8", compression))
-    x = array.astype(np.float64).reshape(len(array), -1)
+    axis = FeatureSpec("z", array.shape).scale_axis
+    rows = [a[None] if axis is None else np.moveaxis(a, axis, 0) for a in (array, back)]
+    x, back = (a.reshape(len(a), -1).astype(np.float64) for a in rows)
     scale = np.asarray(message.scales, dtype=np.float64)[:, None]
-    assert scale.shape == (len(array), 1) and len(message.scales) == len(array)
+    assert len(message.scales) == (1 if axis is None else array.shape[axis])
+    # what scales take is less than what eight bits save
+    assert array.size + 4 * len(message.scales) <= 4 * array.size or array.size == 1
     peak = np.abs(x).max(axis=1, keepdims=True)
     assert (np.abs(scale - peak / 127) <= 1e-6 * scale + 2e-45).all()
     # half a scale, and what float32 itself rounds
     bound = scale * (0.5 + 127 * 2.0**-22) + 2.0**-149
-    assert (np.abs(back.reshape(len(array), -1) - x) <= bound).all()
+    assert (np.abs(back - x) <= bound).all()
 
 
 @given(st.floats(min_value=65520, max_value=1e38), st.sampled_from([-1, 1]))
@@ -78,7 +83,7 @@ def test_not_finite_is_refused_on_both_sides(dtype, value):
         encode(np.array([1, value], dtype=np.float32), CodecSpec(dtype))
     message = encode(np.ones((2, 3), np.float32), CodecSpec(dtype))
     if dtype == "int8":
-        message.scales[1] = value
+        message.scales[0] = value
         assert "scale" in refused(message, (2, 3))
     else:
         message.data = np.full((2, 3), value, dtype=f"<f{4 if dtype == 'float32' else 2}").tobytes()
@@ -206,16 +211,17 @@ def test_unknown_dtype_and_compression_are_refused():
 
 
 def test_int8_details_are_checked():
-    message = encode(np.ones((2, 3), np.float32), CodecSpec("int8"))
-    message.data = b"\x80" * 6
-    assert "-128" in refused(message, (2, 3))
-    message = encode(np.ones((2, 3), np.float32), CodecSpec("int8"))
+    shape = (2, 2, 2)
+    message = encode(np.ones(shape, np.float32), CodecSpec("int8"))
+    message.data = b"\x80" * 8
+    assert "-128" in refused(message, shape)
+    message = encode(np.ones(shape, np.float32), CodecSpec("int8"))
     del message.scales[1]
-    assert "one a channel" in refused(message, (2, 3))
+    assert "one a channel" in refused(message, shape)
     message.scales[:] = [1, -1]
-    assert "negative" in refused(message, (2, 3))
-    message.data, message.scales[:] = b"\x7f" * 6, [3e38, 1]
-    assert "NaN or infinite" in refused(message, (2, 3))
+    assert "negative" in refused(message, shape)
+    message.data, message.scales[:] = b"\x7f" * 8, [3e38, 1]
+    assert "NaN or infinite" in refused(message, shape)
     message = encode(np.ones((2, 3), np.float32), CodecSpec())
     message.scales.append(1)
     assert "only int8" in refused(message, (2, 3))

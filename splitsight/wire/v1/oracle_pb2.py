@@ -22,28 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from splitsight.wire.v1 import session_pb2 as splitsight_dot_v1_dot_session__pb2
 from splitsight.wire.v1 import tensor_pb2 as splitsight_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asplitsight/v1/oracle.proto\x12\rsplitsight.v1\x1a\x1asplitsight/v1/tensor.proto\"\x17\n\x15\x44\x65scribeOracleRequest\"\x95\x02\n\x16\x44\x65scribeOracleResponse\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05split\x18\x02 \x01(\t\x12+\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x19.splitsight.v1.TensorSpec\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x65nse\x18\x05 \x01(\t\x12\x12\n\ninput_size\x18\x06 \x01(\r\x12\x11\n\tmax_batch\x18\x07 \x01(\r\x12\x10\n\x08max_side\x18\x08 \x01(\r\x12\x0e\n\x06\x62udget\x18\t \x01(\x04\x12\x0c\n\x04left\x18\n \x01(\x04\x12\x0c\n\x04rate\x18\x0b \x01(\x01\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x10\n\x08instance\x18\r \x01(\t\"5\n\x07Picture\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0b\n\x03rgb\x18\x03 \x01(\x0c\"8\n\x0cQueryRequest\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.splitsight.v1.Picture\":\n\x0fPictureFeatures\x12\'\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x15.splitsight.v1.Tensor\"`\n\rQueryResponse\x12/\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1e.splitsight.v1.PictureFeatures\x12\x0c\n\x04left\x18\x02 \x01(\x04\x12\x10\n\x08instance\x18\x03 \x01(\t2\xa5\x01\n\x06Oracle\x12W\n\x08\x44\x65scribe\x12$.splitsight.v1.DescribeOracleRequest\x1a%.splitsight.v1.DescribeOracleResponse\x12\x42\n\x05Query\x12\x1b.splitsight.v1.QueryRequest\x1a\x1c.splitsight.v1.QueryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asplitsight/v1/oracle.proto\x12\rsplitsight.v1\x1a\x1bsplitsight/v1/session.proto\x1a\x1asplitsight/v1/tensor.proto\"\x17\n\x15\x44\x65scribeOracleRequest\"\xe5\x01\n\x16\x44\x65scribeOracleResponse\x12\x32\n\x07session\x18\x01 \x01(\x0b\x32!.splitsight.v1.SessionDescription\x12#\n\x05\x63odec\x18\x02 \x01(\x0b\x32\x14.splitsight.v1.Codec\x12\x11\n\tmax_batch\x18\x03 \x01(\r\x12\x10\n\x08max_side\x18\x04 \x01(\r\x12\x0e\n\x06\x62udget\x18\x05 \x01(\x04\x12\x0c\n\x04left\x18\x06 \x01(\x04\x12\x0c\n\x04rate\x18\x07 \x01(\x01\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x10\n\x08instance\x18\t \x01(\t\"5\n\x07Picture\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0b\n\x03rgb\x18\x03 \x01(\x0c\"8\n\x0cQueryRequest\x12(\n\x08pictures\x18\x01 \x03(\x0b\x32\x16.splitsight.v1.Picture\":\n\x0fPictureFeatures\x12\'\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x15.splitsight.v1.Tensor\"`\n\rQueryResponse\x12/\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1e.splitsight.v1.PictureFeatures\x12\x0c\n\x04left\x18\x02 \x01(\x04\x12\x10\n\x08instance\x18\x03 \x01(\t2\xa5\x01\n\x06Oracle\x12W\n\x08\x44\x65scribe\x12$.splitsight.v1.DescribeOracleRequest\x1a%.splitsight.v1.DescribeOracleResponse\x12\x42\n\x05Query\x12\x1b.splitsight.v1.QueryRequest\x1a\x1c.splitsight.v1.QueryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitsight.wire.v1.oracle_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIBEORACLEREQUEST']._serialized_start=73
-  _globals['_DESCRIBEORACLEREQUEST']._serialized_end=96
-  _globals['_DESCRIBEORACLERESPONSE']._serialized_start=99
-  _globals['_DESCRIBEORACLERESPONSE']._serialized_end=376
-  _globals['_PICTURE']._serialized_start=378
-  _globals['_PICTURE']._serialized_end=431
-  _globals['_QUERYREQUEST']._serialized_start=433
-  _globals['_QUERYREQUEST']._serialized_end=489
-  _globals['_PICTUREFEATURES']._serialized_start=491
-  _globals['_PICTUREFEATURES']._serialized_end=549
-  _globals['_QUERYRESPONSE']._serialized_start=551
-  _globals['_QUERYRESPONSE']._serialized_end=647
-  _globals['_ORACLE']._serialized_start=650
-  _globals['_ORACLE']._serialized_end=815
+  _globals['_DESCRIBEORACLEREQUEST']._serialized_start=102
+  _globals['_DESCRIBEORACLEREQUEST']._serialized_end=125
+  _globals['_DESCRIBEORACLERESPONSE']._serialized_start=128
+  _globals['_DESCRIBEORACLERESPONSE']._serialized_end=357
+  _globals['_PICTURE']._serialized_start=359
+  _globals['_PICTURE']._serialized_end=412
+  _globals['_QUERYREQUEST']._serialized_start=414
+  _globals['_QUERYREQUEST']._serialized_end=470
+  _globals['_PICTUREFEATURES']._serialized_start=472
+  _globals['_PICTUREFEATURES']._serialized_end=530
+  _globals['_QUERYRESPONSE']._serialized_start=532
+  _globals['_QUERYRESPONSE']._serialized_end=628
+  _globals['_ORACLE']._serialized_start=631
+  _globals['_ORACLE']._serialized_end=796
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from splitsight.wire.v1 import session_pb2 as _session_pb2
 from splitsight.wire.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -12,13 +13,9 @@ class DescribeOracleRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeOracleResponse(_message.Message):
-    __slots__ = ("target", "split", "features", "weights_digest", "defense", "input_size", "max_batch", "max_side", "budget", "left", "rate", "version", "instance")
-    TARGET_FIELD_NUMBER: _ClassVar[int]
-    SPLIT_FIELD_NUMBER: _ClassVar[int]
-    FEATURES_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    DEFENSE_FIELD_NUMBER: _ClassVar[int]
-    INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session", "codec", "max_batch", "max_side", "budget", "left", "rate", "version", "instance")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
     BUDGET_FIELD_NUMBER: _ClassVar[int]
@@ -26,12 +23,8 @@ class DescribeOracleResponse(_message.Message):
     RATE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
-    target: str
-    split: str
-    features: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
-    weights_digest: str
-    defense: str
-    input_size: int
+    session: _session_pb2.SessionDescription
+    codec: _tensor_pb2.Codec
     max_batch: int
     max_side: int
     budget: int
@@ -39,7 +32,7 @@ class DescribeOracleResponse(_message.Message):
     rate: float
     version: str
     instance: str
-    def __init__(self, target: _Optional[str] = ..., split: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., defense: _Optional[str] = ..., input_size: _Optional[int] = ..., max_batch: _Optional[int] = ..., max_side: _Optional[int] = ..., budget: _Optional[int] = ..., left: _Optional[int] = ..., rate: _Optional[float] = ..., version: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[_Union[_session_pb2.SessionDescription, _Mapping]] = ..., codec: _Optional[_Union[_tensor_pb2.Codec, _Mapping]] = ..., max_batch: _Optional[int] = ..., max_side: _Optional[int] = ..., budget: _Optional[int] = ..., left: _Optional[int] = ..., rate: _Optional[float] = ..., version: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("height", "width", "rgb")

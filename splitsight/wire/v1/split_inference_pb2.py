@@ -22,34 +22,33 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from splitsight.wire.v1 import session_pb2 as splitsight_dot_v1_dot_session__pb2
 from splitsight.wire.v1 import tensor_pb2 as splitsight_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#splitsight/v1/split_inference.proto\x12\rsplitsight.v1\x1a\x1asplitsight/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xcb\x02\n\x10\x44\x65scribeResponse\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\r\n\x05split\x18\x02 \x01(\t\x12+\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x19.splitsight.v1.TensorSpec\x12\x16\n\x0eweights_digest\x18\x04 \x01(\t\x12$\n\x06\x64types\x18\x05 \x03(\x0e\x32\x14.splitsight.v1.DType\x12\x30\n\x0c\x63ompressions\x18\x06 \x03(\x0e\x32\x1a.splitsight.v1.Compression\x12\x19\n\x11max_message_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cmax_sessions\x18\x08 \x01(\r\x12\x15\n\rmax_in_flight\x18\t \x01(\r\x12\x0e\n\x06labels\x18\n \x03(\t\x12\x12\n\ninput_size\x18\x0b \x01(\r\x12\x0f\n\x07version\x18\x0c \x01(\t\"\xd1\x01\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05split\x18\x03 \x01(\t\x12+\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\x19.splitsight.v1.TensorSpec\x12\x16\n\x0eweights_digest\x18\x05 \x01(\t\x12#\n\x05\x63odec\x18\x06 \x01(\x0b\x32\x14.splitsight.v1.Codec\x12\x0f\n\x07\x64\x65\x66\x65nse\x18\x07 \x01(\t\x12\x14\n\x0cresume_after\x18\x08 \x01(\x03\":\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rmax_in_flight\x18\x02 \x01(\r\"[\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_us\x18\x02 \x01(\x03\x12\'\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x15.splitsight.v1.Tensor\"l\n\x0cInferRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.splitsight.v1.SessionOpenH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitsight.v1.FrameH\x00\x42\t\n\x07message\"9\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"w\n\x06\x41nswer\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12!\n\x03top\x18\x02 \x03(\x0b\x32\x14.splitsight.v1.Label\x12\x10\n\x08queue_us\x18\x03 \x01(\r\x12\x12\n\ncompute_us\x18\x04 \x01(\r\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"s\n\rInferResponse\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.splitsight.v1.SessionOpenedH\x00\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x15.splitsight.v1.AnswerH\x00\x42\t\n\x07message2\xa5\x01\n\x0eSplitInference\x12K\n\x08\x44\x65scribe\x12\x1e.splitsight.v1.DescribeRequest\x1a\x1f.splitsight.v1.DescribeResponse\x12\x46\n\x05Infer\x12\x1b.splitsight.v1.InferRequest\x1a\x1c.splitsight.v1.InferResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#splitsight/v1/split_inference.proto\x12\rsplitsight.v1\x1a\x1bsplitsight/v1/session.proto\x1a\x1asplitsight/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x87\x02\n\x10\x44\x65scribeResponse\x12\x32\n\x07session\x18\x01 \x01(\x0b\x32!.splitsight.v1.SessionDescription\x12$\n\x06\x64types\x18\x02 \x03(\x0e\x32\x14.splitsight.v1.DType\x12\x30\n\x0c\x63ompressions\x18\x03 \x03(\x0e\x32\x1a.splitsight.v1.Compression\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cmax_sessions\x18\x05 \x01(\r\x12\x15\n\rmax_in_flight\x18\x06 \x01(\r\x12\x0e\n\x06labels\x18\x07 \x03(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\"\x90\x01\n\x0bSessionOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x32\n\x07session\x18\x02 \x01(\x0b\x32!.splitsight.v1.SessionDescription\x12#\n\x05\x63odec\x18\x03 \x01(\x0b\x32\x14.splitsight.v1.Codec\x12\x14\n\x0cresume_after\x18\x04 \x01(\x03\":\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rmax_in_flight\x18\x02 \x01(\r\"[\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0f\x63\x61pture_time_us\x18\x02 \x01(\x03\x12\'\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x15.splitsight.v1.Tensor\"l\n\x0cInferRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.splitsight.v1.SessionOpenH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitsight.v1.FrameH\x00\x42\t\n\x07message\"\x86\x02\n\x06\x41nswer\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x07\x63lasses\x18\x02 \x01(\x0b\x32\x16.splitsight.v1.ClassesH\x00\x12%\n\x05\x62oxes\x18\x03 \x01(\x0b\x32\x14.splitsight.v1.BoxesH\x00\x12-\n\tembedding\x18\x04 \x01(\x0b\x32\x18.splitsight.v1.EmbeddingH\x00\x12%\n\x05other\x18\x05 \x01(\x0b\x32\x14.splitsight.v1.OtherH\x00\x12\x10\n\x08queue_us\x18\x06 \x01(\r\x12\x12\n\ncompute_us\x18\x07 \x01(\r\x12\x12\n\nbatch_size\x18\x08 \x01(\rB\x08\n\x06result\"s\n\rInferResponse\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.splitsight.v1.SessionOpenedH\x00\x12\'\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x15.splitsight.v1.AnswerH\x00\x42\t\n\x07message2\xa5\x01\n\x0eSplitInference\x12K\n\x08\x44\x65scribe\x12\x1e.splitsight.v1.DescribeRequest\x1a\x1f.splitsight.v1.DescribeResponse\x12\x46\n\x05Infer\x12\x1b.splitsight.v1.InferRequest\x1a\x1c.splitsight.v1.InferResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitsight.wire.v1.split_inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIBEREQUEST']._serialized_start=82
-  _globals['_DESCRIBEREQUEST']._serialized_end=99
-  _globals['_DESCRIBERESPONSE']._serialized_start=102
-  _globals['_DESCRIBERESPONSE']._serialized_end=433
-  _globals['_SESSIONOPEN']._serialized_start=436
-  _globals['_SESSIONOPEN']._serialized_end=645
-  _globals['_SESSIONOPENED']._serialized_start=647
-  _globals['_SESSIONOPENED']._serialized_end=705
-  _globals['_FRAME']._serialized_start=707
-  _globals['_FRAME']._serialized_end=798
-  _globals['_INFERREQUEST']._serialized_start=800
-  _globals['_INFERREQUEST']._serialized_end=908
-  _globals['_LABEL']._serialized_start=910
-  _globals['_LABEL']._serialized_end=967
-  _globals['_ANSWER']._serialized_start=969
-  _globals['_ANSWER']._serialized_end=1088
-  _globals['_INFERRESPONSE']._serialized_start=1090
-  _globals['_INFERRESPONSE']._serialized_end=1205
-  _globals['_SPLITINFERENCE']._serialized_start=1208
-  _globals['_SPLITINFERENCE']._serialized_end=1373
+  _globals['_DESCRIBEREQUEST']._serialized_start=111
+  _globals['_DESCRIBEREQUEST']._serialized_end=128
+  _globals['_DESCRIBERESPONSE']._serialized_start=131
+  _globals['_DESCRIBERESPONSE']._serialized_end=394
+  _globals['_SESSIONOPEN']._serialized_start=397
+  _globals['_SESSIONOPEN']._serialized_end=541
+  _globals['_SESSIONOPENED']._serialized_start=543
+  _globals['_SESSIONOPENED']._serialized_end=601
+  _globals['_FRAME']._serialized_start=603
+  _globals['_FRAME']._serialized_end=694
+  _globals['_INFERREQUEST']._serialized_start=696
+  _globals['_INFERREQUEST']._serialized_end=804
+  _globals['_ANSWER']._serialized_start=807
+  _globals['_ANSWER']._serialized_end=1069
+  _globals['_INFERRESPONSE']._serialized_start=1071
+  _globals['_INFERRESPONSE']._serialized_end=1186
+  _globals['_SPLITINFERENCE']._serialized_start=1189
+  _globals['_SPLITINFERENCE']._serialized_end=1354
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from splitsight.wire.v1 import session_pb2 as _session_pb2
 from splitsight.wire.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -12,52 +13,36 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("target", "split", "features", "weights_digest", "dtypes", "compressions", "max_message_bytes", "max_sessions", "max_in_flight", "labels", "input_size", "version")
-    TARGET_FIELD_NUMBER: _ClassVar[int]
-    SPLIT_FIELD_NUMBER: _ClassVar[int]
-    FEATURES_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("session", "dtypes", "compressions", "max_message_bytes", "max_sessions", "max_in_flight", "labels", "version")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     DTYPES_FIELD_NUMBER: _ClassVar[int]
     COMPRESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
-    INPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    target: str
-    split: str
-    features: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
-    weights_digest: str
+    session: _session_pb2.SessionDescription
     dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.DType]
     compressions: _containers.RepeatedScalarFieldContainer[_tensor_pb2.Compression]
     max_message_bytes: int
     max_sessions: int
     max_in_flight: int
     labels: _containers.RepeatedScalarFieldContainer[str]
-    input_size: int
     version: str
-    def __init__(self, target: _Optional[str] = ..., split: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., compressions: _Optional[_Iterable[_Union[_tensor_pb2.Compression, str]]] = ..., max_message_bytes: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., input_size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(self, session: _Optional[_Union[_session_pb2.SessionDescription, _Mapping]] = ..., dtypes: _Optional[_Iterable[_Union[_tensor_pb2.DType, str]]] = ..., compressions: _Optional[_Iterable[_Union[_tensor_pb2.Compression, str]]] = ..., max_message_bytes: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class SessionOpen(_message.Message):
-    __slots__ = ("session_id", "target", "split", "features", "weights_digest", "codec", "defense", "resume_after")
+    __slots__ = ("session_id", "session", "codec", "resume_after")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    TARGET_FIELD_NUMBER: _ClassVar[int]
-    SPLIT_FIELD_NUMBER: _ClassVar[int]
-    FEATURES_FIELD_NUMBER: _ClassVar[int]
-    WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
-    DEFENSE_FIELD_NUMBER: _ClassVar[int]
     RESUME_AFTER_FIELD_NUMBER: _ClassVar[int]
     session_id: str
-    target: str
-    split: str
-    features: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorSpec]
-    weights_digest: str
+    session: _session_pb2.SessionDescription
     codec: _tensor_pb2.Codec
-    defense: str
     resume_after: int
-    def __init__(self, session_id: _Optional[str] = ..., target: _Optional[str] = ..., split: _Optional[str] = ..., features: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., weights_digest: _Optional[str] = ..., codec: _Optional[_Union[_tensor_pb2.Codec, _Mapping]] = ..., defense: _Optional[str] = ..., resume_after: _Optional[int] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ..., session: _Optional[_Union[_session_pb2.SessionDescription, _Mapping]] = ..., codec: _Optional[_Union[_tensor_pb2.Codec, _Mapping]] = ..., resume_after: _Optional[int] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
     __slots__ = ("session_id", "max_in_flight")
@@ -85,29 +70,25 @@ class InferRequest(_message.Message):
     frame: Frame
     def __init__(self, open: _Optional[_Union[SessionOpen, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
 
-class Label(_message.Message):
-    __slots__ = ("index", "name", "probability")
-    INDEX_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
-    index: int
-    name: str
-    probability: float
-    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
-
 class Answer(_message.Message):
-    __slots__ = ("sequence", "top", "queue_us", "compute_us", "batch_size")
+    __slots__ = ("sequence", "classes", "boxes", "embedding", "other", "queue_us", "compute_us", "batch_size")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
-    TOP_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     sequence: int
-    top: _containers.RepeatedCompositeFieldContainer[Label]
+    classes: _session_pb2.Classes
+    boxes: _session_pb2.Boxes
+    embedding: _session_pb2.Embedding
+    other: _session_pb2.Other
     queue_us: int
     compute_us: int
     batch_size: int
-    def __init__(self, sequence: _Optional[int] = ..., top: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., classes: _Optional[_Union[_session_pb2.Classes, _Mapping]] = ..., boxes: _Optional[_Union[_session_pb2.Boxes, _Mapping]] = ..., embedding: _Optional[_Union[_session_pb2.Embedding, _Mapping]] = ..., other: _Optional[_Union[_session_pb2.Other, _Mapping]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., batch_size: _Optional[int] = ...) -> None: ...
 
 class InferResponse(_message.Message):
     __slots__ = ("opened", "answer")

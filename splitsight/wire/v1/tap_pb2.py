@@ -23,24 +23,23 @@ _sym_db = _symbol_database.Default()
 
 
 from splitsight.wire.v1 import split_inference_pb2 as splitsight_dot_v1_dot_split__inference__pb2
-from splitsight.wire.v1 import tensor_pb2 as splitsight_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17splitsight/v1/tap.proto\x12\rsplitsight.v1\x1a#splitsight/v1/split_inference.proto\x1a\x1asplitsight/v1/tensor.proto\"4\n\x10SubscribeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04ring\x18\x02 \x01(\r\"\x99\x01\n\x08TapEvent\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1a.splitsight.v1.SessionOpenH\x00\x12+\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1a.splitsight.v1.TappedFrameH\x00\x12(\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.splitsight.v1.SessionEndH\x00\x42\x07\n\x05\x65vent\"Z\n\x0bTappedFrame\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61rrival_time_us\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\" \n\nSessionEnd\x12\x12\n\nsession_id\x18\x01 \x01(\t2N\n\x03Tap\x12G\n\tSubscribe\x12\x1f.splitsight.v1.SubscribeRequest\x1a\x17.splitsight.v1.TapEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17splitsight/v1/tap.proto\x12\rsplitsight.v1\x1a#splitsight/v1/split_inference.proto\"4\n\x10SubscribeRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04ring\x18\x02 \x01(\r\"\x99\x01\n\x08TapEvent\x12-\n\x07session\x18\x01 \x01(\x0b\x32\x1a.splitsight.v1.SessionOpenH\x00\x12+\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x1a.splitsight.v1.TappedFrameH\x00\x12(\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x19.splitsight.v1.SessionEndH\x00\x42\x07\n\x05\x65vent\"Z\n\x0bTappedFrame\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x66rame\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61rrival_time_us\x18\x03 \x01(\x03\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x04\" \n\nSessionEnd\x12\x12\n\nsession_id\x18\x01 \x01(\t2N\n\x03Tap\x12G\n\tSubscribe\x12\x1f.splitsight.v1.SubscribeRequest\x1a\x17.splitsight.v1.TapEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitsight.wire.v1.tap_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=107
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=159
-  _globals['_TAPEVENT']._serialized_start=162
-  _globals['_TAPEVENT']._serialized_end=315
-  _globals['_TAPPEDFRAME']._serialized_start=317
-  _globals['_TAPPEDFRAME']._serialized_end=407
-  _globals['_SESSIONEND']._serialized_start=409
-  _globals['_SESSIONEND']._serialized_end=441
-  _globals['_TAP']._serialized_start=443
-  _globals['_TAP']._serialized_end=521
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=79
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=131
+  _globals['_TAPEVENT']._serialized_start=134
+  _globals['_TAPEVENT']._serialized_end=287
+  _globals['_TAPPEDFRAME']._serialized_start=289
+  _globals['_TAPPEDFRAME']._serialized_end=379
+  _globals['_SESSIONEND']._serialized_start=381
+  _globals['_SESSIONEND']._serialized_end=413
+  _globals['_TAP']._serialized_start=415
+  _globals['_TAP']._serialized_end=493
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,4 @@
 from splitsight.wire.v1 import split_inference_pb2 as _split_inference_pb2
-from splitsight.wire.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asplitsight/v1/tensor.proto\x12\rsplitsight.v1\"\x8b\x01\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.splitsight.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12/\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x1a.splitsight.v1.Compression\x12\x0e\n\x06scales\x18\x05 \x03(\x02\")\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\"]\n\x05\x43odec\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.splitsight.v1.DType\x12/\n\x0b\x63ompression\x18\x02 \x01(\x0e\x32\x1a.splitsight.v1.Compression*T\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03*9\n\x0b\x43ompression\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x00\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asplitsight/v1/tensor.proto\x12\rsplitsight.v1\"\x8b\x01\n\x06Tensor\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.splitsight.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12/\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x1a.splitsight.v1.Compression\x12\x0e\n\x06scales\x18\x05 \x03(\x02\"9\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0e\n\x06layout\x18\x03 \x01(\t\"]\n\x05\x43odec\x12#\n\x05\x64type\x18\x01 \x01(\x0e\x32\x14.splitsight.v1.DType\x12/\n\x0b\x63ompression\x18\x02 \x01(\x0e\x32\x1a.splitsight.v1.Compression*T\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x0e\n\nDTYPE_INT8\x10\x03*9\n\x0b\x43ompression\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x00\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitsight.wire.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=325
-  _globals['_DTYPE']._serialized_end=409
-  _globals['_COMPRESSION']._serialized_start=411
-  _globals['_COMPRESSION']._serialized_end=468
+  _globals['_DTYPE']._serialized_start=341
+  _globals['_DTYPE']._serialized_end=425
+  _globals['_COMPRESSION']._serialized_start=427
+  _globals['_COMPRESSION']._serialized_end=484
   _globals['_TENSOR']._serialized_start=46
   _globals['_TENSOR']._serialized_end=185
   _globals['_TENSORSPEC']._serialized_start=187
-  _globals['_TENSORSPEC']._serialized_end=228
-  _globals['_CODEC']._serialized_start=230
-  _globals['_CODEC']._serialized_end=323
+  _globals['_TENSORSPEC']._serialized_end=244
+  _globals['_CODEC']._serialized_start=246
+  _globals['_CODEC']._serialized_end=339
 # @@protoc_insertion_point(module_scope)

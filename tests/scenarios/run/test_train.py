@@ -167,7 +167,7 @@ def test_a_lesson_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch
 )
 def test_what_is_refused(scenario, tmp_path, train_keys, options, words):
     keys = {} if train_keys is None else {"train": train_keys}
-    path = scenario(cells=[{"split": "L16", "method": "net-do"}], judge=None, **keys)
+    path = scenario(cells=[{"split": "L16", "method": "net-do"}], evaluator=None, **keys)
     if "train_data" in options:
         options = {"train_data": tmp_path}
     with pytest.raises(UserError, match=words) as caught:
@@ -211,7 +211,7 @@ def test_from_nothing_to_a_table(scenario, tmp_path, home):
         {"split": "L16", "method": "net-best", "setting": "sharp"},
     ]
     training = {"queries": 16, "test_queries": 16, "unasked": 4, "steps": 2}
-    path = scenario(cells=cells, judge=None, train=training)
+    path = scenario(cells=cells, evaluator=None, train=training)
     pictures = _pictures(tmp_path / "asked.parquet", 40)
     options = {"train_data": pictures, "threads": 1}
     out = run_scenario(RunOptions(path, out=tmp_path / "out", **options))
@@ -225,6 +225,6 @@ def test_from_nothing_to_a_table(scenario, tmp_path, home):
     assert len(list((home / "queries").glob("*/oracle.json"))) == 1
     # another scenario of the same networks asks and trains nothing, and needs no pictures for it
     before = [file.stat().st_mtime_ns for file in files]
-    again = scenario(name="again", cells=cells[:1], judge=None, train=training)
+    again = scenario(name="again", cells=cells[:1], evaluator=None, train=training)
     run_scenario(RunOptions(again, out=tmp_path / "again", threads=1))
     assert [file.stat().st_mtime_ns for file in files] == before
