@@ -37,7 +37,7 @@ __all__ = [
 WIDTH = 80
 """Channels at the latent's resolution, unless asked for otherwise."""
 _FOLDED = 1024
-"""Channels, at most, that enter a 3 × 3 convolution at half the latent's resolution."""
+"""Channels, at most, that enter 3 × 3 convolutions at half the latent's resolution, of all tensors together."""
 
 
 class NoInversionNetwork(UserError):
@@ -77,7 +77,7 @@ class _Entry(nn.Module):
     fewer before the 3 × 3 convolution. A class token is added everywhere; what has no grid enters as 4 × 4 cells.
     """
 
-    def __init__(self, spec: FeatureSpec, width: int, grid: int) -> None:
+    def __init__(self, spec: FeatureSpec, width: int, grid: int, folded: int = _FOLDED) -> None:
         super().__init__()
         self.spec = spec
         cells = side_of(spec)
@@ -85,8 +85,8 @@ class _Entry(nn.Module):
         parts = [entry(spec, width)] if spec.grid is None else []
         if spec.grid is not None:
             channels, fold = spec.channels, max(1, math.ceil(cells / grid))
-            fewer = max(2, _FOLDED // max(2, fold**2))
-            if channels * fold**2 > _FOLDED and fewer < channels:
+            fewer = max(2, folded // max(2, fold**2))
+            if channels * fold**2 > folded and fewer < channels:
                 parts.append(nn.Conv2d(channels, fewer, 1))
                 channels = fewer
             if fold > 1:
@@ -144,7 +144,9 @@ class InversionNetwork(nn.Module):
         self.features, self.latent = tuple(features), latent
         self.width, self.depths = width, (coarse, depth)
         grid = math.ceil(max(latent[1:]) / 2)
-        self.entries = nn.ModuleList(_Entry(spec, 2 * width, grid) for spec in self.features)
+        self.entries = nn.ModuleList(
+            _Entry(spec, 2 * width, grid, _FOLDED // len(self.features)) for spec in self.features
+        )
         self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(coarse)))
         self.up = nn.Conv2d(2 * width, 4 * width, 1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
