@@ -158,7 +158,7 @@ def train_prior_command(
         out / "denoiser", [*columns, "loss_t0.1", "loss_t0.3", "loss_t0.5", "loss_t0.7", "loss_t0.9"]
     )
     denoiser = prior.denoiser
-    width = getattr(denoiser.config, "block_out_channels", None) or denoiser.config.num_layers
+    width = denoiser.config.get("block_out_channels") or denoiser.config["num_layers"]
     write_card(
         folder,
         "small text-conditional prior",
