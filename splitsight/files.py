@@ -72,4 +72,8 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 def write_json(path: Path, data: Any, *, sync: bool = False) -> None:
     """Write JSON for people and programs, tuples and sets as lists; see :func:`writing` for arguments and errors."""
-    write_text(path, json.dumps(data, indent=2, default=list, ensure_ascii=False) + "\n", sync=sync)
+    text = json.dumps(data, indent=2, default=list, ensure_ascii=False)
+    # a byte of a file name that is not UTF-8 is a lone surrogate, which JSON can only escape
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(data, indent=2, default=list)
+    write_text(path, text + "\n", sync=sync)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from adversary.priors._train_autoencoder import build_autoencoder
-from adversary.priors._train_denoiser import build_denoiser
+from adversary.priors._train_denoiser import build_denoiser, build_unet
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.data import encode_png
@@ -41,6 +41,17 @@ def flow_prior():
     denoiser = build_denoiser(8, 4, 16, width=32, layers=1)
     return Prior(
         build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), _text(tokenizer, 16), tokenizer, "tiny"
+    )
+
+
+@pytest.fixture
+def unet_prior():
+    """A random prior with flow matching in a U-Net: 16 pixels, 4 × 4 latents."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([["goldfish"], ["red panda", "panda"]])
+    denoiser = build_unet(8, 4, 16, widths=(8, 8), layers=1)
+    return Prior(
+        build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), _text(tokenizer, 16), tokenizer, "tiny-u"
     )
 
 

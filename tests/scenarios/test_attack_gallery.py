@@ -20,13 +20,13 @@ from splitsight.summary import read_summary
 class Oracle(Attack):
     """Answers with the originals, but for the second of them, which it takes for another image."""
 
-    name, summary, settings = "oracle", "for this test", {"only": {}}
+    name = "oracle"
     known: torch.Tensor
     wrong: torch.Tensor
 
-    def solve(self, problem, **settings):
+    def reconstruct(self, problem, state=None, callback=None):
         images = self.known[problem.first : problem.first + problem.frames].clone()
-        images[1] = self.wrong
+        images[1:2] = self.wrong
         return Reconstruction(images, 0.0, 1, 1, 0.0)
 
 
@@ -79,10 +79,16 @@ def test_ranks_and_summary(oracle, folders, prior, features, name):
     assert not list(out.glob(".*"))
 
 
-def test_without_a_gallery_nothing_is_said_of_one(oracle, folders, prior):
-    out = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior).out
-    assert "rank" not in pq.read_table(out / "rows.parquet").column_names
-    assert '"match"' not in (out / "summary.json").read_text()
+def test_without_a_gallery_images_are_found_among_each_other(oracle, folders, prior):
+    done = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior)
+    assert pq.read_table(done.out / "rows.parquet")["rank"].to_pylist() == [1, 3, 1]
+    match = read_summary(done.out / "summary.json").methods["oracle"].match
+    assert (match.gallery, match.features, match.top1.mean) == (3, "pixels-16x16", pytest.approx(2 / 3))
+    assert "67% found first among 3" in done.says and str(done.out / "index.html") in done.says
+    # one image, or the frames of a clip, say nothing
+    alone = run_attack("oracle", images=folders / "images", limit=1, out=folders / "one", prior=prior)
+    assert "rank" not in pq.read_table(alone.out / "rows.parquet").column_names
+    assert '"match"' not in (alone.out / "summary.json").read_text() and "found" not in alone.says
 
 
 def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, prior):
