@@ -50,8 +50,8 @@ class Window(Attack):
 
     ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`);
     without F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with
-    the denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known: the
-    preview's answer, corrected by what the last window's fit changed where the features still agree.
+    the denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known:
+    the preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
 
     class Settings(Settings):
