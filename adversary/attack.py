@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,14 @@ from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
-from splitsight.metrics import image_quality, mean_interval
+from splitsight.files import write_json, writing
+from splitsight.metrics import Batch, image_metrics, measure
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
 from splitsight.pipeline import resized
 from splitsight.recording import Recording
-from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
+from splitsight.summary import MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
 
 __all__ = ["Progress", "run_attack"]
@@ -336,7 +336,8 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
+    with writing(out / "rows.parquet") as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(
@@ -363,18 +364,8 @@ def run_attack(
         "gallery": None if gallery is None else str(gallery),
         "seconds": time.monotonic() - start,
     }
-    _write(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_json(out / "config.json", config)
     return out
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_windows(attack: Attack, frames: int, inputs: int, limit: int | None) -> None:
@@ -421,10 +412,10 @@ def _row(
     image = answer.images[position]
     # scored as it is written to disk: eight bits a channel
     stored = (image.clamp(0, 1) * 255).round() / 255
-    quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
+    quality: dict[str, float | None] = dict.fromkeys(metric.name for metric in image_metrics())
     if data.originals is not None:
-        scores = image_quality(stored[None], data.originals[index][None])
-        quality = {k: float(v[0]) for k, v in scores.items()}
+        scores = measure(image_metrics(), Batch(reconstruction=stored[None], original=data.originals[index][None]))
+        quality = {name: values[0] for name, values in scores.items()}
     return {
         "name": data.names[index],
         "index": index,
@@ -443,12 +434,14 @@ def _row(
 
 
 def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
-    known = rows[0]["psnr"] is not None
-    return MethodSummary(
-        n=len(rows),
-        seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
-        iterations=float(np.mean([r["iterations"] for r in rows])),
-        model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
-        match=None if match is None else MatchSummary.model_validate(match),
-        **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
+    known = any(r["psnr"] is not None for r in rows)
+    return MethodSummary.model_validate(
+        {
+            "n": len(rows),
+            "seconds_per_image": float(np.mean([r["seconds"] for r in rows])),
+            "iterations": float(np.mean([r["iterations"] for r in rows])),
+            "model_evaluations": float(np.mean([r["model_evaluations"] for r in rows])),
+            "match": match,
+            **{m.name: m.interval(r[m.name] for r in rows) if known else None for m in image_metrics()},
+        }
     )

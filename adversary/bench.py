@@ -35,7 +35,7 @@ from adversary.ledger import Ledger
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.metrics import mean_interval
+from splitsight.metrics import image_metrics
 from splitsight.numerics import subnormals_flushed
 from splitsight.summary import MethodSummary, Reached, SpeedSummary, Summary, environment, write_summary
 
@@ -51,7 +51,6 @@ GOAL = 1 / 20
 """Part of the reference's time and evaluations within which that is claimed."""
 
 _WARM_S = 0.5
-_SEEN = ("psnr", "psnr_eq14", "ssim")
 
 Progress = Callable[[int, int, str], None]
 Rows = Sequence[Mapping[str, Any]]
@@ -122,7 +121,7 @@ def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, gro
                 "name": lab.names[i],
                 "seconds": at,
                 "model_evaluations": float(evaluations),
-                **{key: quality[key] for key in _SEEN},
+                **quality,
                 "final": number == len(watch.looks) - 1,
                 "iterations": answer.iterations,
             }
@@ -255,12 +254,14 @@ def _summary(lab: Lab, split: str, rows: Rows, digests: dict[str, str], found: S
         means = {
             key: float(np.mean([row[key] for row in ends])) for key in ("seconds", "iterations", "model_evaluations")
         }
-        methods[name] = MethodSummary(
-            n=len(ends),
-            **{key: mean_interval([row[key] for row in ends]) for key in _SEEN},
-            seconds_per_image=means["seconds"],
-            iterations=means["iterations"],
-            model_evaluations=means["model_evaluations"],
+        methods[name] = MethodSummary.model_validate(
+            {
+                "n": len(ends),
+                **{metric.name: metric.interval(row.get(metric.name) for row in ends) for metric in image_metrics()},
+                "seconds_per_image": means["seconds"],
+                "iterations": means["iterations"],
+                "model_evaluations": means["model_evaluations"],
+            }
         )
     return Summary(
         target=lab.target.name,

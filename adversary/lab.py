@@ -6,6 +6,7 @@ The originals are kept to score answers with; no attack gets them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from splitsight.artifacts import digest
 from splitsight.data import load_images, to_tensor
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
-from splitsight.metrics import image_quality
+from splitsight.metrics import Batch, image_metrics, measure
 from splitsight.metrics.gallery import SPACES
 from splitsight.metrics.retrieval import matched
 from splitsight.pipeline import resized
@@ -143,5 +144,8 @@ def score(images: Tensor, originals: Tensor) -> list[dict[str, float]]:
         originals: ``(K, 3, H, H)``, on the CPU.
     """
     stored = (resized(images.detach().cpu(), originals.shape[-1]).clamp(0, 1) * 255).round() / 255
-    table = image_quality(stored, originals)
-    return [{name: float(values[i]) for name, values in table.items()} for i in range(len(images))]
+    table = measure(image_metrics(), Batch(reconstruction=stored, original=originals))
+    return [
+        {name: math.nan if values[i] is None else float(values[i]) for name, values in table.items()}
+        for i in range(len(images))
+    ]

@@ -7,7 +7,7 @@ runs at each split, and is scored there by the mean over images of an objective:
 * ``fidelity``: PSNR + 20 · SSIM, so that a decibel weighs as much as 0.05 of SSIM;
 * ``psnr``, ``ssim``;
 * ``match``: reciprocal rank of the original among the images that were read, in the attacked network's penultimate
-  features or in pixels. Neither is a judge, which no choice may depend on.
+  features or in pixels. Neither is an evaluator, which no choice may depend on.
 
 The best trial is chosen for each split, and one over all splits ("any"). What is chosen on these images must be
 reported on others.
@@ -30,10 +30,11 @@ import torch
 
 from adversary.attacks import ATTACKS, Attack
 from adversary.lab import Lab, score
-from adversary.ledger import Ledger, write_json
+from adversary.ledger import Ledger
 from adversary.priors.prior import EMBEDDED
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
+from splitsight.files import write_json
 from splitsight.metrics.gallery import SPACES
 from splitsight.numerics import subnormals_flushed
 from splitsight.summary import environment

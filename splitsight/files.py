@@ -6,19 +6,17 @@ A process that is killed leaves at most a hidden file, never half a file under t
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from splitsight.errors import UserError
 
 __all__ = ["cannot_write", "write_bytes", "write_json", "write_text", "writing"]
-
-_NUMBER = itertools.count()
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -43,8 +41,8 @@ def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    # with another ending, so that no search for files of a kind finds it
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBER)}.partial")
+    # with another ending, so that no search for files of a kind finds it; short, however long the file's own name is
+    partial = path.with_name(f".{token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
