@@ -70,4 +70,9 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 def write_json(path: Path, data: Any, *, sync: bool = False) -> None:
     """Write JSON for people and programs, tuples and sets as lists; see :func:`writing` for arguments and errors."""
-    write_text(path, json.dumps(data, indent=2, default=list, ensure_ascii=False) + "\n", sync=sync)
+    text = json.dumps(data, indent=2, default=list, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the name of a file need not be UTF-8: its bytes are kept, escaped
+        text = json.dumps(data, indent=2, default=list)
+    write_text(path, text + "\n", sync=sync)

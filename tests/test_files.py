@@ -20,6 +20,9 @@ def test_content_and_folder(tmp_path):
     assert (tmp_path / "x.txt").read_bytes() == "σ\n".encode()
     assert json.loads((tmp_path / "x.json").read_text()) == {"σ": [1, 2]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "x.json", "x.txt"]
+    write_json(tmp_path / "x.json", {"file": "caf\udce9.png"})  # as the system gives a name that is not UTF-8
+    assert json.loads((tmp_path / "x.json").read_text()) == {"file": "caf\udce9.png"}
+    write_text(tmp_path / ("n" * 255), "as long as a name can be")
 
 
 def test_others_see_the_old_file_until_the_new_one_is_whole(tmp_path):

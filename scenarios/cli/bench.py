@@ -12,7 +12,7 @@ import typer
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
-from splitsight.files import write_json
+from splitsight.files import write_text
 
 __all__ = ["bench"]
 
@@ -121,8 +121,7 @@ def _given(result: dict[str, Any], out: Path | None, as_json: bool) -> bool:
     """Write a result to its file and to the terminal as JSON where that was asked for; whether the latter was."""
     text = json.dumps(result, indent=2)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+        write_text(out, text + "\n")
     if as_json:
         print(text)
     return as_json
