@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from splitsight import targets
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name, pick_device
 from splitsight.errors import UserError
-from splitsight.files import write_json, writing
+from splitsight.files import write_json, write_parquet
 from splitsight.metrics import Batch, image_metrics, measure
 from splitsight.metrics.gallery import Gallery
 from splitsight.numerics import subnormals_flushed
@@ -336,8 +335,7 @@ def run_attack(
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    with writing(out / "rows.parquet") as partial:
-        pq.write_table(pa.Table.from_pylist(rows), partial)
+    write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
     header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     summary = Summary(

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from splitsight.errors import UserError
 
-__all__ = ["cannot_write", "write_bytes", "write_json", "write_text", "writing"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["cannot_write", "write_bytes", "write_json", "write_parquet", "write_text", "writing"]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -66,6 +69,15 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     """Write ``text`` in UTF-8; see :func:`writing` for arguments and errors."""
     write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_parquet(path: Path, table: pa.Table, *, sync: bool = False) -> None:
+    """Write a table; see :func:`writing` for arguments and errors."""
+    import pyarrow.parquet as pq
+
+    # opened here, since Arrow takes no path that is not UTF-8
+    with writing(path, sync=sync) as partial, partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def write_json(path: Path, data: Any, *, sync: bool = False) -> None:
