@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from scenarios.workbench import Workbench, edge_seeds
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.files import write_json, writing
+from splitsight.files import write_json, write_parquet
 from splitsight.metrics import Batch, image_metrics, matched, measure, proportion_interval
 from splitsight.metrics.gallery import Gallery, space_of
 from splitsight.numerics import subnormals_flushed
@@ -329,10 +328,7 @@ def run_attack(
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         tops = {f"top{k}": proportion_interval([rank <= k for rank in ranks]) for k in (1, 5)}
         match = {"gallery": len(data), "features": space.name, **tops}
-    table = pa.Table.from_pylist(rows)
-    # by file: pyarrow takes names in UTF-8 only
-    with writing(out / "rows.parquet") as partial, partial.open("wb") as file:
-        pq.write_table(table, file)
+    write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
     defended = "" if data.about.defense == UNDEFENDED else f", {data.about.defense}"
     header = f"{target} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
