@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
-from splitsight.files import write_text, writing
+from splitsight.files import write_parquet, write_text
 from splitsight.metrics import Batch, image_metrics, mean_interval, percentile
 from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
 from splitsight.pictures import Panel, grid, panels, spread, write_video
+from splitsight.pipeline import resized
 from splitsight.summary import environment, write_summary
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
@@ -86,12 +86,13 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
         for row in join.rows():
             if tier in row.lag_ms:
                 truth, image = join.image("truth", row.sequence), join.image(tier, row.sequence)
-                if truth is not None and image is not None and truth.shape == image.shape:
+                if truth is not None and image is not None:
                     pairs.append((row, image, truth))
         if not pairs:
             continue
         rows = [row for row, *_ in pairs]
         images, truths = (to_tensor(np.stack([pair[i] for pair in pairs])) for i in (1, 2))
+        images = resized(images, truths.shape[-1])
         for at in range(0, len(rows), batch):
             part = slice(at, at + batch)
             found = images_measured(image_metrics(), Batch(reconstruction=images[part], original=truths[part]))
@@ -126,9 +127,7 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
-    # by file: pyarrow takes names in UTF-8 only
-    with writing(path) as partial, partial.open("wb") as file:
-        pq.write_table(pa.table(columns), file, compression="zstd")
+    write_parquet(path, pa.table(columns))
 
 
 def _known(value: float | None) -> float | None:

@@ -59,15 +59,14 @@ def know(options: LiveOptions) -> Known:
     )
     network = load_network(wanted, prior, options.network)
     core, made = network.core, network.made
-    specs = list(made.features)
     return Known(
         made.target,
         made.split,
         made.head_digest,
-        specs,
+        made.features,
         Engine(
             attack,
-            specs,
+            made.features,
             pipeline=network.surrogate if own is None else None,
             prior=prior,
             initial=core if isinstance(core, LatentNetwork) else None,
