@@ -11,6 +11,7 @@ from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.data import encode_png
 from splitsight.targets import Normalize, Target
+from splitsight.tasks.classify import Classify
 
 
 def _text(tokenizer, width):
@@ -88,14 +89,12 @@ class TinyTarget(Target):
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 16, 3, 2, 1), nn.Flatten(1), nn.Linear(256, 3)
         )
-        super().__init__("tiny", model, Normalize([0.5] * 3, [0.25] * 3), [["a"], ["b"], ["c"]], 16)
+        task, aliases = Classify(["a", "b", "c"]), {"S1": "1", "S2": "2"}
+        super().__init__("tiny", model, Normalize([0.5] * 3, [0.25] * 3), task, 16, aliases)
 
-    def points(self):
-        return ["S1", "S2"]
-
-    def bodies(self, point):
-        cut = {"S1": 2, "S2": 3}[point]
-        return self.model[:cut], self.model[cut:]
+    def halves(self, point):
+        cut = {"S1": 2, "S2": 3}.get(point)
+        return None if cut is None else (self.model[:cut], self.model[cut:])
 
 
 @pytest.fixture

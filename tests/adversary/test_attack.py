@@ -94,18 +94,11 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
     x = torch.from_numpy(load_images(images, 64).images).permute(0, 3, 1, 2).float() / 255
     z = [t.detach() for t in head(x)]
     generator = load_prior(prior)
-    solve = lambda rows, first: (  # noqa: E731
-        ATTACKS.get("dmb")()
-        .solve(
-            Problem(generator, head, [t[rows] for t in z], lambda: None, first=first),
-            iterations=3,
-            steps=2,
-            lr=0.1,
-            schedule="constant",
-            relative=False,
-            tv=1.0,
-        )
-        .images
+    attack = ATTACKS.get("dmb").configured("paper", changes={"iterations": 3, "steps": 2})
+    solve = lambda rows, first: (
+        attack.reconstruct(
+            Problem([t[rows] for t in z], head, prior=generator, first=first)
+        ).images
     )
     together, alone = solve([0, 1, 2], 0), solve([1], 1)
     torch.testing.assert_close(together[1:2], alone, atol=2e-3, rtol=0)

@@ -20,11 +20,11 @@ from splitsight.summary import read_summary
 class Oracle(Attack):
     """Answers with the originals, but for the second of them, which it takes for another image."""
 
-    name, summary, settings = "oracle", "for this test", {"only": {}}
+    name, presets = "oracle", {"only": {}}
     known: torch.Tensor
     wrong: torch.Tensor
 
-    def solve(self, problem, **settings):
+    def reconstruct(self, problem, state=None, callback=None):
         images = self.known[problem.first : problem.first + problem.frames].clone()
         images[1] = self.wrong
         return Reconstruction(images, 0.0, 1, 1, 0.0)

@@ -78,7 +78,7 @@ def test_a_cut_run_leaves_the_verdict_open():
 def test_all_methods_on_the_same_images_in_one_run(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("adversary.bench._WARM_S", 0.0)
     brief = {"fit_evaluations": 3, "fit_samples": 2}
-    monkeypatch.setattr(ATTACKS.get("best"), "settings", {"faithful": ATTACKS.get("best").settings["faithful"] | brief})
+    monkeypatch.setattr(ATTACKS.get("best"), "presets", {"faithful": brief})
     methods = ["do:paper", "dmb:paper", "best:faithful"]
     options = {"images": pictures, "split": "S1", "limit": 3, "batch": 2, "methods": methods, "iterations": 4}
     seen = []
@@ -106,8 +106,8 @@ def test_all_methods_on_the_same_images_in_one_run(pictures, tmp_path, monkeypat
             assert values == sorted(values)
     # what the last row says is what the attack answers by itself
     lab = Lab(pictures, 3)
-    values = ATTACKS.get("do").setting("paper", "S1")[1] | {"iterations": 4}
-    alone = ATTACKS.get("do")().solve(lab.problem("S1", [0, 1]), **values)
+    attack = ATTACKS.get("do").configured("paper", changes={"iterations": 4})
+    alone = attack.reconstruct(lab.problem("S1", [0, 1]))
     last = [row for row in rows if row["contender"] == "do paper" and row["final"]]
     assert last[0]["psnr"] == pytest.approx(score(alone.images, lab.originals[:2])[0]["psnr"], abs=1e-4)
 
@@ -132,7 +132,7 @@ def test_looking_takes_no_time_of_the_attack(pictures, tmp_path, monkeypatch):
     summary, rows = bench_attack(out=tmp_path, **options)
     waited = 0.2 * len(rows)
     assert len(rows) >= 5 and summary.speed is None
-    assert summary.methods["do tuned"].seconds_per_image <= time.monotonic() - begin - waited + 0.05
+    assert summary.methods["do default"].seconds_per_image <= time.monotonic() - begin - waited + 0.05
 
 
 @pytest.mark.usefixtures("tiny_lab")

@@ -22,9 +22,9 @@ def short(monkeypatch):
     """DO and DB whose trials take milliseconds."""
     for name in ("do", "db"):
         attack = ATTACKS.get(name)
-        settings = {key: dict(values) | {"iterations": 3} for key, values in attack.settings.items()}
-        monkeypatch.setattr(attack, "settings", settings)
-        monkeypatch.setattr(attack, "space", {"iterations": (3, 6), "lr": (0.02, 0.1), "tv": (0.01, 0.3)})
+        presets = {key: dict(values) | {"iterations": 3} for key, values in attack.presets.items()}
+        monkeypatch.setattr(attack, "presets", presets)
+        monkeypatch.setattr(attack, "space", lambda: {"iterations": [3, 6], "lr": [0.02, 0.1], "tv": [0.01, 0.3]})
 
 
 def _tune(method, pictures, out, **more):
@@ -106,13 +106,13 @@ def test_a_tuning_is_gone_on_with_and_another_one_refused(short, pictures, tmp_p
 
 def test_tuning_does_not_depend_on_an_earlier_one(tmp_path, monkeypatch):
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"do": {"tuned": {"any": {"tv": 0.77}}}}))
+    file.write_text(json.dumps({"net": {"do": {"tuned": {"any": {"tv": 0.77}}}}}))
     monkeypatch.setattr(base, "TUNED", file)
     base._tuned.cache_clear()
     try:
         attack = ATTACKS.get("do")
-        assert attack.setting("tuned")[1]["tv"] == 0.77
-        assert attack.setting("tuned", tuned=False)[1]["tv"] == attack.settings["tuned"]["tv"]
+        assert attack.configured("tuned", target="net").settings.tv == 0.77
+        assert attack.configured("tuned", target="net", use_tuned=False).settings == attack.Settings()
     finally:
         base._tuned.cache_clear()
 
@@ -143,6 +143,7 @@ def test_the_best_is_chosen_for_each_split_and_over_all():
 
 def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkeypatch):
     result = {
+        "target": "net",
         "method": "do",
         "setting": "tuned",
         "any": {"values": {"lr": 0.02}},
@@ -152,12 +153,12 @@ def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkey
     monkeypatch.setattr(base, "TUNED", file)
     base._tuned.cache_clear()
     try:
-        assert ATTACKS.get("do").setting("tuned")[1]["lr"] == 0.05
+        assert ATTACKS.get("do").configured("tuned", target="net").settings.lr == 0.05
         tuning.merge(result, file)
         tuning.merge({**result, "method": "db"}, file)
         base._tuned.cache_clear()
-        assert ATTACKS.get("do").setting("tuned", "L8")[1]["lr"] == 0.01
-        assert ATTACKS.get("db").setting("tuned", "L4")[1]["lr"] == 0.02
+        assert ATTACKS.get("do").configured("tuned", target="net", split="L8").settings.lr == 0.01
+        assert ATTACKS.get("db").configured("tuned", target="net", split="L4").settings.lr == 0.02
     finally:
         base._tuned.cache_clear()
     for content in ("no json", "[1]"):
