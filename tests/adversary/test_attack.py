@@ -95,11 +95,10 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
     z = [t.detach() for t in head(x)]
     generator = load_prior(prior)
     attack = ATTACKS.get("dmb").configured("paper", changes={"iterations": 3, "steps": 2})
-    solve = lambda rows, first: (
-        attack.reconstruct(
-            Problem([t[rows] for t in z], head, prior=generator, first=first)
-        ).images
-    )
+
+    def solve(rows, first):
+        return attack.reconstruct(Problem([t[rows] for t in z], head, prior=generator, first=first)).images
+
     together, alone = solve([0, 1, 2], 0), solve([1], 1)
     torch.testing.assert_close(together[1:2], alone, atol=2e-3, rtol=0)
 
