@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splitsight.errors import UserError
+from splitsight.files import writing
 
-__all__ = ["Ledger", "write_json"]
+__all__ = ["Ledger"]
 
 
 class Ledger:
@@ -55,13 +56,5 @@ class Ledger:
         """File rows, all with the same keys."""
         self.rows += [dict(row) for row in rows]
         made = pa.Table.from_pylist(self.rows).replace_schema_metadata({"splitsight.about": json.dumps(self.about)})
-        partial = self.file.with_suffix(".partial")
-        pq.write_table(made, partial)
-        partial.replace(self.file)
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Write JSON for people and programs; the file appears complete or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=2, default=list, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
+        with writing(self.file) as partial:
+            pq.write_table(made, partial)

@@ -9,15 +9,12 @@ from pathlib import Path
 import grpc
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import channel, parse_address
 from splitsight.wire.v1 import tap_pb2, tap_pb2_grpc
 
 __all__ = ["TapReader"]
 
-_OPTIONS = [
-    ("grpc.max_receive_message_length", 256 * 2**20),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
+_MAX_BYTES = 256 << 20
 
 
 class TapReader:
@@ -30,6 +27,9 @@ class TapReader:
         token: bearer token where the tap asks for one (then TLS is used).
         ca: PEM file of the certificate authority, for TLS.
         patience: seconds to go on trying to reach the tap, at the start and after it was lost.
+
+    Raises:
+        UserError: no such address or certificate.
     """
 
     def __init__(
@@ -45,12 +45,9 @@ class TapReader:
         self.address, self.patience = address, patience
         self._request = tap_pb2.SubscribeRequest(session_id=session_id, ring=ring)
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        if ca is not None:
-            if not ca.is_file():
-                raise UserError(f"no such certificate file: {ca}")
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()), _OPTIONS)
-        else:
-            self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._channel = channel(
+            parse_address(address, "--tap 127.0.0.1:50052"), receive_bytes=_MAX_BYTES, ca=ca, keepalive=True
+        )
         self._call: grpc.Call | None = None
         self._closed = False
 

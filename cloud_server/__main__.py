@@ -25,7 +25,7 @@ _HELP: dict[str, tuple[type, str]] = {
     "max_subscribers": (int, "subscribers of the tap at once"),
     "metrics_port": (int, "Prometheus metrics on loopback; 0 takes a free port (default: off)"),
     "threads": (int, "threads of F2 (default: torch's choice)"),
-    "batch_window_ms": (float, "longest that a frame waits for those of other sessions, in milliseconds"),
+    "batch_window_ms": (float, "longest that a frame waits for others to be computed with, in milliseconds"),
     "max_batch": (int, "frames computed together"),
     "max_sessions": (int, "sessions at once"),
     "max_in_flight": (int, "frames of one session waiting for an answer"),

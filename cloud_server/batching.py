@@ -18,10 +18,19 @@ Item = TypeVar("Item")
 
 
 class Lane(Generic[Item]):
-    """The waiting frames of one session, in order."""
+    """The waiting frames of one session, in order.
 
-    def __init__(self) -> None:
+    Attributes:
+        limit: frames that the session may have in flight.
+        waiting: frames not yet taken.
+        taken: frames in the batch that was taken last.
+        expected: answers that were given to a session at its limit and not yet followed by another frame.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.waiting: deque[Item] = deque()
+        self.taken = self.expected = 0
         self.closed = False
 
 
@@ -29,13 +38,15 @@ class FairBatcher(Generic[Item]):
     """Collects frames and hands them over in batches; lives on one event loop.
 
     Args:
-        compute: takes 1 … ``max_batch`` items, deals with their results and with its own errors.
+        compute: takes 1 … ``max_batch`` items, deals with their results and with its own errors; gives the seconds
+            that computing them took.
         max_batch: items a batch.
-        window: seconds to wait for sessions that have nothing waiting, while some frames do; a single
-            session is never made to wait.
+        window: seconds to wait, while some frames do, for sessions that have nothing waiting, and for the next
+            frames of those that had as many in flight as they may and have just been answered. A single session
+            with fewer in flight is never made to wait.
     """
 
-    def __init__(self, compute: Callable[[list[Item]], Awaitable[None]], max_batch: int, window: float) -> None:
+    def __init__(self, compute: Callable[[list[Item]], Awaitable[float]], max_batch: int, window: float) -> None:
         self._compute = compute
         self._max_batch = max_batch
         self._window = window
@@ -43,9 +54,9 @@ class FairBatcher(Generic[Item]):
         self._turns: deque[Lane[Item]] = deque()
         self._arrived = asyncio.Event()
 
-    def open(self) -> Lane[Item]:
-        """A lane for a new session."""
-        lane: Lane[Item] = Lane()
+    def open(self, limit: int) -> Lane[Item]:
+        """A lane for a new session that may have ``limit`` frames in flight."""
+        lane: Lane[Item] = Lane(limit)
         self._lanes.add(lane)
         return lane
 
@@ -62,37 +73,63 @@ class FairBatcher(Generic[Item]):
         if not lane.waiting:
             self._turns.append(lane)
         lane.waiting.append(item)
+        lane.expected = max(0, lane.expected - 1)
         self._arrived.set()
 
     def take(self) -> list[Item]:
         """The next batch, in fair turns; empty if nothing waits."""
         batch: list[Item] = []
+        for lane in self._lanes:
+            lane.taken = 0
         while self._turns and len(batch) < self._max_batch:
             lane = self._turns.popleft()
             if not lane.waiting:
                 continue  # closed meanwhile
             batch.append(lane.waiting.popleft())
+            lane.taken += 1
             if lane.waiting:
                 self._turns.append(lane)
         return batch
 
-    def _complete(self) -> bool:
-        ready = sum(1 for lane in self._lanes if lane.waiting)
-        return ready == len(self._lanes) or sum(len(lane.waiting) for lane in self._turns) >= self._max_batch
+    def _expect(self) -> None:
+        """Note, once a batch is answered, which sessions will send again as soon as they have read their answers.
+
+        Those are the sessions that had as many frames in flight as they may. Without waiting for them, a session on
+        its own is computed in batches of one (the first frame to arrive) and of all the others, in turn.
+        """
+        for lane in self._lanes:
+            lane.expected = lane.taken if lane.taken + len(lane.waiting) >= lane.limit else 0
+
+    async def _gather(self, end: float, missing: Callable[[Lane[Item]], bool]) -> None:
+        """Wait until no session is missing, a batch is full, or it is ``end`` on the loop's clock."""
+        loop = asyncio.get_running_loop()
+        while (
+            any(map(missing, self._lanes))
+            and sum(len(lane.waiting) for lane in self._turns) < self._max_batch
+            and (left := end - loop.time()) > 0
+        ):
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                return
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        loop = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
+        took = 0.0  # seconds that the batch before took
         while True:
             await self._arrived.wait()
-            # the window counts from here, not from each frame: frames that came while F2 ran go at once
-            end = loop.time() + self._window
-            while not self._complete() and (left := end - loop.time()) > 0:
-                self._arrived.clear()
-                try:
-                    await asyncio.wait_for(self._arrived.wait(), left)
-                except TimeoutError:
-                    break
+            idle = True
+            while self._turns:
+                now = clock()
+                if took > self._window:  # else computing a few at a time costs less than waiting
+                    # frames together save part of a batch's time; waiting for them must not cost more
+                    await self._gather(now + min(self._window, took / 4), lambda lane: lane.expected > 0)
+                if idle:  # not where frames came while F2 ran: they have waited for others
+                    await self._gather(now + self._window, lambda lane: not lane.waiting)
+                idle = False
+                if batch := self.take():
+                    took = await self._compute(batch)
+                    self._expect()
             self._arrived.clear()
-            while batch := self.take():
-                await self._compute(batch)

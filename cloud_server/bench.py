@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,12 @@ import grpc
 import numpy as np
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import Address, aio_channel, channel
+from splitsight.wire.tensors import CodecSpec, HasShape, encode
+from splitsight.wire.v1 import split_inference_pb2 as pb
+from splitsight.wire.v1.split_inference_pb2_grpc import SplitInferenceStub
 
-__all__ = ["ARMS", "bench_tap", "summarize"]
+__all__ = ["ARMS", "Session", "bench_tap", "drawn_features", "interval", "resampled", "serving", "summarize"]
 
 ARMS = ("none", "control", "reading", "hanging")
 _BOOTSTRAP = 2000
@@ -74,26 +78,15 @@ def bench_tap(
     """
     if rounds < 2 or requests < 2 or not rate > 0:
         raise UserError("a benchmark needs at least 2 rounds, 2 requests a round and a rate above 0")
-    arguments = ["--target", target, "--split", split, "--threads", str(threads), "--port", "0", "--tap-port", "0"]
-    if weights is not None:
-        arguments += ["--weights", str(weights)]
-    server = _spawn("cloud_server", *arguments)
-    subscriber = None
-    try:
-        ready = _reply(server)
-        if ready.get("event") != "ready":
-            assert server.stderr is not None
-            raise UserError(f"the server did not start: {server.stderr.read().strip() or 'no reason given'}")
-        _forget(server.stderr)
+    with serving(target=target, split=split, weights=weights, threads=threads, tap_port=0) as ready:
         subscriber = _spawn("cloud_server.bench", str(ready["tap_port"]))
         _forget(subscriber.stderr)
-        samples, size = asyncio.run(
-            _measure(ready["port"], subscriber, rounds, requests, rate, np.random.default_rng(seed), progress)
-        )
-    finally:
-        for child in (subscriber, server):
-            if child is not None:
-                _end(child)
+        try:
+            samples, size = asyncio.run(
+                _measure(ready["port"], subscriber, rounds, requests, rate, np.random.default_rng(seed), progress)
+            )
+        finally:
+            _end(subscriber)
     settings = {"target": target, "split": split, "rounds": rounds, "requests": requests, "rate_hz": rate}
     settings |= {"threads": threads, "seed": seed, "frame_bytes": size}
     return {"schema": "splitsight.bench-tap/1", **settings, **summarize(samples, seed)}
@@ -106,13 +99,8 @@ def summarize(samples: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
         samples: for each arm ``(rounds, requests)`` in seconds; one is called ``none``.
         seed: of the bootstrap.
     """
-    rng = np.random.default_rng(seed)
     rounds = len(samples["none"])
-    draws = rng.integers(0, rounds, (_BOOTSTRAP, rounds))
-
-    def interval(value: float, drawn: np.ndarray) -> dict[str, float]:
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return {"ratio": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+    draws = resampled(rounds, seed)
 
     def p99(arm: str, chosen: np.ndarray) -> float:
         return float(np.quantile(samples[arm][chosen], 0.99))
@@ -141,6 +129,17 @@ def summarize(samples: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
     return {"arms": arms, "ratios": ratios, "aims": aims, "met": met}
 
 
+def resampled(rounds: int, seed: int) -> np.ndarray:
+    """``(2000, rounds)``: the rounds of each bootstrap sample."""
+    return np.random.default_rng(seed).integers(0, rounds, (_BOOTSTRAP, rounds))
+
+
+def interval(value: float, drawn: np.ndarray) -> dict[str, float]:
+    """A ratio with its 95 % percentile bootstrap interval, from what the resampled rounds give."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"ratio": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+
+
 def _verdict(measured: dict[str, float], aim: float) -> str:
     """``yes`` and ``no`` only where the whole interval says so."""
     if measured["high"] <= aim:
@@ -157,29 +156,12 @@ async def _measure(
     rng: np.random.Generator,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, np.ndarray], int]:
-    from splitsight.wire.tensors import CodecSpec, encode
-    from splitsight.wire.v1 import split_inference_pb2 as pb
-    from splitsight.wire.v1.split_inference_pb2_grpc import SplitInferenceStub
-
     warm = 5
     samples: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = SplitInferenceStub(channel)
+    async with aio_channel(Address("127.0.0.1", port)) as opened:
+        stub = SplitInferenceStub(opened)
         served = await stub.Describe(pb.DescribeRequest())
-        codec = CodecSpec()
-        # what comes out of a ReLU: about half of it zero
-        tensors = [encode(np.maximum(rng.normal(size=tuple(f.shape)), 0), codec) for f in served.session.features]
-        call = stub.Infer()
-        opening = pb.SessionOpen(
-            session_id="bench",
-            session=served.session,
-            codec=codec.proto(),
-            resume_after=-1,
-        )
-        await call.write(pb.InferRequest(open=opening))
-        await call.read()
-        sequence = 0
-        size = 0
+        session = await Session.open(stub, served, drawn_features(served.session.features, rng), "bench")
         for done in range(rounds):
             for arm in rng.permutation(ARMS):
                 _order(subscriber, {"none": "off", "control": "off"}.get(arm, arm))
@@ -187,17 +169,12 @@ async def _measure(
                 took: list[float] = []
                 due = time.perf_counter()
                 for i in range(warm + requests):
-                    frame = pb.Frame(sequence=sequence, capture_time_us=time.time_ns() // 1000, features=tensors)
-                    size = frame.ByteSize()
-                    request = pb.InferRequest(frame=frame)
+                    request = session.next_frame()
                     await asyncio.sleep(max(0.0, due - time.perf_counter()))
                     start = time.perf_counter()
-                    await call.write(request)
-                    answer = await call.read()
+                    await session.send(request)
+                    await session.answer()
                     end = time.perf_counter()
-                    if answer is grpc.aio.EOF or answer.answer.sequence != sequence:
-                        raise RuntimeError(f"frame {sequence} was not answered")
-                    sequence += 1
                     due = max(due + 1 / rate, end)
                     if i >= warm:
                         took.append(end - start)
@@ -205,9 +182,70 @@ async def _measure(
             if progress is not None:
                 progress(done + 1, rounds)
         _order(subscriber, "off")
-        await call.done_writing()
-        await call.read()
-    return {arm: np.array(values) for arm, values in samples.items()}, size
+        await session.close()
+    return {arm: np.array(values) for arm, values in samples.items()}, session.frame_bytes
+
+
+# -- a client ----------------------------------------------------------------------------------------------
+
+
+def drawn_features(specs: Iterable[HasShape], rng: np.random.Generator) -> list[np.ndarray]:
+    """One frame's features, float32, as a ReLU leaves them: about half of them zero."""
+    return [np.maximum(rng.normal(size=tuple(s.shape)), 0).astype(np.float32) for s in specs]
+
+
+class Session:
+    """A session that sends the same features over and over, float32 and uncompressed.
+
+    Attributes:
+        in_flight: frames that may be unanswered.
+        frame_bytes: size of a frame's message.
+    """
+
+    def __init__(self, call: Any, features: list[np.ndarray], in_flight: int) -> None:
+        self.in_flight, self.frame_bytes = in_flight, 0
+        self._call = call
+        self._tensors = [encode(f, CodecSpec()) for f in features]
+        self._made = self._answered = 0
+
+    @classmethod
+    async def open(
+        cls, stub: SplitInferenceStub, served: pb.DescribeResponse, features: list[np.ndarray], name: str
+    ) -> Session:
+        """Open a session at a server that described itself."""
+        call = stub.Infer()
+        opening = pb.SessionOpen(session_id=name, session=served.session, codec=CodecSpec().proto(), resume_after=-1)
+        await call.write(pb.InferRequest(open=opening))
+        opened = await call.read()
+        return cls(call, features, opened.opened.max_in_flight)
+
+    def next_frame(self) -> pb.InferRequest:
+        """The next frame's message, yet to be sent."""
+        frame = pb.Frame(sequence=self._made, capture_time_us=time.time_ns() // 1000, features=self._tensors)
+        self.frame_bytes = frame.ByteSize()
+        self._made += 1
+        return pb.InferRequest(frame=frame)
+
+    async def send(self, request: pb.InferRequest) -> None:
+        """Send what :meth:`next_frame` made, in that order."""
+        await self._call.write(request)
+
+    async def answer(self) -> pb.Answer:
+        """The next frame's answer.
+
+        Raises:
+            RuntimeError: another answer, or none, came.
+        """
+        response = await self._call.read()
+        if response is grpc.aio.EOF or response.answer.sequence != self._answered:
+            raise RuntimeError(f"frame {self._answered} was not answered")
+        self._answered += 1
+        return response.answer
+
+    async def close(self) -> None:
+        """End the session; every frame must be answered by now."""
+        await self._call.done_writing()
+        await self._call.read()
 
 
 # -- child processes ---------------------------------------------------------------------------------------
@@ -217,6 +255,28 @@ def _die_with_parent() -> None:
     """In a child of a parent that may be killed: ask Linux for SIGTERM when that happens."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def serving(**options: Any) -> Iterator[dict[str, Any]]:
+    """A server process with options of :class:`cloud_server.options.CloudOptions`; yields its ready line.
+
+    Raises:
+        UserError: it does not start; says why.
+    """
+    given = {"port": 0, **options}.items()
+    server = _spawn(
+        "cloud_server", *(str(x) for k, v in given if v is not None for x in (f"--{k.replace('_', '-')}", v))
+    )
+    try:
+        ready = _reply(server)
+        if ready.get("event") != "ready":
+            assert server.stderr is not None
+            raise UserError(f"the server did not start: {server.stderr.read().strip() or 'no reason given'}")
+        _forget(server.stderr)
+        yield ready
+    finally:
+        _end(server)
 
 
 def _spawn(module: str, *arguments: str) -> subprocess.Popen[str]:
@@ -273,8 +333,8 @@ def _subscriber(port: int) -> None:
             for _ in call:
                 pass
 
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub, call = TapStub(channel), None
+    with channel(Address("127.0.0.1", port)) as opened:
+        stub, call = TapStub(opened), None
         for line in sys.stdin:
             command = line.strip()
             if call is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import host_of
 from splitsight.wire.guard import check_guard
 
 __all__ = ["CloudOptions"]
@@ -32,7 +33,7 @@ class CloudOptions:
         max_subscribers: of the tap at once, ≥ 1.
         metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
         threads: for F2, ≥ 1; ``None`` leaves the choice to torch.
-        batch_window_ms: longest that a frame waits for frames of other sessions, ≥ 0.
+        batch_window_ms: longest that a frame waits for others to be computed with, ≥ 0.
         max_batch: frames computed together, ≥ 1.
         max_sessions: at once, ≥ 1.
         max_in_flight: frames of one session waiting for an answer, ≥ 1.
@@ -81,7 +82,9 @@ class CloudOptions:
                 raise UserError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if not 0 < self.max_message_mb <= 1024:
             raise UserError(f"max_message_mb {self.max_message_mb} is out of range: give more than 0 and at most 1024")
+        host_of(self.host, "--host")
         if self.tap_port is not None:
+            host_of(self.tap_host, "--tap-host")
             check_guard(
                 "tap",
                 "show every session to the network",

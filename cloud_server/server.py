@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from cloud_server.options import CloudOptions
-from splitsight.errors import UserError
+from splitsight.wire.guard import add_port
 
 __all__ = ["CloudOptions", "serve"]
 
@@ -75,13 +75,7 @@ async def _serve(options: CloudOptions) -> int:
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
-        address = f"{options.host}:{options.port}"
-        try:
-            port = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise UserError(f"cannot listen on {address}: the port is in use or not allowed; choose another") from error
-        if port == 0:
-            raise UserError(f"cannot listen on {address}: the port is in use or not allowed; choose another")
+        port = add_port(server, options.host, options.port, what="cloud server")
         return await _run(options, server, port, stop, hurry, signals)
     finally:
         await server.stop(0)

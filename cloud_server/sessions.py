@@ -94,7 +94,7 @@ class Inference:
         metrics: counts.
         log: structured log.
         max_batch: frames a batch.
-        batch_window: seconds to wait for frames of other sessions.
+        batch_window: seconds to wait for frames to be computed together.
         resume_seconds: how long a lost session counts as alive for the tap.
     """
 
@@ -182,7 +182,8 @@ class Inference:
                 f"the server already has {self.description.max_sessions} sessions, its maximum: "
                 "try again when one has ended",
             )
-        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(), self.description.max_in_flight)
+        limit = self.description.max_in_flight
+        session = _Session(opening, CodecSpec.read(opening.codec), self._batcher.open(limit), limit)
         self._sessions[opening.session_id] = session
         self._metrics.sessions.set(len(self._sessions))
         self._metrics.opened.inc()
@@ -308,7 +309,7 @@ class Inference:
 
     # -- F2 --------------------------------------------------------------------------------------------
 
-    async def _run(self, jobs: list[_Job]) -> None:
+    async def _run(self, jobs: list[_Job]) -> float:
         start = time.perf_counter()
         try:
             loop = asyncio.get_running_loop()
@@ -318,7 +319,7 @@ class Inference:
             for job in jobs:
                 text = f"the server could not compute frame {job.sequence} ({type(error).__name__})"
                 job.session.end(WireError(grpc.StatusCode.INTERNAL, text), now=True)
-            return
+            return 0.0
         self._metrics.compute.observe(seconds)
         self._metrics.batch.observe(len(jobs))
         for job, reading in zip(jobs, answers, strict=True):
@@ -335,6 +336,7 @@ class Inference:
             )
             reading.put(answer)
             job.session.answer(answer, job.arrived)
+        return seconds
 
     # -- the rest --------------------------------------------------------------------------------------
 

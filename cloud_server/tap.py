@@ -276,7 +276,7 @@ def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int
     )
     service = TapService(hub, metrics, token=options.tap_token, ring=ring, most=options.max_subscribers)
     tap_pb2_grpc.add_TapServicer_to_server(service, server)
-    address = f"{options.tap_host}:{options.tap_port}"
-    port = add_port(server, address, what="tap", cert=options.tap_cert, key=options.tap_key)
+    assert options.tap_port is not None
+    port = add_port(server, options.tap_host, options.tap_port, what="tap", cert=options.tap_cert, key=options.tap_key)
     server.start()
     return server, port

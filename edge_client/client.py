@@ -8,7 +8,6 @@ source hands over its newest frame, and what came while there was no room in fli
 from __future__ import annotations
 
 import math
-import re
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from edge_client.link import Answered, Link, Sent, describe
 from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.wire.channels import parse_address
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -99,9 +99,7 @@ class EdgeOptions:
         Raises:
             UserError: names the option and what it may be.
         """
-        match = re.fullmatch(r"(.+):(\d{1,5})", self.server)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise UserError(f"'{self.server}' is not HOST:PORT: give, for example, --server 127.0.0.1:50051")
+        parse_address(self.server, "--server 127.0.0.1:50051")
         for name, value, known in (("dtype", self.dtype, _DTYPES), ("compression", self.compression, _COMPRESSIONS)):
             if value not in known:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
@@ -123,6 +121,7 @@ class EdgeReport:
         answered: frames with an answer, each counted once.
         lost: frames without an answer.
         skipped: frames of a live source that came while there was no room.
+        undecoded: frames of a damaged clip that could not be decoded, each counted once; none of them is ``captured``.
         duplicates: answers that came a second time after a reconnect.
         resent: frames that were sent again.
         reconnects: how often a lost connection was taken up again.
@@ -142,6 +141,7 @@ class EdgeReport:
     answered: int = 0
     lost: int = 0
     skipped: int = 0
+    undecoded: int = 0
     duplicates: int = 0
     resent: int = 0
     reconnects: int = 0
@@ -422,7 +422,7 @@ def _stream(
             link.drain(options.drain_s)
     finally:
         link.close()
-        report.skipped = source.skipped
+        report.skipped, report.undecoded = source.skipped, source.lost
         report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
 
 

@@ -19,11 +19,13 @@ from dataclasses import dataclass, field
 import grpc
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import channel, parse_address
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import split_inference_pb2_grpc as rpc
 
 __all__ = ["Answered", "Link", "Sent", "describe"]
 
+_EXAMPLE = "--server 127.0.0.1:50051"
 _POLL_S = 0.1
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MOST_S = 2.0
@@ -36,22 +38,6 @@ _FINAL = {
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.OUT_OF_RANGE,
 }
-
-
-def _channel(server: str) -> grpc.Channel:
-    return grpc.insecure_channel(
-        server,
-        options=[
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", 16 << 20),
-            # Our own back-off decides; a channel must not inherit the refused state of the one before.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
 
 
 def _reason(error: grpc.RpcError) -> str:
@@ -71,8 +57,8 @@ def describe(server: str, wait_s: float, stop: threading.Event | None = None) ->
         UserError: nothing answers in time, or what answers is not a splitsight server.
     """
     deadline = time.monotonic() + wait_s
-    with _channel(server) as channel:
-        stub = rpc.SplitInferenceStub(channel)
+    with channel(parse_address(server, _EXAMPLE)) as opened:
+        stub = rpc.SplitInferenceStub(opened)
         while True:
             left = deadline - time.monotonic()
             # Short tries, so that a signal during the wait is noticed.
@@ -171,7 +157,7 @@ class Link:
         self.reconnects = 0
         self.resent = 0
         self.duplicates = 0
-        self._server = server
+        self._server, self._address = server, parse_address(server, _EXAMPLE)
         self._opening = opening
         self._wanted = in_flight
         self._limit = in_flight
@@ -359,9 +345,9 @@ class Link:
     def _attempt(self, stream: _Stream) -> None:
         """One stream, until it breaks or everything is done; sets why it broke."""
         self._lost_why = ""
-        channel = _channel(self._server)
+        opened = channel(self._address)
         try:
-            call = rpc.SplitInferenceStub(channel).Infer(self._requests(stream))
+            call = rpc.SplitInferenceStub(opened).Infer(self._requests(stream))
             with self._changed:
                 stream.call = call
                 if self._aborted:
@@ -383,7 +369,7 @@ class Link:
             with self._changed:
                 stream.closed = True
                 self._changed.notify_all()
-            channel.close()
+            opened.close()
 
     def _opened(self, stream: _Stream, opened: pb.SessionOpened) -> None:
         with self._changed:

@@ -339,8 +339,7 @@ def serve_oracle(options: OracleOptions) -> int:
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
-        address = f"{options.host}:{options.port}"
-        port = add_port(server, address, what="oracle", cert=options.cert, key=options.key)
+        port = add_port(server, options.host, options.port, what="oracle", cert=options.cert, key=options.key)
         metrics = Metrics()
         metrics_port = None if options.metrics_port is None else serve_metrics(metrics.registry, options.metrics_port)
         allowance = Allowance(options.budget, options.rate, options.max_batch)

@@ -15,6 +15,7 @@ import numpy as np
 from edge_client.link import Answered
 from splitsight.data import write_png
 from splitsight.errors import UserError
+from splitsight.files import write_json
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
 __all__ = ["Report"]
@@ -59,11 +60,7 @@ class Report:
         """
         if self.truth is None:
             return
-        path = self.truth / f"{sequence:06d}.png"
-        try:
-            write_png(path, image)
-        except OSError as error:
-            raise _problem(path, error) from error
+        write_png(self.truth / f"{sequence:06d}.png", image)
 
     def add_answer(self, done: Answered) -> None:
         """Appends one answered frame.
@@ -102,13 +99,7 @@ class Report:
         self.close()
         if self.lines is None:
             return
-        path = self.lines.with_suffix(".summary.json")
-        partial = path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(summary, indent=2) + "\n")
-            partial.replace(path)
-        except OSError as error:
-            raise _problem(path, error) from error
+        write_json(self.lines.with_suffix(".summary.json"), summary)
 
     def close(self) -> None:
         """Closes the lines; may be called twice."""

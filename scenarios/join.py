@@ -82,9 +82,7 @@ class FrameRow:
         rtt_ms: from sending to the answer.
         bytes: of the encoded frame on the wire.
         lag_ms: per tier, from when the adversary had this frame (for a window: its last frame) to the image's file.
-        psnr: per tier, dB.
-        psnr_eq14: per tier, the paper's equation 14.
-        ssim: per tier.
+        measured: by metric (:func:`splitsight.metrics.image_metrics`), then per tier.
         rank: per tier, the place of the true frame among a gallery by similarity, 1 for found first.
         window: number of the window it was refined in, −1 for none.
         on_time: whether that window was done before the next one was complete.
@@ -104,15 +102,18 @@ class FrameRow:
     rtt_ms: float = math.nan
     bytes: int = 0
     lag_ms: dict[str, float] = field(default_factory=dict)
-    psnr: dict[str, float] = field(default_factory=dict)
-    psnr_eq14: dict[str, float] = field(default_factory=dict)
-    ssim: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, dict[str, float]] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
     window: int = -1
     on_time: bool = False
     iterations: int = 0
     model_evaluations: int = 0
     window_seconds: float = math.nan
+
+    @property
+    def psnr(self) -> dict[str, float]:
+        """Per tier, dB."""
+        return self.measured.setdefault("psnr", {})
 
     def best_tier(self) -> str | None:
         """The best tier that has an image for this frame."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["entries"]
 
 
 def entries(kind: str, target: str = "resnet18") -> list[dict[str, Any]]:
-    """Rows with a ``name`` first, of targets, splits, attacks, defenses, priors or scenarios.
+    """Rows with a ``name`` first, of one kind of thing.
 
     Args:
         kind: which.
@@ -22,6 +23,8 @@ def entries(kind: str, target: str = "resnet18") -> list[dict[str, Any]]:
         "splits": lambda: _splits(target),
         "attacks": _attacks,
         "defenses": _defenses,
+        "tasks": lambda: [{"name": name, "about": _about(task)} for name, task in _registry("tasks", "TASKS")],
+        "metrics": _metrics,
         "priors": _priors,
         "scenarios": _scenarios,
     }[kind]()
@@ -38,29 +41,66 @@ def _targets() -> list[dict[str, Any]]:
 
 
 def _splits(target: str) -> list[dict[str, Any]]:
+    """Points that the family names, else those of one tensor that its graph has; ``--split`` takes others too."""
     from splitsight import targets
 
     loaded = targets.load(target)
-    return [
-        {
-            "name": point,
-            "features": ["×".join(map(str, spec.shape)) for spec in loaded.feature_specs(point)],
-            "numbers": sum(spec.numel for spec in loaded.feature_specs(point)),
-        }
-        for point in loaded.points()
-    ]
+    named = loaded.aliases or {point.name: point.name for point in loaded.cut_points()}
+    rows = []
+    for name, value in named.items():
+        point, specs = loaded.traced.resolve(value), loaded.cut(name).specs
+        rows.append(
+            {
+                "name": name,
+                "at": value,
+                "features": [spec.show for spec in specs],
+                "layout": [spec.layout for spec in specs],
+                "KiB a frame": round(sum(spec.bytes for spec in specs) / 1024, 1),
+                "F1 parameters": point.parameters,
+                "F1 MFLOPs": round(point.flops / 1e6, 1),
+            }
+        )
+    return rows
 
 
 def _attacks() -> list[dict[str, Any]]:
-    from adversary.attack import ATTACKS
+    from adversary.attacks import ATTACKS
 
-    return [{"name": name, "about": attack.summary} for name, attack in ATTACKS]
+    words = {"pipeline": "F1", "initial": "inversion network", "network": "trained network", "prior": "prior"}
+    return [
+        {
+            "name": name,
+            "needs": [words[need] for need in words if need in attack.needs],
+            "takes": [words[need] for need in words if need in attack.uses],
+            "settings": [*attack.presets, *attack.variants],
+            "about": attack.summary,
+        }
+        for name, attack in ATTACKS
+    ]
 
 
 def _defenses() -> list[dict[str, Any]]:
     from splitsight.defenses import DEFENSES
 
-    return [{"name": name, "about": _about(defense)} for name, defense in DEFENSES]
+    return [
+        {
+            "name": name,
+            "parameters": [f"{key}: {info.description}" for key, info in defense.Parameters.model_fields.items()],
+            "about": _about(defense),
+        }
+        for name, defense in DEFENSES
+    ]
+
+
+def _registry(module: str, name: str) -> Any:
+    return getattr(import_module(f"splitsight.{module}"), name)
+
+
+def _metrics() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "title": metric.title, "unit": metric.unit, "better": metric.better}
+        for name, metric in _registry("metrics", "METRICS")
+    ]
 
 
 def _priors() -> list[dict[str, Any]]:
@@ -71,9 +111,10 @@ def _priors() -> list[dict[str, Any]]:
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    from scenarios.run.spec import load_scenario, read_scenario, scenario_names
+    from scenarios.run.spec import read_scenario, scenario_names
 
     demo = {"name": "demo", "about": "one video, three processes, live reconstruction; `splitsight demo`"}
     return [demo] + [
-        {"name": name, "about": load_scenario(read_scenario(name)[0], name=name).about} for name in scenario_names()
+        {"name": name, "about": data.get("about") or data["title"]}
+        for name, data in ((name, read_scenario(name)[0]) for name in scenario_names())
     ]

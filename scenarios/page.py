@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.join import TIERS, FrameRow
+from splitsight.metrics import METRICS, Metric, metrics
+from splitsight.summary import MATCHED
 
 __all__ = ["STYLE", "render_page"]
 
@@ -53,13 +55,9 @@ def _number(value: float | None, digits: int = 1, unit: str = "") -> str:
     return f"{value:,.{digits}f}{' ' + unit if unit else ''}"
 
 
-def _interval(value: Mapping[str, float] | None, digits: int) -> str:
-    if not value or value.get("mean") is None:
-        return "–"
-    return (
-        f"{_number(value['mean'], digits)} <small>[{_number(value['low'], digits)}, "
-        f"{_number(value['high'], digits)}]</small>"
-    )
+def _interval(value: Mapping[str, float] | None, metric: Metric) -> str:
+    mean, span = metric.texts(*(value.get(key) for key in ("mean", "low", "high"))) if value else ("–", "")
+    return f"{mean} <small>[{span}]</small>" if span else mean
 
 
 def _tile(value: str, label: str) -> str:
@@ -137,26 +135,26 @@ def _finite(value: float | None) -> float | None:
 
 def _methods(summary: Mapping[str, Any]) -> str:
     lines = []
+    measured = [metric for metric in metrics() if any(metric.name in m for m in summary["methods"].values())]
     matches = [m["match"] for m in summary["methods"].values() if m.get("match")]
     for name, m in summary["methods"].items():
         cells = [
             escape(name),
             str(m["n"]),
-            _interval(m["psnr"], 2),
-            _interval(m["ssim"], 3),
-            _interval(m["psnr_eq14"], 2),
+            *(_interval(m.get(metric.name), metric) for metric in measured),
             _number(m["seconds_per_image"], 3),
             _number(m["iterations"], 0),
             _number(m["model_evaluations"], 0),
         ]
         if matches:
-            cells += [_interval((m.get("match") or {}).get(f"top{k}"), 2) for k in (1, 5)]
+            cells += [_interval((m.get("match") or {}).get(key), METRICS.get(name)) for name, key in MATCHED.items()]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
         f"<th>{h}</th>"
         for h in (
-            *("tier", "frames", "PSNR, dB", "SSIM", "PSNR eq. 14", "s an image", "iterations", "model evaluations"),
-            *(("found first", "among first 5") if matches else ()),
+            *("tier", "frames", *(metric.heading for metric in measured)),
+            *("s an image", "iterations", "model evaluations"),
+            *(METRICS.get(name).heading for name in MATCHED if matches),
         )
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

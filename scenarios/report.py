@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
-from splitsight.metrics import image_quality, mean_interval, percentile
+from splitsight.files import write_text, writing
+from splitsight.metrics import Batch, image_metrics, mean_interval, percentile
+from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
 from splitsight.pictures import Panel, grid, panels, spread, write_video
 from splitsight.summary import environment, write_summary
@@ -28,8 +30,8 @@ from splitsight.summary import environment, write_summary
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
 _GRID_FRAMES = 6
-_SHARED = ("n", "psnr", "psnr_eq14", "ssim", "match")
-"""What a method and the live tier of the same name both say in the summary."""
+_OF_METHODS = ("seconds_per_image", "iterations", "model_evaluations")
+"""What of a method the live tier of the same name does not say in the summary, too."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class RunInfo:
 
 
 def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> None:
-    """Fill PSNR, the paper's equation 14 and SSIM of every tier of every frame whose truth is known.
+    """Measure every tier of every frame whose truth is known.
 
     Args:
         join: its rows are filled.
@@ -92,9 +94,10 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
         images, truths = (to_tensor(np.stack([pair[i] for pair in pairs])) for i in (1, 2))
         for at in range(0, len(rows), batch):
             part = slice(at, at + batch)
-            for name, values in image_quality(images[part], truths[part]).items():
-                for row, value in zip(rows[part], values.tolist(), strict=True):
-                    getattr(row, name)[tier] = value
+            found = images_measured(image_metrics(), Batch(reconstruction=images[part], original=truths[part]))
+            for name, values in found.items():
+                for row, value in zip(rows[part], values, strict=True):
+                    row.measured.setdefault(name, {})[tier] = value
         if gallery is not None:
             for row, rank in zip(rows, gallery.against(truths).ranks(images), strict=True):
                 row.rank[tier] = rank
@@ -115,15 +118,17 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["rtt_ms"] = pa.array([_known(r.rtt_ms) for r in rows], floats)
     columns["bytes"] = pa.array([r.bytes for r in rows], pa.int64())
     for tier in TIERS:
-        for name in ("psnr", "psnr_eq14", "ssim", "lag_ms"):
-            columns[f"{tier}_{name}"] = pa.array([_known(getattr(r, name).get(tier)) for r in rows], floats)
+        for metric in image_metrics():
+            seen = [_known(r.measured.get(metric.name, {}).get(tier)) for r in rows]
+            columns[f"{tier}_{metric.name}"] = pa.array(seen, floats)
+        columns[f"{tier}_lag_ms"] = pa.array([_known(r.lag_ms.get(tier)) for r in rows], floats)
         columns[f"{tier}_rank"] = pa.array([r.rank.get(tier) for r in rows], pa.int64())
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial, compression="zstd")
-    partial.replace(path)
+    # by file: pyarrow takes names in UTF-8 only
+    with writing(path) as partial, partial.open("wb") as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _known(value: float | None) -> float | None:
@@ -163,7 +168,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
             seconds, iterations, evaluations = _mean_of([r.lag_ms[tier] / 1e3 for r in rows]), 0.0, 0.0
         methods[tier] = {
             "n": len(rows),
-            **{name: mean_interval([getattr(r, name)[tier] for r in rows]) for name in ("psnr", "psnr_eq14", "ssim")},
+            **{m.name: m.interval(r.measured.get(m.name, {}).get(tier) for r in rows) for m in image_metrics()},
             "seconds_per_image": seconds,
             "iterations": iterations,
             "model_evaluations": evaluations,
@@ -182,7 +187,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
             "lag_ms": {"p50": percentile(lags, 50), "p99": percentile(lags, 99)},
             "tiers": {
                 tier: {
-                    **{name: methods[tier][name] for name in _SHARED if name in methods[tier]},
+                    **{name: figure for name, figure in methods[tier].items() if name not in _OF_METHODS},
                     "lag_ms": {
                         f"p{q}": percentile([r.lag_ms[tier] for r in join.rows() if tier in r.lag_ms], q)
                         for q in (50, 99)
@@ -222,8 +227,8 @@ def _figures(row: FrameRow, tier: str) -> str:
     parts = []
     if tier in row.psnr:
         parts.append(f"{row.psnr[tier]:.1f} dB")
-    if tier in row.ssim:
-        parts.append(f"SSIM {row.ssim[tier]:.2f}")
+    if (ssim := row.measured.get("ssim", {}).get(tier)) is not None:
+        parts.append(f"SSIM {ssim:.2f}")
     if tier in row.lag_ms:
         lag = row.lag_ms[tier]
         parts.append(f"+{lag:.0f} ms" if lag < 1000 else f"+{lag / 1e3:.1f} s")
@@ -280,8 +285,7 @@ def write_report(
         The summary.
 
     Raises:
-        UserError: the video cannot be encoded.
-        OSError: the disk is full or the folder is gone.
+        UserError: the video cannot be encoded, the disk is full, or the folder cannot be written to.
     """
     say = progress or (lambda word: None)
     rows = join.rows()
@@ -302,11 +306,5 @@ def write_report(
         )
         write_png(out / "grid.png", picture)
     say("writing index.html")
-    _replace(out / "index.html", render_page(out, rows, summary, info.options).encode())
+    write_text(out / "index.html", render_page(out, rows, summary, info.options))
     return summary
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -9,31 +9,41 @@ from typing import Any
 
 from adversary.bench import curve
 from scenarios.page import STYLE
+from scenarios.run.figures import measured
 from scenarios.run.plots import quality
+from splitsight.files import write_text
+from splitsight.metrics import Metric
 from splitsight.summary import Interval, Reached, SpeedSummary, Summary
 
-__all__ = ["HEAD", "sentences", "table", "write_page"]
-
-HEAD = ("method", "images", "PSNR, dB", "SSIM", "s an image", "iterations", "evaluations")
+__all__ = ["head", "sentences", "table", "write_page"]
 
 
-def _measured(interval: Interval | None, digits: int) -> str:
-    if interval is None or interval.mean is None:
+def _measured(interval: Interval | None, metric: Metric) -> str:
+    if interval is None:
         return "–"
-    if interval.low is None or interval.high is None or interval.low == interval.high:  # one image has no spread
-        return f"{interval.mean:.{digits}f}"
-    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    mean, span = metric.texts(interval.mean, interval.low, interval.high)
+    return f"{mean} [{span}]" if span else mean
+
+
+def _shown(summary: Summary) -> list[Metric]:
+    """Few enough columns for a terminal: variants of a metric are left out."""
+    return [metric for metric in measured(summary.methods.values()) if metric.plotted]
+
+
+def head(summary: Summary) -> list[str]:
+    """Headings of :func:`table`."""
+    return ["method", "images", *(m.heading for m in _shown(summary)), "s an image", "iterations", "evaluations"]
 
 
 def table(summary: Summary) -> list[list[str]]:
-    """One row a method, under :data:`HEAD`: where each ended."""
+    """One row a method, under :func:`head`: where each ended."""
+    shown = _shown(summary)
     cut = summary.speed.cut if summary.speed else {}
     return [
         [
             name,
             str(found.n),
-            _measured(found.psnr, 2),
-            _measured(found.ssim, 3),
+            *(_measured(found.interval(metric.name), metric) for metric in shown),
             f"{found.seconds_per_image:.1f}",
             f"{found.iterations:.0f}" + (f" of {cut[name][1]} (cut)" if name in cut else ""),
             f"{found.model_evaluations:.0f}",
@@ -96,7 +106,7 @@ def write_page(file: Path, summary: Summary, rows: Sequence[Mapping[str, Any]]) 
         name: {axis: curve(rows, name, axis) for axis in ("seconds", "model_evaluations")} for name in summary.methods
     }
     goals = {} if speed is None else {"psnr": speed.psnr, "ssim": speed.ssim}
-    head = "".join(f"<th>{escape(title)}</th>" for title in HEAD)
+    headings = "".join(f"<th>{escape(title)}</th>" for title in head(summary))
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table(summary))
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in (sentences(speed) if speed else []))
     dotted = f" Dotted: where {escape(speed.reference)} ended." if speed else ""
@@ -110,10 +120,8 @@ pass of an image through F1 or of a latent through the denoiser, with its gradie
 {said}
 <div class="card">{quality(found, goals)}</div>
 <h2>Where each ended</h2>
-<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<div class="card scroll"><table><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table></div>
 <p class="lead">Means with 95 % intervals over images.</p>
 </main></body></html>
 """
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_text(file, text)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adversary.attacks import Attack, Problem
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, load_inversion
 from adversary.blackbox.networks import AttackNetwork
 from adversary.priors.prior import EMBEDDED, Prior, Text, load_prior
@@ -24,6 +25,7 @@ from splitsight.artifacts import digest
 from splitsight.defenses import parse_defense
 from splitsight.devices import pick_device
 from splitsight.draws import Draws
+from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline, Expected, resized
 from splitsight.targets import Target
 from splitsight.wire.sessions import SessionDescription
@@ -37,6 +39,10 @@ _AT_ONCE = 64
 def edge_seeds(seed: int, index: Sequence[int]) -> list[int]:
     """Seeds of the edge's draws for some images of an experiment: they depend on the image alone."""
     return [(seed << 32) + 7919 * i + 1 for i in index]
+
+
+def _key(about: SessionDescription) -> str:
+    return f"{about.split} {about.head_digest} {about.defense}"
 
 
 class Workbench:
@@ -95,7 +101,7 @@ class Workbench:
         Raises:
             NoInversionNetwork: there is none.
         """
-        key = f"{about.split} {about.head_digest}"
+        key = _key(about)
         if key not in self._initials:
             self._initials[key] = load_inversion(
                 about.target,
@@ -104,6 +110,7 @@ class Workbench:
                 head_digest=about.head_digest,
                 prior_digest=self.prior.latent_digest,
                 path=self._inversion,
+                defense=about.defense,
             ).to(self.device)
         return self._initials[key]
 
@@ -127,9 +134,15 @@ class Workbench:
         """
         key = (attack.name, attack.setting, about.split, about.defense, frames, text, path)
         if key not in self._networks:
-            found = attack.load(self.prior, about, frames=frames, text=text, path=path)  # type: ignore[attr-defined]
+            if not isinstance(attack, NetAttack):
+                raise UserError(f"{attack.name} has no use for a network: leave it out, or choose a black-box method")
+            found = attack.load(self.prior, about, frames=frames, text=text, path=path)
             self._networks[key] = found.to(self.device)
         return self._networks[key]
+
+    def asked(self, about: SessionDescription) -> InversionNetwork | None:
+        """The inversion network of a session, if an attack has asked for it."""
+        return self._initials.get(_key(about))
 
     def digests(self, sessions: Sequence[SessionDescription] = ()) -> dict[str, str]:
         """SHA-256 of all weights by role, with the inversion network of each session that has one."""

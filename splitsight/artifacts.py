@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from splitsight.errors import UserError
+from splitsight.files import writing
 from splitsight.int8 import dequantize, quantize
 
 __all__ = ["asset", "digest", "home", "kernels", "load_weights", "save_weights"]
@@ -73,20 +74,18 @@ def save_weights(
         eight_bit: names of tensors ``(N, …)`` to be stored in half that space (:mod:`splitsight.int8`): no value is off
             by more than 1/254 of its row's largest.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     stored = {}
     for name, value in state.items():
         value = value.detach().cpu()
         if name in eight_bit:
-            q, scales = quantize(value.float().numpy())
+            q, scales = quantize(value.float().contiguous().numpy())
             stored[name], stored[name + _SCALES] = torch.from_numpy(q), torch.from_numpy(scales)
         else:
             # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
             half = value.half() if value.is_floating_point() else value
             stored[name] = half.clone(memory_format=torch.contiguous_format)
-    partial = path.with_suffix(".partial")
-    save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
-    partial.replace(path)
+    with writing(path) as partial:
+        save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
 
 
 def kernels(module: nn.Module) -> list[str]:

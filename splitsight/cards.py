@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from splitsight.devices import device_name, pick_device
+from splitsight.files import write_text
 
 __all__ = ["write_card"]
 
@@ -34,9 +35,9 @@ def write_card(
         notes: limits, intended use.
     """
     rows = "\n".join(f"| {k} | {round(v, 4) if isinstance(v, float) else v} |" for k, v in figures.items())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(
+    write_text(
+        folder / "README.md",
         f"# {name}\n\n{what}\n\n**Data.** {data}\n\n**Command.** `{command}`, on {device_name(pick_device())}, "
         f"PyTorch {torch.__version__}.\n\n"
-        f"| figure | value |\n| --- | --- |\n{rows}\n" + (f"\n{notes}\n" if notes else "")
+        f"| figure | value |\n| --- | --- |\n{rows}\n" + (f"\n{notes}\n" if notes else ""),
     )

@@ -1,30 +1,40 @@
 """Still images: folders of PNG/JPEG and Parquet in Hugging Face image format, as uint8 arrays; PNG, to write them.
 
 The Hugging Face format holds one struct column ``image`` with fields ``bytes`` (an encoded file) and
-``path``, and optionally an integer column ``label``.
+``path``, and optionally a column ``label`` of class numbers or class names, which is read only when it is asked for.
+A folder's files come in natural order (:func:`splitsight.names.natural_key`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
+import logging
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from splitsight.artifacts import home
 from splitsight.errors import UserError
+from splitsight.files import write_bytes
+from splitsight.names import files_of, printable, safe_names
 
 __all__ = [
+    "BACKGROUND",
+    "IMAGE_SUFFIXES",
     "ImageSet",
+    "Labels",
     "cached_images",
     "decode_image",
     "draw_images",
@@ -32,13 +42,96 @@ __all__ = [
     "fit",
     "image_hash",
     "load_images",
-    "shards_of",
+    "read_classes",
     "to_pixels",
     "to_tensor",
     "write_png",
 ]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+BACKGROUND = 255
+"""What shows through transparent pixels, in each channel: white, the page on which drawings, logos and cut-out
+products are made to be seen (dark strokes on nothing would vanish on black). The colours that an editor leaves under
+transparent pixels are never seen."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of some images, which are read, and their meaning asked, only where one is needed.
+
+    Attributes:
+        source: the Parquet file; ``None`` for images without labels.
+        rows: of the images in it.
+    """
+
+    source: Path | None
+    rows: Sequence[int]
+
+    def numbers(self, classes: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+        """Class numbers, ``(N,)`` int64, −1 where unknown.
+
+        Args:
+            classes: names of each class, in the order of the numbers, for labels that are names; letters of either
+                case do, and ``_`` for a blank.
+
+        Raises:
+            UserError: a label is a name and ``classes`` is missing or lacks it, or it is neither name nor number.
+        """
+        table = _by_name(classes or ())
+        return np.asarray([self._strict(value, table) for value in self._values()], np.int64)
+
+    def known(self, classes: Sequence[Sequence[str]]) -> np.ndarray:
+        """Class numbers as :meth:`numbers` gives them, but −1 for whatever is no number and not among the classes."""
+        table = _by_name(classes)
+        numbers = [_number(value, table) for value in self._values()]
+        return np.asarray([-1 if number is None else number for number in numbers], np.int64)
+
+    def _values(self) -> list[Any]:
+        column = None if self.source is None else _column(self.source, "label")
+        return [None] * len(self.rows) if column is None else [column[i].as_py() for i in self.rows]
+
+    def _strict(self, value: Any, table: dict[str, int]) -> int:
+        number = _number(value, table)
+        if number is not None:
+            return number
+        shown, source = _brief(value), printable(self.source or "")
+        if not isinstance(value, str):
+            raise UserError(
+                f"the label {shown} in {source} is neither a class number nor a class name: give each image one "
+                "label, in a column 'label'"
+            )
+        if not table:
+            raise UserError(
+                f"the labels of {source} are names such as {shown} and class numbers are needed: give the class "
+                "names as classes.tsv beside it, or a column 'label' of numbers"
+            )
+        raise UserError(f"the label {shown} in {source} names none of the known classes: correct it, or classes.tsv")
+
+
+def _brief(value: Any) -> str:
+    text = " ".join(printable(repr(value)).split())
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().casefold()
+
+
+def _by_name(classes: Sequence[Sequence[str]]) -> dict[str, int]:
+    # backwards, so that of two classes of one name the first is meant
+    return {_plain(name): i for i, names in reversed([*enumerate(classes)]) for name in names}
+
+
+def _number(value: Any, table: dict[str, int]) -> int | None:
+    if value is None or value != value:  # NaN is how some writers leave a number out
+        return -1
+    if isinstance(value, str):
+        return table.get(_plain(value))
+    return int(value) if isinstance(value, int) or (isinstance(value, float) and value.is_integer()) else None
 
 
 @dataclass(frozen=True)
@@ -47,13 +140,22 @@ class ImageSet:
 
     Attributes:
         images: ``(N, H, W, 3)`` uint8 RGB.
-        names: N names, unique, usable as file names (no separators, no suffix).
-        labels: ``(N,)`` int64, −1 where unknown.
+        names: N names, unique, usable as file names (:func:`splitsight.names.safe_names`).
+        stored_labels: their labels as the source has them, not read so far.
     """
 
     images: np.ndarray
     names: list[str]
-    labels: np.ndarray
+    stored_labels: Labels
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``(N,)`` int64, −1 where unknown.
+
+        Raises:
+            UserError: they are not numbers (see :meth:`Labels.numbers`, which takes names of classes).
+        """
+        return self.stored_labels.numbers()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,54 +207,178 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """Write ``(h, w, 3)`` uint8 RGB; the file appears complete or not at all.
 
     Raises:
-        OSError: the disk is full or the folder is gone.
+        UserError: the disk is full or the folder cannot be written to.
     """
-    data = encode_png(image)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    write_bytes(path, encode_png(image))
 
 
 def decode_image(data: bytes, what: str) -> np.ndarray:
-    """Decode a PNG or JPEG to ``(h, w, 3)`` uint8 RGB.
+    """Decode a PNG or JPEG to ``(h, w, 3)`` uint8 RGB, turned as its EXIF orientation says.
+
+    Transparent pixels are composited on :data:`BACKGROUND`, whatever way the file holds transparency. Of 16 bits a
+    channel the upper eight are kept; a 16-bit PNG whose values all fit in 10 or 12 bits (but not in 8), as cameras
+    and microscopes write them, is taken for data of that depth, which is said once: read as 16 bits it would be
+    almost black.
 
     Raises:
         UserError: the bytes are not an image; ``what`` names it in the message.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if data.startswith(_APPLE_DOUBLE):
+        raise UserError(f"{what} is not a picture but metadata that macOS keeps beside one (AppleDouble): remove it")
+    buffer = np.frombuffer(data, np.uint8)
+    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise UserError(f"{what} is not a readable PNG or JPEG: remove or replace it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    png = _Png.read(data)
+    if data.startswith(_JPEG) or (png is not None and png.plain):
+        return image
+    stored = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    if stored is None:
+        return image
+    if png is not None and png.depth == 16 and stored.dtype == np.uint16:
+        image = _shallow(stored, image, data, what)
+    alpha = _alpha(stored, png)
+    if alpha is None:
+        return image
+    alpha = _upright(alpha, data)[..., None]
+    if alpha.shape[:2] != image.shape[:2]:
+        raise UserError(f"{what} has a transparency that does not fit its picture: convert it to a plain PNG")
+    return (image * alpha + BACKGROUND * (1 - alpha)).round().astype(np.uint8)
 
 
-_Item = Callable[[int], tuple[np.ndarray, str, int]]
-"""What gives image i of a source, its name and its label."""
+_JPEG, _APPLE_DOUBLE, _PNG = b"\xff\xd8", b"\x00\x05\x16\x07", b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class _Png:
+    """What a PNG's header says: bits a channel, colour type, and the content of its chunk tRNS (empty for none)."""
+
+    depth: int
+    colour: int
+    transparency: bytes
+
+    @property
+    def plain(self) -> bool:
+        """Neither transparent nor deep."""
+        return self.colour in (0, 2, 3) and not self.transparency and self.depth < 16
+
+    @classmethod
+    def read(cls, data: bytes) -> _Png | None:
+        if not data.startswith(_PNG) or len(data) < 33:
+            return None
+        at, found = 33, b""  # behind the header chunk
+        while at + 8 <= len(data):
+            length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+            if kind == b"IDAT":
+                break
+            if kind == b"tRNS":
+                found = data[at + 8 : at + 8 + length]
+            at += length + 12
+        return cls(data[24], data[25], found)
+
+
+def _alpha(stored: np.ndarray, png: _Png | None) -> np.ndarray | None:
+    """``(h, w)`` float32 in [0, 1], as the file holds it; ``None`` for an image without."""
+    most = np.iinfo(stored.dtype).max if stored.dtype in (np.uint8, np.uint16) else 1
+    if stored.ndim == 3 and stored.shape[2] == 4:
+        return stored[..., 3].astype(np.float32) / most
+    if png is not None and png.colour == 0 and png.transparency and stored.ndim == 2:
+        # OpenCV leaves out the one grey level that a PNG may declare transparent
+        level = int.from_bytes(png.transparency[:2], "big") * (255 // (2**png.depth - 1) if png.depth < 8 else 1)
+        return (stored != level).astype(np.float32)
+    return None
+
+
+def _upright(stored: np.ndarray, data: bytes) -> np.ndarray:
+    """Turn what OpenCV decoded unchanged as the file's EXIF orientation says."""
+    orientation = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    if orientation == 1:
+        return stored
+    places = Image.fromarray(np.arange(stored.shape[0] * stored.shape[1], dtype=np.int32).reshape(stored.shape[:2]))
+    places.getexif()[0x0112] = orientation
+    turned = np.asarray(ImageOps.exif_transpose(places))
+    return stored.reshape(-1, *stored.shape[2:])[turned]
+
+
+def _shallow(stored: np.ndarray, image: np.ndarray, data: bytes, what: str) -> np.ndarray:
+    """``image``, or where its 16-bit values fit in 10 or 12 bits, the values scaled from there."""
+    colours = stored[..., None] if stored.ndim == 2 else stored[..., 2::-1]
+    largest = int(colours.max())
+    if not 255 < largest < 4096:
+        return image
+    bits = 10 if largest < 1024 else 12
+    _say_shallow(what, bits)
+    scaled = (colours.astype(np.float32) * (255 / (2**bits - 1))).round().astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(_upright(scaled, data), image.shape))
+
+
+_said_shallow: set[int] = set()
+
+
+def _say_shallow(what: str, bits: int) -> None:
+    if bits not in _said_shallow:
+        _said_shallow.add(bits)
+        _log.warning(
+            "%s is a 16-bit PNG whose values fit in %d bits, almost black as it stands: it and others like it are "
+            "read as %d-bit data; if they are really that dark, convert them to 8 bits",
+            printable(what),
+            bits,
+            bits,
+        )
+
+
+_Item = Callable[[int], tuple[np.ndarray, str]]
+"""What gives image i of a source, and its name."""
+
+
+def _open_parquet(path: Path, file: Any) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise _not_parquet(path, error) from error
+
+
+def _not_parquet(path: Path, error: Exception) -> UserError:
+    return UserError(f"{printable(path)} is not a readable Parquet file ({' '.join(str(error).split())})")
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray | None:
+    """One column of a Parquet file; ``None`` where it has none of that name."""
+    # opened here: pyarrow takes names in UTF-8 only
+    try:
+        with path.open("rb") as file:
+            parquet = _open_parquet(path, file)
+            if name not in parquet.schema_arrow.names:
+                return None
+            return parquet.read(columns=[name]).column(name)
+    except (pa.ArrowException, OSError) as error:
+        raise _not_parquet(path, error) from error
+
+
+def _columns(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        return _open_parquet(path, file).schema_arrow.names
 
 
 def _parquet(path: Path, size: int) -> tuple[int, _Item]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file ({' '.join(str(error).split())})") from error
-    kind = table.schema.field("image").type if "image" in table.column_names else None
-    if kind is None or not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+    cells = _column(path, "image")
+    if cells is None or not pa.types.is_struct(cells.type) or cells.type.get_field_index("bytes") < 0:
         raise UserError(
-            f"{path} is not in Hugging Face image format: it needs a struct column 'image' with a field 'bytes' "
-            f"(it has {', '.join(table.column_names) or 'no columns'})"
+            f"{printable(path)} is not in Hugging Face image format: it needs a struct column 'image' with a field "
+            f"'bytes' (it has {', '.join(_columns(path)) or 'no columns'})"
         )
-    cells = table.column("image")
-    labels = table.column("label").to_pylist() if "label" in table.column_names else None
 
-    def item(i: int) -> tuple[np.ndarray, str, int]:
+    def item(i: int) -> tuple[np.ndarray, str]:
         row = cells[i].as_py() or {}
-        image = fit(decode_image(row.get("bytes") or b"", f"row {i} of {path}"), size)
+        if not row.get("bytes") and row.get("path"):
+            raise UserError(
+                f"row {i} of {printable(path)} is not a readable image: it holds a path, '{printable(row['path'])}', "
+                "and no bytes; give the folder of the image files, or write the content of each file into image.bytes"
+            )
+        image = fit(decode_image(row.get("bytes") or b"", f"row {i} of {printable(path)}"), size)
         name = f"{i:06d}" + (f"-{Path(row['path']).stem}" if row.get("path") else "")
-        return image, name, -1 if labels is None or labels[i] is None else int(labels[i])
+        return image, safe_names([name])[0]
 
     return len(cells), item
 
@@ -168,37 +394,38 @@ def _unique_names(files: list[Path]) -> list[str]:
             name += "-"
         taken.add(name)
         names.append(name)
-    return names
+    return safe_names(names)
 
 
 def _files(files: list[Path], size: int) -> tuple[int, _Item]:
     names = _unique_names(files)
 
-    def item(i: int) -> tuple[np.ndarray, str, int]:
-        return fit(decode_image(files[i].read_bytes(), str(files[i])), size), names[i], -1
+    def item(i: int) -> tuple[np.ndarray, str]:
+        return fit(decode_image(files[i].read_bytes(), printable(files[i])), size), names[i]
 
     return len(files), item
 
 
 def _source(path: Path, size: int) -> tuple[int, _Item]:
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        raise UserError(f"no such file or folder: {printable(path)}")
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+        files = files_of(path, IMAGE_SUFFIXES)
         if not files:
-            raise UserError(f"{path} holds no PNG or JPEG files")
+            raise UserError(f"{printable(path)} holds no PNG or JPEG files")
         return _files(files, size)
-    if path.suffix.lower() in _SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return _files([path], size)
     count, item = _parquet(path, size)
     if not count:
-        raise UserError(f"{path} holds no images")
+        raise UserError(f"{printable(path)} holds no images")
     return count, item
 
 
-def _set(items: Iterable[tuple[np.ndarray, str, int]]) -> ImageSet:
-    images, names, labels = zip(*items, strict=True)
-    return ImageSet(np.stack(images), list(names), np.asarray(labels, np.int64))
+def _set(path: Path, items: Mapping[int, tuple[np.ndarray, str]]) -> ImageSet:
+    images, names = zip(*items.values(), strict=True)
+    parquet = None if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES else path
+    return ImageSet(np.stack(images), list(names), Labels(parquet, list(items)))
 
 
 def load_images(path: Path, size: int, limit: int | None = None, *, tail: bool = False) -> ImageSet:
@@ -215,7 +442,7 @@ def load_images(path: Path, size: int, limit: int | None = None, *, tail: bool =
     """
     count, item = _source(path, size)
     take = count if limit is None else min(count, limit)
-    return _set(item(i) for i in (range(count - take, count) if tail else range(take)))
+    return _set(path, {i: item(i) for i in (range(count - take, count) if tail else range(take))})
 
 
 def draw_images(path: Path, size: int, count: int, seed: int) -> ImageSet:
@@ -233,53 +460,66 @@ def draw_images(path: Path, size: int, count: int, seed: int) -> ImageSet:
         UserError: as for :func:`load_images`.
     """
     total, item = _source(path, size)
-    drawn: dict[bytes, tuple[np.ndarray, str, int]] = {}
+    drawn: dict[int, tuple[np.ndarray, str]] = {}
+    seen: set[bytes] = set()
     for i in np.random.default_rng(seed).permutation(total):
         one = item(int(i))
-        drawn.setdefault(one[0].tobytes(), one)
+        pixels = one[0].tobytes()
+        if pixels not in seen:
+            seen.add(pixels)
+            drawn[int(i)] = one
         if len(drawn) == count:
             break
-    return _set(drawn.values())
+    return _set(path, drawn)
 
 
-def cached_images(paths: list[Path], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decode Parquet shards once and map them into memory afterwards (several trainers share the pages).
+def cached_images(sources: Sequence[Path], size: int) -> np.ndarray:
+    """Decode each source once and map it into memory afterwards (several trainers share the pages).
+
+    Args:
+        sources: as :func:`load_images` reads them.
+        size: likewise.
 
     Returns:
-        ``(N, size, size, 3)`` uint8 (read-only map) and ``(N,)`` int64 labels, in the order of ``paths``.
-    """
-    images, labels = [], []
-    folder = home() / "decoded"
-    folder.mkdir(exist_ok=True)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"no such data file: {path}")
-        stat = path.stat()
-        key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{size}".encode()).hexdigest()[:24]
-        file, label_file = folder / f"{key}.npy", folder / f"{key}.labels.npy"
-        if not (file.is_file() and label_file.is_file()):
-            part = load_images(path, size)
-            np.save(label_file, part.labels)
-            partial = folder / f"{key}.partial.npy"
-            np.save(partial, part.images)
-            partial.replace(file)
-        images.append(np.load(file, mmap_mode="r"))
-        labels.append(np.load(label_file))
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def shards_of(folder: Path) -> tuple[list[Path], Path]:
-    """The Parquet shards of a training folder, sorted, and its table of class names.
+        ``(N, size, size, 3)`` uint8, in the order of ``sources``.
 
     Raises:
-        UserError: fewer than two shards (one is held out), or no ``classes.tsv``.
+        UserError: as for :func:`load_images`.
     """
-    shards = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
-    if len(shards) < 2:
+    folder = home() / "decoded"
+    folder.mkdir(exist_ok=True)
+    images = []
+    for path in sources:
+        if not path.exists():
+            raise UserError(f"no such data file: {printable(path)}")
+        files = files_of(path, IMAGE_SUFFIXES) if path.is_dir() else [path]
+        key = hashlib.sha256(f"{_DECODER}|{size}".encode())
+        for file in files:
+            stat = file.stat()
+            key.update(os.fsencode(f"|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"))
+        place = folder / f"{key.hexdigest()[:24]}.npy"
+        if not place.is_file():
+            partial = place.with_suffix(".partial.npy")
+            np.save(partial, load_images(path, size).images)
+            partial.replace(place)
+        images.append(np.load(place, mmap_mode="r"))
+    return np.concatenate(images)
+
+
+_DECODER = 2
+"""To be raised whenever :func:`decode_image` or :func:`fit` give other pixels for the same bytes."""
+
+
+def read_classes(path: Path) -> list[list[str]]:
+    """Synonyms of each class, in label order, from ``label ⟶ WordNet id ⟶ names`` (tab- and comma-separated).
+
+    Raises:
+        UserError: the file is missing or a line is not in that form.
+    """
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [[name.strip() for name in row[2].split(",")] for row in sorted(rows, key=lambda row: int(row[0]))]
+    except (OSError, IndexError, ValueError) as error:
         raise UserError(
-            f"{folder} holds {len(shards)} Parquet files: training needs at least two, the last one is held out"
-        )
-    classes = folder / "classes.tsv"
-    if not classes.is_file():
-        raise UserError(f"{classes} is missing: it lists label, WordNet id and names, tab-separated")
-    return shards, classes
+            f"{path} is not a readable class table ({type(error).__name__}): it needs label, id and names on each line"
+        ) from error

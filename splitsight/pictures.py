@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from splitsight.errors import UserError
+from splitsight.files import writing
 
 __all__ = ["Panel", "grid", "panels", "spread", "write_video"]
 
@@ -137,36 +139,46 @@ def write_video(
     """
     import imageio_ffmpeg
 
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    writer, count = None, 0
-    try:
-        for frame in frames:
-            if writer is None:
-                writer = imageio_ffmpeg.write_frames(
-                    str(partial),
-                    (frame.shape[1], frame.shape[0]),
-                    fps=fps,
-                    codec="libx264",
-                    pix_fmt_out="yuv420p",
-                    macro_block_size=2,
-                    quality=None,
-                    output_params=["-crf", "18", "-preset", "medium", "-movflags", "+faststart", "-threads", "2"],
-                    ffmpeg_log_level="error",
-                )
-                writer.send(None)
-            writer.send(np.ascontiguousarray(frame))
-            count += 1
-            if progress is not None:
-                progress()
-        if writer is not None:
+    remaining = iter(frames)
+    first = next(remaining, None)
+    if first is None:
+        return 0
+    count = 0
+    with writing(path) as partial:
+        try:
+            writer = imageio_ffmpeg.write_frames(
+                str(partial),
+                (first.shape[1], first.shape[0]),
+                fps=fps,
+                codec="libx264",
+                pix_fmt_out="yuv420p",
+                macro_block_size=2,
+                quality=None,
+                output_params=[
+                    "-crf",
+                    "18",
+                    "-preset",
+                    "medium",
+                    "-movflags",
+                    "+faststart",
+                    "-threads",
+                    "2",
+                    "-f",
+                    "mp4",
+                ],
+                ffmpeg_log_level="error",
+            )
+            writer.send(None)
+            for frame in chain([first], remaining):
+                writer.send(np.ascontiguousarray(frame))
+                count += 1
+                if progress is not None:
+                    progress()
             writer.close()
             if not partial.is_file() or partial.stat().st_size == 0:
                 raise OSError("no output")
-            partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"the video {path} could not be encoded ({str(error).splitlines()[0]}): is the disk full?", code=1
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the video {path} could not be encoded ({str(error).splitlines()[0]}): is the disk full?", code=1
+            ) from error
     return count

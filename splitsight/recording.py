@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
 from splitsight.errors import UserError
+from splitsight.files import write_text, writing
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
@@ -179,9 +180,7 @@ class RecordingWriter:
             return
         if self._part > 0:
             raise UserError(f"{self.folder} holds parts of a recording without {_SESSION}: give another folder")
-        partial = file.with_suffix(".partial")
-        partial.write_text(self.session.to_json())
-        partial.replace(file)
+        write_text(file, self.session.to_json())
 
     def append(self, tapped: tap_pb2.TappedFrame) -> None:
         """Stores one frame; when this returns, a kill of this process does not lose it.
@@ -216,13 +215,9 @@ class RecordingWriter:
             rows.append((t.session_id, sequence, capture, t.arrival_time_us, t.dropped, t.frame))
         table = pa.Table.from_pydict(dict(zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)), schema=_SCHEMA)
         final = self.folder / f"part-{self._part:05d}.parquet"
-        partial = final.with_suffix(".partial")
         # The part is on disk before the tail is emptied; a kill in between leaves frames twice, never none.
-        with partial.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(final)
+        with writing(final, sync=True) as partial:
+            pq.write_table(table, partial, compression="zstd")
         self._part += 1
         self._pending.clear()
         self._tail.truncate(0)
@@ -241,8 +236,9 @@ class RecordingWriter:
             self._tail.close()
             (self.folder / _TAIL).unlink(missing_ok=True)
         except OSError as error:
-            self._tail.close()
             raise _full(self.folder, error) from error
+        finally:
+            self._tail.close()
 
     def __enter__(self) -> Self:
         return self
@@ -311,7 +307,8 @@ class Recording:
         )
         for number, part in enumerate(self._parts):
             try:
-                table = pq.read_table(part, columns=columns, partitioning=None)
+                with part.open("rb") as file:  # pyarrow takes names in UTF-8 only
+                    table = pq.read_table(file, columns=columns, partitioning=None)
                 for i, r in enumerate(table.cast(pa.schema([_SCHEMA.field(n) for n in columns])).to_pylist()):
                     if r["session_id"] == self.session.session_id:
                         row = (r["sequence"], r["capture_time_us"], r["arrival_time_us"], r["dropped"])
@@ -358,7 +355,8 @@ class Recording:
                 if r.part != part:
                     part, column = r.part, None
                     try:
-                        column = pq.read_table(self._parts[part], columns=["frame"], partitioning=None).column(0)
+                        with self._parts[part].open("rb") as file:
+                            column = pq.read_table(file, columns=["frame"], partitioning=None).column(0)
                     except (pa.ArrowException, ValueError, OSError) as error:
                         self.skipped.append(f"{self._parts[part].name} is damaged ({type(error).__name__})")
                 if column is None:

@@ -6,11 +6,9 @@ that could not be measured (no originals to compare with) is ``null``. NaN and i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitsight.errors import UserError
+from splitsight.files import write_json
 
 __all__ = [
     "SCHEMA",
@@ -75,8 +74,12 @@ class MatchSummary(_Part):
     top5: Interval
 
 
+MATCHED = {"matched_top1": "top1", "matched_top5": "top5"}
+"""Metrics that stand in the section ``match``."""
+
+
 class MethodSummary(_Part):
-    """One method's figures.
+    """One method's figures. Further metrics (:data:`splitsight.metrics.METRICS`) stand beside these, by name.
 
     Attributes:
         n: images.
@@ -89,6 +92,10 @@ class MethodSummary(_Part):
         match: finding the right image among many, where a gallery was given.
     """
 
+    model_config = ConfigDict(extra="allow")
+    # pydantic's way of saying what further keys hold
+    __pydantic_extra__: dict[str, Interval | None] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
     n: int = Field(ge=0)
     psnr: Interval | None = None
     psnr_eq14: Interval | None = None
@@ -97,6 +104,12 @@ class MethodSummary(_Part):
     iterations: float | None = None
     model_evaluations: float | None = None
     match: MatchSummary | None = None
+
+    def interval(self, metric: str) -> Interval | None:
+        """A metric's figure, by name; ``None`` where it was not measured."""
+        if metric in MATCHED:
+            return None if self.match is None else getattr(self.match, MATCHED[metric])
+        return getattr(self, metric, None)
 
 
 class ServingSummary(_Part):
@@ -151,12 +164,13 @@ class CellSummary(MethodSummary):
         method: name of the attack.
         setting: its named setting.
         prompt: template of the text prior; empty for none.
-        noise: on the features, as a part of their standard deviation.
+        defense: what the edge did to the features.
+        noise: strength of a defence that is Gaussian noise and nothing else, as a part of the features' spread.
         options: values laid over the setting's.
         planned: images, once the run is complete.
         lpips: see :mod:`splitsight.metrics.perceptual`.
-        recognised: part that the judge puts into the right class, with its 95 % Wilson interval.
-        scores: of the set of reconstructions, by name (``inception_score_<judge>``).
+        recognised: part that the evaluator puts into the right class, with its 95 % Wilson interval.
+        scores: of the set of reconstructions, by name (``inception_score_<evaluator>``).
     """
 
     cell: str
@@ -165,6 +179,7 @@ class CellSummary(MethodSummary):
     method: str
     setting: str
     prompt: str = ""
+    defense: str = "identity"
     noise: float = 0.0
     options: dict[str, Any] = Field(default_factory=dict)
     planned: int = Field(default=0, ge=0)
@@ -179,7 +194,8 @@ class ComparisonSummary(_Part):
     Attributes:
         name: what is compared.
         split: where.
-        noise: on the features.
+        defense: behind which; empty where the two sides' own are compared.
+        noise: as in :class:`CellSummary`.
         clip: only in this clip; ``None`` for all images.
         n: pairs.
         differences: by measure, mean over the pairs with its 95 % interval.
@@ -188,6 +204,7 @@ class ComparisonSummary(_Part):
 
     name: str
     split: str
+    defense: str = ""
     noise: float = 0.0
     clip: str | None = None
     n: int = Field(ge=0)
@@ -360,23 +377,7 @@ def write_summary(path: Path, summary: Summary | Mapping[str, Any]) -> None:
         pydantic.ValidationError: the data are not in the form of the schema.
     """
     whole = summary if isinstance(summary, Summary) else Summary.model_validate(dict(summary))
-    text = json.dumps(whole.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        partial = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)  # mkstemp's 0600 would hide the file from whoever reads the results
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}): free space or give another --out") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    write_json(path, whole.to_dict(), sync=True)
 
 
 def read_summary(path: Path) -> Summary:

@@ -6,18 +6,24 @@ Two clocks exist, and mixing them up is what makes a run irreproducible:
   the one shown at ``k / fps`` seconds into the clip, however fast or slowly the caller asks for it;
 * *live* sources (cameras, streams) are sampled by **wall clock**: the caller gets the newest frame of the
   slot it asks in, and slots it was too late for are skipped and counted.
+
+What cannot be decoded of a stored clip is left out: reading goes on with the next frame that can be, at its own
+media time, and what was lost is counted and said once, on closing.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import queue
 import re
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +33,7 @@ import cv2
 import numpy as np
 
 from splitsight.errors import UserError
+from splitsight.names import files_of, printable
 
 __all__ = ["FrameSource", "VideoFrame", "default_video", "open_source"]
 
@@ -43,6 +50,9 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _DEFAULT = "carphone_pristine.mp4"  # one speaker, one shot; `bikes` cuts every second, which no window survives
 _DEFAULT_FPS = 25.0
 _HALF_FRAME = 0.5
+_TRIES = 300
+"""Packets in a row that may fail to decode before a clip of unknown length counts as ended."""
+_log = logging.getLogger(__name__)
 
 
 class VideoFrame(NamedTuple):
@@ -103,6 +113,11 @@ class FrameSource(ABC):
             if limit is not None and index + 1 >= limit:
                 return
 
+    @property
+    def lost(self) -> int:
+        """Frames of a stored clip that could not be decoded so far, each counted once however often it is played."""
+        return 0
+
     def interrupt(self) -> None:  # noqa: B027  (a stored source never waits)
         """Makes an iteration that waits for a live frame end soon; safe in a signal handler."""
 
@@ -122,7 +137,7 @@ def _rate(capture: cv2.VideoCapture) -> float:
 
 
 class _Folder(FrameSource):
-    """One image a frame, in the order of their names."""
+    """One image a frame, in the natural order of their names."""
 
     def __init__(
         self, name: str, files: list[Path], fps: float | None, size: int | None, seconds: float | None, loop: bool
@@ -133,7 +148,7 @@ class _Folder(FrameSource):
         self._files = files
         self._loop = loop
         self._decode = decode_image
-        decode_image(files[0].read_bytes(), str(files[0]))  # a damaged first file is worth knowing before the run
+        decode_image(files[0].read_bytes(), printable(files[0]))  # a damaged first file is worth knowing before the run
 
     def _rgb(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -146,11 +161,68 @@ class _Folder(FrameSource):
                 try:
                     data = file.read_bytes()
                 except OSError as error:
-                    raise UserError(f"{file} cannot be read ({error.strerror}): remove or replace it") from error
-                yield k * period, self._decode(data, str(file))
+                    raise UserError(
+                        f"{printable(file)} cannot be read ({error.strerror}): remove or replace it"
+                    ) from error
+                yield k * period, self._decode(data, printable(file))
                 k += 1
             if not self._loop:
                 return
+
+
+class _Losses:
+    """Counts the frames of a clip that are missing between those that could be decoded.
+
+    A decoder reports some bad packets; others it, or the container's parser, drops without a word. These show as gaps
+    between time stamps, which count only in a clip that is otherwise of constant rate (others have gaps by nature) and
+    never for more than the frames that the header announces beyond those delivered.
+
+    Args:
+        rate: frames a second.
+        announced: frames by the header; not above 0 where it says nothing.
+
+    Attributes:
+        ended: the clip has been read to its end, so that frames which the header announces further are missing.
+    """
+
+    def __init__(self, rate: float, announced: float) -> None:
+        self._rate = rate
+        self._announced = announced
+        self.ended = False
+        self._last = 0.0
+        self._frames = 0
+        self._before = 0  # packets that failed before the first frame, whose time is 0
+        self._regular = 0  # frames one period after the one before
+        self._reported = 0  # packets that failed
+        self._missing = 0  # frames for which there is time where packets failed
+        self._silent = 0  # likewise where none did
+
+    def add(self, now: float, failed: int) -> None:
+        """A frame at ``now`` seconds, after so many packets that failed."""
+        if not self._frames:
+            self._before = failed
+        periods = (now - self._last) * self._rate if self._frames else failed + 1
+        missing = max(0, round(periods) - 1)
+        self._regular += abs(periods - 1) < 0.25
+        self._reported += failed
+        if failed:
+            self._missing += missing
+        elif missing > 1:  # one alone is what a busy camera leaves out
+            self._silent += missing
+        self._frames += 1
+        self._last = now
+
+    def total(self) -> int:
+        """Frames lost so far."""
+        if self._regular < 0.9 * self._frames:
+            return self._reported
+        lost = self._missing
+        if self._announced > 0:
+            lost += min(self._silent, max(0, round(self._announced) - self._frames - lost))
+            # a header's length is often that of the sound, and a little longer
+            tail = round(self._announced - self._last * self._rate) - self._before - 1
+            lost += tail if self.ended and tail >= max(3, 0.05 * self._announced) else 0
+        return lost
 
 
 class _File(FrameSource):
@@ -164,43 +236,83 @@ class _File(FrameSource):
         size: int | None,
         seconds: float | None,
         loop: bool,
+        patience_s: float | None = None,
     ) -> None:
         super().__init__(name, fps, size, seconds)
         self._opener = opener
         self._loop = loop
+        self._patience = patience_s
+        self._losses: _Losses | None = None  # of this play of the clip
+        self._lost_before = 0  # by the earlier play that lost most
+        self._said = False
         self._capture = opener()
         self._rate = _rate(self._capture)
         # The probe reads one frame: a file may have a sound header and not one picture that decodes.
-        if not self._capture.grab() or not self._capture.retrieve()[0]:
+        self._failed = self._grab()
+        if self._failed is None or not self._capture.retrieve()[0]:
             self.close()
             raise UserError(
                 f"{name} holds no frame that can be decoded: convert it with `ffmpeg -i IN OUT.mp4` or give another"
             )
         self._fresh = True
 
+    @property
+    def lost(self) -> int:
+        """Of the play of the clip that lost most."""
+        return max(self._lost_before, 0 if self._losses is None else self._losses.total())
+
     def close(self) -> None:
         self._capture.release()
+        if self.lost and not self._said:
+            self._said = True
+            _log.warning(
+                "%s is damaged: %d of its frames could not be decoded and %s left out, the others were read",
+                self.name,
+                self.lost,
+                "was" if self.lost == 1 else "were",
+            )
 
-    def _rewind(self) -> None:
+    def _grab(self) -> int | None:
+        """Go to the next frame that decodes; how many packets failed before it, ``None`` at the end of the clip.
+
+        OpenCV says "no frame" for a packet that does not decode as it does at the end; but after the former, the
+        next attempt reads on.
+        """
+        if self._capture.grab():
+            return 0
+        left = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) - self._capture.get(cv2.CAP_PROP_POS_FRAMES)
+        tries = int(min(max(_TRIES, left), 5_000)) if math.isfinite(left) else _TRIES
+        begun = time.monotonic()
+        for failed in range(1, tries):
+            if self._patience is not None and time.monotonic() - begun > self._patience:
+                return None  # far away, where each attempt may take as long as the network lets it
+            if self._capture.grab():
+                return failed
+        return None
+
+    def _rewind(self) -> int:
         # Reopening is exact where seeking lands on the nearest key frame.
         if not self._fresh:
             self._capture.release()
             self._capture = self._opener()
-            if not self._capture.grab():
+            self._failed = self._grab()
+            if self._failed is None:
                 raise UserError(f"{self.name} could be read once but not again: was it moved or replaced?")
         self._fresh = False
+        return self._failed or 0
 
     def _raw(self) -> Iterator[tuple[float, np.ndarray]]:
         k = 0
         offset = 0.0
         while True:
-            self._rewind()
+            failed: int | None = self._rewind()
+            self._lost_before = self.lost
+            losses = self._losses = _Losses(self._rate, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
             position = 0  # of the grabbed frame, counted in frames
             first = self._capture.get(cv2.CAP_PROP_POS_MSEC)
             now = 0.0
             image: np.ndarray | None = None
-            ended = False
-            while not ended:
+            while failed is not None:
                 wanted = offset + now if self.fps is None else k / self.fps
                 # Half a frame of tolerance: 2 frames a second of a 30 fps clip must not hinge on rounding.
                 if offset + now >= wanted - _HALF_FRAME / self._rate:
@@ -213,13 +325,15 @@ class _File(FrameSource):
                         k += 1
                         if self.fps is not None:
                             continue
+                losses.add(now, failed)
                 image = None
-                ended = not self._capture.grab()
-                if not ended:
-                    position += 1
+                failed = self._grab()
+                if failed is not None:
+                    position += 1 + failed
                     stamp = (self._capture.get(cv2.CAP_PROP_POS_MSEC) - first) / 1000
                     # Some containers carry no time stamps; counting frames is the next best clock.
                     now = stamp if math.isfinite(stamp) and stamp > now else max(now, position / self._rate)
+            losses.ended = True
             if not self._loop:
                 return
             offset += now + 1 / self._rate
@@ -357,36 +471,61 @@ def _open_url(url: str, timeout_s: float) -> cv2.VideoCapture:
     return capture
 
 
+@contextmanager
+def _utf8(path: Path) -> Iterator[str]:
+    """A name by which OpenCV can open a file: absolute, since FFmpeg takes ``10:15.mp4`` for a protocol, and UTF-8."""
+    name = str(path.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="splitsight-") as folder:
+            link = Path(folder) / ("video" + (path.suffix if path.suffix.isascii() else ""))
+            link.symlink_to(name)
+            yield str(link)
+    else:
+        yield name
+
+
 def _open_file(path: Path) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    if not capture.isOpened():
-        capture.release()
-        capture = cv2.VideoCapture(str(path), cv2.CAP_ANY)
+    with _utf8(path) as name:
+        capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+        if not capture.isOpened():
+            capture.release()
+            capture = cv2.VideoCapture(name, cv2.CAP_ANY)
     if not capture.isOpened():
         raise UserError(
-            f"{path} is not a readable video: check that it is complete, or convert it with `ffmpeg -i IN OUT.mp4`"
+            f"{printable(path)} is not a readable video: check that it is complete, or convert it with "
+            "`ffmpeg -i IN OUT.mp4`"
         )
     return capture
 
 
 def _stored(path: Path, fps: float | None, size: int | None, seconds: float | None, loop: bool) -> FrameSource:
+    name = printable(path)
     try:
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.is_file())
+            files = files_of(path, _IMAGES)
             if not files:
-                raise UserError(f"{path} holds no PNG or JPEG files: give a folder of images, or a video file")
-            return _Folder(str(path), files, fps, size, seconds, loop)
+                raise UserError(f"{name} holds no PNG or JPEG files: give a folder of images, or a video file")
+            return _Folder(name, files, fps, size, seconds, loop)
         if not path.exists():
-            raise UserError(f"no such file or folder: {path}")
+            raise UserError(f"no such file or folder: {name}")
         if path.is_file() and path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes): give a complete video")
+            raise UserError(f"{name} is empty (0 bytes): give a complete video")
         if path.suffix.lower() in _IMAGES:
-            return _Folder(str(path), [path], fps, size, seconds, loop)
+            return _Folder(name, [path], fps, size, seconds, loop)
         if path.is_file():
             path.open("rb").close()  # OpenCV does not tell "may not be read" from "is not a video"
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check its permissions") from error
-    return _File(str(path), lambda: _open_file(path), fps, size, seconds, loop)
+        raise UserError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
+    return _File(name, lambda: _open_file(path), fps, size, seconds, loop)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, nobody's home
+        return False
 
 
 def open_source(
@@ -402,7 +541,8 @@ def open_source(
 
     Args:
         spec: video file, folder of PNG/JPEG, camera index (``"0"``), URL (``rtsp://…``, ``http://…``), or
-            ``None`` for :func:`default_video`.
+            ``None`` for :func:`default_video`. Where a file or folder of that name exists, it is meant, whatever
+            else the name looks like; the images of a folder come in natural order (``2.png`` before ``10.png``).
         fps: frames a second to sample, > 0; ``None`` for every frame there is. Image folders give one image a
             frame whatever the rate.
         size: pixels; frames are scaled and centre-cropped to ``(size, size, 3)``. ``None`` keeps them whole.
@@ -417,9 +557,13 @@ def open_source(
         raise UserError(f"the frame rate must be more than 0 frames a second, not {fps:g}")
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"the length must be more than 0 seconds, not {seconds:g}")
-    text = str(default_video() if spec is None else spec)
+    if spec is None:
+        spec = default_video()
+    text = str(spec)
     if loop is None:
         loop = seconds is not None
+    if isinstance(spec, Path) or _exists(text):
+        return _stored(Path(text).expanduser(), fps, size, seconds, loop)
     if text.strip().isdecimal():
         name = f"camera {int(text)}"
         capture = cv2.VideoCapture(int(text))
@@ -431,5 +575,6 @@ def open_source(
         if capture.get(cv2.CAP_PROP_FRAME_COUNT) < 1:
             return _Live(text, capture, fps, size, seconds, timeout_s, endless=False)
         first = [capture]  # a file that happens to be far away
-        return _File(text, lambda: first.pop() if first else _open_url(text, timeout_s), fps, size, seconds, loop)
+        again = lambda: first.pop() if first else _open_url(text, timeout_s)  # noqa: E731
+        return _File(text, again, fps, size, seconds, loop, patience_s=timeout_s)
     return _stored(Path(text).expanduser(), fps, size, seconds, loop)

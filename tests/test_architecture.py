@@ -68,7 +68,7 @@ def test_the_tree_of_the_design():
         "adversary/live",
     ):
         assert (ROOT / folder).is_dir(), folder
-    assert (ROOT / "splitsight" / "split.py").is_file()
+    assert (ROOT / "splitsight" / "split" / "__init__.py").is_file()
 
 
 def test_protos_are_the_only_contract_between_processes():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
+import os
 import signal
+import struct
 import time
+import zlib
 
 import cv2
 import numpy as np
@@ -15,10 +20,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
+from splitsight import data as data_module
 from splitsight.artifacts import digest, home, load_weights, save_weights
-from splitsight.data import cached_images, draw_images, encode_png, fit, load_images, to_pixels, to_tensor, write_png
+from splitsight.data import (
+    cached_images,
+    decode_image,
+    draw_images,
+    encode_png,
+    fit,
+    load_images,
+    to_pixels,
+    to_tensor,
+    write_png,
+)
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
 from splitsight.registry import Registry
@@ -243,13 +260,11 @@ def test_png_and_pixels_round_trip(tmp_path):
 def test_a_png_is_complete_or_not_there(tmp_path, monkeypatch):
     image = np.zeros((8, 8, 3), np.uint8)
 
-    def full(self, data):
-        with self.open("wb") as file:
-            file.write(data[:10])
+    def full(self, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(UserError, match="No space left"):
         write_png(tmp_path / "x.png", image)
     assert list(tmp_path.iterdir()) == []
 
@@ -284,18 +299,190 @@ def test_bad_input_is_one_sentence(tmp_path):
     refused(tmp_path / "null.parquet", "row 0 of .* is not a readable")
 
 
+def raw_png(depth, colour, pixels, **chunks):
+    """A PNG of the given rows of packed samples, with further chunks before the data."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    width = len(pixels[0]) * 8 // (depth * samples)
+    header = struct.pack(">IIBBBBB", width, len(pixels), depth, colour, 0, 0, 0)
+    more = b"".join(chunk(k.encode(), v) for k, v in chunks.items())
+    rows = zlib.compress(b"".join(b"\0" + row for row in pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def saved(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def flat(*pixel):
+    return Image.fromarray(np.full((4, 6, len(pixel)), pixel, np.uint8).squeeze())
+
+
+HALF = [round(c * 128 / 255 + 127) for c in (200, 100, 50)]  # at an alpha of 128 on white
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(saved(flat(255, 0, 0, 0)), [255] * 3, id="hidden colours"),
+        pytest.param(saved(flat(200, 100, 50, 255)), [200, 100, 50], id="opaque"),
+        pytest.param(saved(flat(200, 100, 50, 128)), HALF, id="half"),
+        pytest.param(saved(flat(200, 128)), [HALF[0]] * 3, id="grey with alpha"),
+        pytest.param(saved(flat(200, 100, 50).quantize(2), transparency=0), [255] * 3, id="palette"),
+        pytest.param(saved(flat(200, 100, 50).quantize(2), transparency=bytes([128])), HALF, id="palette, half"),
+        pytest.param(saved(flat(200, 100, 50), transparency=(200, 100, 50)), [255] * 3, id="one colour"),
+        pytest.param(saved(flat(200, 100, 50), transparency=(1, 2, 3)), [200, 100, 50], id="another colour"),
+        pytest.param(saved(flat(7), transparency=7), [255] * 3, id="one grey"),
+        pytest.param(saved(flat(7), transparency=8), [7] * 3, id="another grey"),
+        pytest.param(raw_png(4, 0, [b"\x33"] * 2, tRNS=struct.pack(">H", 3)), [255] * 3, id="grey of 4 bits"),
+        pytest.param(raw_png(16, 6, [struct.pack(">4H", 51400, 25700, 12850, 32896)] * 2), HALF, id="16 bits"),
+        pytest.param(raw_png(16, 4, [struct.pack(">2H", 51400, 0)] * 2), [255] * 3, id="grey, 16 bits"),
+        pytest.param(saved(flat(200, 100, 50, 128), "WEBP", lossless=True), HALF, id="WebP"),
+    ],
+)
+def test_transparency_is_composited_on_white(data, expected):
+    image = decode_image(data, "x.png")
+    assert image.dtype == np.uint8
+    assert np.abs(image.reshape(-1, 3).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("mode", "form"), [("RGB", "JPEG"), ("RGB", "PNG"), ("RGBA", "PNG")])
+def test_pictures_are_turned_as_their_orientation_says(orientation, mode, form):
+    """A bright corner, and in the RGBA picture a transparent one, which is white."""
+    pixels = np.full((32, 48, 3), 60, np.uint8)
+    if mode == "RGB":
+        pixels[:16, :16] = 255
+    else:
+        alpha = np.full((32, 48), 255, np.uint8)
+        alpha[:16, :16] = 0
+        pixels = np.dstack([pixels, alpha])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode_image(saved(Image.fromarray(pixels), form, exif=exif), "x")
+    assert image.shape == ((32, 48, 3) if orientation < 5 else (48, 32, 3))
+    corners = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    bright = [place for place in ((0, 0), (0, -1), (-1, -1), (-1, 0)) if image[place].mean() > 200]
+    assert bright == [corners[orientation]]
+
+
+def test_other_pictures_are_decoded_as_they_were():
+    cmyk = saved(Image.new("CMYK", (16, 16), (0, 200, 200, 0)), "JPEG", quality=95)
+    red, green, blue = decode_image(cmyk, "x.jpg")[8, 8].tolist()
+    assert red > 240 and abs(green - 55) < 15 and abs(blue - 55) < 15
+    assert decode_image(saved(flat(200, 100, 50).quantize(2)), "x.png")[0, 0].tolist() == [200, 100, 50]
+    deep = raw_png(16, 2, [struct.pack(">3H", 51455, 25700, 12850)] * 2)
+    assert decode_image(deep, "x.png")[0, 0].tolist() == [200, 100, 50]  # the upper byte of each
+    assert decode_image(raw_png(1, 0, [b"\xf0"]), "x.png")[0, :, 0].tolist() == [255] * 4 + [0] * 4
+
+
+def test_deep_pictures_of_few_bits_are_scaled_and_that_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(data_module, "_said_shallow", set())
+    with caplog.at_level(logging.WARNING, "splitsight"):
+        twelve = [decode_image(raw_png(16, 0, [struct.pack(">2H", 2048, 4095)]), f"{i}.png") for i in range(2)]
+        assert twelve[1][0, :, 0].tolist() == [128, 255]
+        assert len(caplog.messages) == 1 and "0.png is a 16-bit PNG whose values fit in 12 bits" in caplog.messages[0]
+        colours = decode_image(raw_png(16, 2, [struct.pack(">3H", 1000, 500, 0)]), "ten.png")
+        assert colours[0, 0].tolist() == [249, 125, 0] and "10 bits" in caplog.messages[1]
+        caplog.clear()
+        assert decode_image(raw_png(16, 0, [struct.pack(">2H", 0, 255)]), "black.png").max() == 0
+        assert decode_image(raw_png(16, 0, [struct.pack(">2H", 0, 4096)]), "dark.png").max() == 16
+        assert not caplog.messages
+
+
+def test_folders_come_in_natural_order_without_metadata(tmp_path):
+    for i in range(1, 13):
+        (tmp_path / f"{i}.png").write_bytes(png((20 * i, 0, 0)))
+    (tmp_path / "._1.png").write_bytes(bytes.fromhex("00051607") + bytes(100))
+    data = load_images(tmp_path, 8)
+    assert data.names == [str(i) for i in range(1, 13)]
+    assert data.images[:, 0, 0, 0].tolist() == [20 * i for i in range(1, 13)]
+    with pytest.raises(UserError, match="AppleDouble"):
+        load_images(tmp_path / "._1.png", 8)
+
+
+def test_labels_are_read_only_where_they_are_asked_for(tmp_path):
+    path = tmp_path / "x.parquet"
+    rows = [{"bytes": png((i, 0, 0)), "path": None} for i in range(3)]
+    classes = [["goldfish", "Carassius auratus"], ["tabby cat"], ["goldfish"]]
+    parquet(path, rows, ["Tabby_cat", "goldfish", None])
+    for data in (load_images(path, 8), draw_images(path, 8, 3, 0)):
+        order = data.images[:, 0, 0, 0].tolist()
+        assert [data.stored_labels.numbers(classes)[order.index(i)] for i in range(3)] == [1, 0, -1]
+        with pytest.raises(UserError, match=r"names such as .* class numbers are needed"):
+            _ = data.labels
+    with pytest.raises(UserError, match=r"'Tabby_cat' in .* names none of the known classes"):
+        load_images(path, 8).stored_labels.numbers(classes[:1])
+    assert load_images(path, 8).stored_labels.known(classes[:1]).tolist() == [-1, 0, -1]
+    for labels in ([[0], [1], [2]], [{"id": 1}] * 3, [b"cat"] * 3, [0.5, 1.0, 2.0]):
+        parquet(path, rows, labels)
+        assert len(load_images(path, 8)) == 3
+        with pytest.raises(UserError, match="neither a class number nor a class name") as error:
+            _ = load_images(path, 8).labels
+        assert "\n" not in str(error.value)
+    for labels in ([0.0, 2.0, None], [0.0, 2.0, float("nan")], [0, 2, None]):
+        parquet(path, rows, labels)
+        assert load_images(path, 8).labels.tolist() == [0, 2, -1]
+
+
+def test_names_out_of_a_data_set_are_safe(tmp_path):
+    path = tmp_path / "x.parquet"
+    paths = ["a\0b.png", "a\nb.png", "n" * 300 + ".png", "d\\e.png", "x" * 200 + "/.png", "CON.png"]
+    parquet(path, [{"bytes": png((i, 0, 0)), "path": p} for i, p in enumerate(paths)])
+    names = load_images(path, 8).names
+    assert names[:2] == ["000000-a_b", "000001-a_b"] and names[3] == "000003-d_e"
+    for name in names:
+        write_png(tmp_path / f"{name}.png", np.zeros((8, 8, 3), np.uint8))
+    assert draw_images(path, 8, 9, 0).names != names and set(draw_images(path, 8, 9, 0).names) == set(names)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a\nb.png", "a\tb.png", "a_b.jpg"):
+        (folder / name).write_bytes(png())
+    assert len(set(load_images(folder, 8).names)) == 3 and load_images(folder, 8, 1).names == ["a_b"]
+
+
+def test_file_names_that_are_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"in\xe9")
+    folder.mkdir()
+    (folder / os.fsdecode(b"a\xe9.png")).write_bytes(png())
+    (folder / "b.png").write_bytes(b"junk")
+    assert load_images(folder, 8, 1).names == ["a_"]
+    with pytest.raises(UserError, match=r"in\\xe9/b\.png is not a readable PNG"):
+        load_images(folder, 8)
+    parquet(tmp_path / "x.parquet", [{"bytes": png(), "path": None}], [3])
+    data = load_images((tmp_path / "x.parquet").rename(folder / os.fsdecode(b"\xff.parquet")), 8)
+    assert data.names == ["000000"] and data.labels.tolist() == [3]
+
+
+def test_a_data_set_of_paths_says_what_to_do(tmp_path):
+    parquet(tmp_path / "x.parquet", [{"bytes": None, "path": "train/1.png"}])
+    with pytest.raises(UserError, match=r"holds a path, 'train/1\.png', and no bytes; give the folder"):
+        load_images(tmp_path / "x.parquet", 8)
+
+
 def test_cache_decodes_once_and_follows_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
     path = tmp_path / "x.parquet"
     parquet(path, [{"bytes": png(), "path": None}], [1])
-    images, labels = cached_images([path, path], 8)
-    assert images.shape == (2, 8, 8, 3) and labels.tolist() == [1, 1]
+    assert cached_images([path, path], 8).shape == (2, 8, 8, 3)
     monkeypatch.setattr("splitsight.data.load_images", lambda *_: pytest.fail("decoded twice"))
     cached_images([path], 8)
     monkeypatch.undo()
     monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
     parquet(path, [{"bytes": png((0, 0, 255)), "path": None}] * 2, [1, 2])
-    assert cached_images([path], 8)[1].tolist() == [1, 2]
+    images = cached_images([path], 8)
+    assert images.shape == (2, 8, 8, 3) and images[0, 0, 0].tolist() == [0, 0, 255]
+    (tmp_path / "folder").mkdir()
+    for name, colour in (("10.png", (0, 255, 0)), ("9.png", (255, 0, 0))):
+        (tmp_path / "folder" / name).write_bytes(png(colour))
+    assert cached_images([tmp_path / "folder"], 8)[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0]]
+    (tmp_path / "folder" / "9.png").unlink()
+    assert len(cached_images([tmp_path / "folder"], 8)) == 1
     with pytest.raises(UserError, match="no such data file"):
         cached_images([tmp_path / "absent"], 8)
 

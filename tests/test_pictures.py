@@ -42,4 +42,8 @@ def test_spread() -> None:
 
 def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not be encoded"):
-        write_video(tmp_path / "no" / "x.mp4", iter([np.zeros((64, 64, 3), np.uint8)] * 50), 2)
+        write_video(tmp_path / "x.mp4", iter([np.zeros((64, 64, 3), np.uint8)] * 50), -1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_video(tmp_path / "file" / "x.mp4", [np.zeros((64, 64, 3), np.uint8)], 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

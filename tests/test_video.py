@@ -1,11 +1,15 @@
 import http.server
+import logging
 import os
+import struct
+import subprocess
 import threading
 import time
 from itertools import islice
 from pathlib import Path
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -108,6 +112,123 @@ def test_image_folder_in_name_order(tmp_path):
     assert [(number(f.image), f.time_s) for f in frames] == [(0, 0), (1, 0.5), (2, 1.0)]
     with open_source(tmp_path, fps=2, seconds=3) as source:
         assert [number(f.image) for f in source] == [0, 1, 2, 0, 1, 2]
+
+
+def test_image_folder_in_natural_order(tmp_path):
+    for i in range(1, 13):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8, 3), 8 * i, np.uint8))
+    (tmp_path / "._1.png").write_bytes(b"\x00\x05\x16\x07")
+    with open_source(tmp_path) as source:
+        assert [number(f.image) for f in source] == list(range(1, 13))
+
+
+@pytest.fixture(scope="module")
+def vp9(tmp_path_factory) -> Path:
+    """40 frames at 20 a second, each a key frame, in a container whose packets are easily found."""
+    path = tmp_path_factory.mktemp("vp9") / "clip.ivf"
+    pixels = np.repeat(np.arange(40, dtype=np.uint8) * 6, 48 * 64 * 3).tobytes()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48"]
+    command += ["-r", "20", "-i", "-", "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "1"]
+    command += ["-auto-alt-ref", "0", "-lag-in-frames", "0", str(path)]
+    subprocess.run(command, input=pixels, check=True)
+    return path
+
+
+def damage(path: Path, out: Path, bad: set[int]) -> Path:
+    """Overwrite the beginning of some packets of an IVF file."""
+    data = bytearray(path.read_bytes())
+    at, k = 32, 0
+    while at < len(data):
+        size = struct.unpack("<I", data[at : at + 4])[0]
+        if k in bad:
+            data[at + 12 : at + 12 + min(size, 16)] = bytes(min(size, 16))
+        at += 12 + size
+        k += 1
+    assert k == 40
+    out.write_bytes(data)
+    return out
+
+
+def shown(image: np.ndarray) -> int:
+    return round(float(image.mean()) / 6)
+
+
+def test_reading_goes_on_behind_bad_packets(vp9, tmp_path, caplog):
+    clip = damage(vp9, tmp_path / "hole.ivf", {13, 14, 15, 25})
+    with caplog.at_level(logging.WARNING, "splitsight"), open_source(clip) as source:
+        frames = list(source)
+        again = list(source)
+    kept = [i for i in range(40) if i not in {13, 14, 15, 25}]
+    assert [shown(f.image) for f in frames] == kept == [shown(f.image) for f in again]
+    assert [f.time_s for f in frames] == pytest.approx([i / 20 for i in kept])
+    assert source.lost == 4
+    assert len(caplog.messages) == 1 and "hole.ivf is damaged: 4 of its frames" in caplog.messages[0]
+
+
+def test_a_damaged_clip_starts_again_only_at_its_end(vp9, tmp_path):
+    clip = damage(vp9, tmp_path / "hole.ivf", {13, 14, 15, 25})
+    with open_source(clip, fps=4, seconds=5) as source:
+        frames = list(source)
+    assert [f.time_s for f in frames] == pytest.approx([i / 4 for i in range(20)])
+    # 15 and 25 are gone: the next one is shown in their place
+    clip_once = [0, 5, 10, 16, 20, 26, 30, 35]
+    assert [shown(f.image) for f in frames] == (clip_once * 3)[:20]
+    assert source.lost == 4  # not once more each time
+
+
+def test_a_clip_without_its_first_frames(vp9, tmp_path):
+    clip = damage(vp9, tmp_path / "late.ivf", set(range(10)))
+    with open_source(clip) as source:
+        assert [shown(f.image) for f in source] == list(range(10, 40))
+    assert source.lost == 10
+
+
+def test_a_clip_that_ends_before_its_time(vp9, tmp_path):
+    path = tmp_path / "cut.mkv"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(vp9), "-c", "copy", str(path)]
+    subprocess.run(command, check=True)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with open_source(path) as source:
+        n = len(list(source))
+    assert 5 < n < 35 and source.lost == 40 - n
+
+
+def test_whole_clips_have_no_losses(clip, vp9, tmp_path, caplog):
+    variable = tmp_path / "variable.mkv"
+    gaps = "select='not(between(n,5,9))*not(between(n,14,15))*not(eq(n,20))*not(between(n,22,30))'"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(vp9), "-vf", gaps, "-fps_mode", "vfr"]
+    subprocess.run([*command, "-c:v", "libx264", str(variable)], check=True)
+    for path, count in ((clip, 30), (vp9, 40), (variable, 23), (default_video(), None)):
+        with open_source(path) as source:
+            frames = list(source)
+        assert source.lost == 0 and len(frames) == (count or len(frames))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["10:15:00.mp4", "clip:1.mp4", "http:.mp4", "0", "a%03d.mp4", "x y#?.mp4"])
+def test_a_path_is_a_path(clip, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_bytes(clip.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for spec in (name, f"./{name}", tmp_path / name, Path(name)):
+        with open_source(spec, fps=2) as source:
+            assert not source.live and len(list(source)) == 6
+
+
+def test_file_names_that_are_not_utf8(clip, tmp_path):
+    name = tmp_path / os.fsdecode(b"latin\xe9.mp4")
+    name.write_bytes(clip.read_bytes())
+    with open_source(str(name), fps=2, seconds=7) as source:
+        assert len(list(source)) == 14  # it is opened three times
+    name.write_bytes(b"junk" * 99)
+    with pytest.raises(UserError, match=r"latin\\xe9\.mp4 is not a readable video"):
+        open_source(name)
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    cv2.imwrite(str(tmp_path / "x.png"), np.full((8, 8, 3), 80, np.uint8))
+    (tmp_path / "x.png").rename(folder / os.fsdecode(b"\xfe.png"))
+    with open_source(folder) as source:
+        assert [number(f.image) for f in source] == [10]
 
 
 def test_damaged_image_is_named(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import pydantic
 import torch
@@ -40,10 +40,13 @@ __all__ = [
     "Settings",
     "check_features",
     "option",
+    "validated",
 ]
 
 TUNED = Path(__file__).with_name("tuned.json")
 """Values that ``splitsight bench tune`` chose on validation images: target → method → setting → split (or "any")."""
+
+M = TypeVar("M", bound=pydantic.BaseModel)
 
 Need = Literal["pipeline", "initial", "network", "prior"]
 """What an attacker may have: F1 (or a surrogate), an inversion network, a black-box network, a generative prior."""
@@ -76,6 +79,28 @@ def option(default: Any, description: str, *, tune: Sequence[Any] = (), **limits
         **limits: pydantic's ``ge``, ``gt``, ``le``, ``lt``.
     """
     return Field(default, description=description, json_schema_extra={"tune": list(tune)} if tune else None, **limits)
+
+
+def validated(model: type[M], values: Mapping[str, Any], whose: str) -> M:
+    """A model of settings with these values, which may come out of JSON.
+
+    Args:
+        model: derives from :class:`Settings`.
+        values: by name.
+        whose: begins the sentence that says what is wrong.
+
+    Raises:
+        UserError: one of them cannot be that.
+    """
+    listed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return model.model_validate(listed)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key, why = str(first["loc"][0]), first["msg"]
+        raise UserError(
+            f"{whose} {key} cannot be {json.dumps(first['input'], default=str)}: {why[0].lower()}{why[1:]}"
+        ) from error
 
 
 class _Counted(nn.Module):
@@ -351,15 +376,7 @@ class Attack(ABC):
         Raises:
             UserError: one of them cannot be that.
         """
-        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        try:
-            return cls.Settings.model_validate(listed)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            key, why = str(first["loc"][0]), first["msg"]
-            raise UserError(
-                f"{cls.name}'s {key} cannot be {json.dumps(first['input'], default=str)}: {why[0].lower()}{why[1:]}"
-            ) from error
+        return validated(cls.Settings, values, f"{cls.name}'s")
 
     @classmethod
     def space(cls) -> dict[str, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,23 +13,25 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from adversary.blackbox.inversion import WIDTH, InversionNetwork
 from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
-from splitsight.data import cached_images, to_tensor
+from splitsight.data import to_tensor
 from splitsight.errors import UserError
+from splitsight.pipeline import EdgePipeline, resized
 from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, random_crops
+from splitsight.training_data import TrainingSet
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
 
 @torch.no_grad()
 def inversion_quality(
-    network: nn.Module, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50
+    network: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, batch: int = 50
 ) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images."""
+    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images, in the prior's size."""
     psnr, ssim = [], []
     device = next(network.parameters()).device
     for i in range(0, len(images), batch):
-        x = to_tensor(images[i : i + batch]).to(device)
-        y = prior.decode(network(head(x))).clamp(0, 1)
+        whole = to_tensor(images[i : i + batch]).to(device)
+        x, y = resized(whole, prior.image_size), prior.decode(network(pipeline(whole))).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
     return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
@@ -36,13 +39,13 @@ def inversion_quality(
 
 @torch.no_grad()
 def measure_errors(
-    network: InversionNetwork, head: nn.Module, prior: Prior, images: np.ndarray, batch: int = 50
+    network: InversionNetwork, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, batch: int = 50
 ) -> None:
     """Measure what the network does not know (:mod:`adversary.gaussian`) and keep it with the network.
 
     Args:
         network: trained.
-        head: F1.
+        pipeline: the edge.
         prior: gives encoder and decoder.
         images: ``(N, H, W, 3)`` uint8, none of them to be attacked later; some thousand.
     """
@@ -51,21 +54,22 @@ def measure_errors(
     features: list[list[torch.Tensor]] = []
     pixels: list[torch.Tensor] = []
     for i in range(0, len(images), batch):
-        x = to_tensor(images[i : i + batch]).to(device)
-        z, u = head(x), prior.encode(x)
-        answer = network(z)
+        whole = to_tensor(images[i : i + batch]).to(device)
+        x = resized(whole, prior.image_size)
+        u, answer = prior.encode(x), network(pipeline(whole))
         latent.append((u - answer).cpu())
         pixels.append((x - prior.decode(answer).clamp(0, 1)).cpu())
-        features.append([(a - b).cpu() for a, b in zip(head(prior.decode(u)), z, strict=True)])
+        # without the defence's noise, which an attack accounts for by itself
+        found, z = pipeline.expected(prior.decode(u)), pipeline.expected(whole)
+        features.append([(a - b).cpu() for a, b in zip(found, z, strict=True)])
     network.expect_errors().measure(torch.cat(latent), [torch.cat(parts) for parts in zip(*features, strict=True)])
     network.expect_pixels(prior.image_size).measure(torch.cat(pixels), [])
 
 
 def train_inversion(
-    head: nn.Module,
-    features: list[tuple[int, ...]],
+    pipeline: EdgePipeline,
     prior: Prior,
-    shards: list[Path],
+    data: TrainingSet,
     out: Path,
     budget: Budget,
     *,
@@ -76,7 +80,7 @@ def train_inversion(
     start: Path | None = None,
     width: int = WIDTH,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
-    """Train, resuming from ``out``; the last shard is held out.
+    """Train, resuming from ``out``; a part of ``data`` is held out.
 
     The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
     share on the latent itself, which keeps the answer on the autoencoder's range (for a quarter of each batch,
@@ -84,10 +88,9 @@ def train_inversion(
     (:func:`splitsight.training.flattened`). At the end the network's errors are measured.
 
     Args:
-        head: F1, from images in [0, 1] to a tuple of features.
-        features: their shapes without batch dimension.
-        prior: gives decoder and latent.
-        shards: Parquet files in Hugging Face image format.
+        pipeline: the edge, with its defence.
+        prior: gives decoder and latent; its images may be of another size than those that F1 takes.
+        data: images.
         out: folder of the run.
         budget: when to stop.
         batch: images a step.
@@ -101,19 +104,19 @@ def train_inversion(
         UserError: ``start`` does not fit.
     """
     device = device or torch.device("cpu")
-    size = prior.image_size
-    images, _ = cached_images(shards[:-1], size)
-    held, _ = cached_images(shards[-1:], size)
+    # features are those of images as sharp as the edge has them
+    size = max(pipeline.input_size, prior.image_size)
+    images, held = data.images(size)
     torch.manual_seed(seed)
-    network = InversionNetwork(features, prior.latent_shape, width)
+    network = InversionNetwork(pipeline.specs, prior.latent_shape, width)
     if start is not None:
         state = {k: v for k, v in load_weights(start).items() if not k.startswith(("errors.", "pixels."))}
         try:
             network.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{start} has another shape than this network: give another --start, or none") from error
-    network = network.to(device, memory_format=torch.channels_last)
-    head.to(device)
+    network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    pipeline.to(device)
     prior.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = ema(network, 0.998)
@@ -130,7 +133,8 @@ def train_inversion(
             x = to_tensor(flattened(images[index], 0.5, generator)).to(device)
             x = random_crops(x, size, (0.6, 1.0), generator)
             with torch.no_grad():
-                z = head(x)
+                z = pipeline(x)
+                x = resized(x, prior.image_size)
                 truth = prior.encode(x[: batch // 4])
             network.train()
             u = network(z)
@@ -152,14 +156,14 @@ def train_inversion(
                 if run.step % 1000 == 999:
                     extra = {
                         f"val_{k}": v
-                        for k, v in inversion_quality(average.module.eval(), head, prior, held[:300]).items()
+                        for k, v in inversion_quality(average.module.eval(), pipeline, prior, held[:300]).items()
                     }
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
-    network = average.module.eval()
-    figures = inversion_quality(network, head, prior, held[:2000])
+    network = cast(InversionNetwork, average.module.eval())
+    figures = inversion_quality(network, pipeline, prior, held[:2000])
     # as trained, so that they hold for photographs and for video
-    measure_errors(network, head, prior, flattened(images[-2000:], 0.5, generator.manual_seed(seed)))
+    measure_errors(network, pipeline, prior, flattened(images[-2000:], 0.5, generator.manual_seed(seed)))
     run.log(**{f"val_{k}": v for k, v in figures.items()})
     return network, {
         **figures,

@@ -1,69 +1,97 @@
-"""How net-best is trained within the query budget of the others: a student of F1, then the network, then a choice.
+"""How net-best is trained within the query budget of the others: a surrogate of F1, then the network, then a choice.
 
-1. **Student.** ``min_S E ‖(S(x) − z)/σ‖²`` over the query pairs, σ being each channel's spread.
+1. **Surrogate.** ``min_S E ‖(S(x) − z)/σ‖²`` over the query pairs, σ being each channel's spread.
 2. **Network.** Absolute and squared error of the decoded image, its gradients, and the distance in the prior's latent
    both of the answer and (for a quarter of each batch, since it costs most) of its image encoded again. Few pairs are
    soon learnt by heart, and pictures cannot be mirrored or cropped to make more of them: F1 is not equivariant, so that
-   nobody knows the features of a mirrored picture without asking. The student does, nearly. Part of each batch are
+   nobody knows the features of a mirrored picture without asking. The surrogate does, nearly. Part of each batch are
    therefore crops and mirror images of the attacker's own pictures, asked about or not, with features ``S(x') + r``: r
-   is what the student got wrong on a pair that it had not seen, drawn anew each time, so that the network relies on the
-   student as far as it can be relied on. That part shrinks with what the student explains of held-out features (R²).
-3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the student
-   in F1's place. Whether the fit through the student brings answers nearer, and at which weight, is tried on further
-   such pairs; where it does not by more than twice its standard error, answers that are to be near do without. Those
-   that are to be recognised fit it all the same: features tell what a blur leaves out. Only a student that explains
-   nothing is dropped. The file records all of it.
+   is the surrogate's error on a pair that it had not seen, drawn anew each time, so that the network relies on it as
+   far as it can be relied on. That part shrinks with what the surrogate explains of held-out features (R²).
+3. **Choice.** On pairs that neither has seen, both errors of :mod:`adversary.gaussian` are measured, with the surrogate
+   in F1's place. Whether a fit through the surrogate brings answers nearer, and at which likelihood weight, is tried on
+   further such pairs; where it does not by more than twice its standard error, answers that are to be near do without.
+   Those that are to be recognised use it all the same: features tell what a blur leaves out. Only a surrogate that
+   explains nothing is dropped. The file records all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adversary.attacks.base import option
 from adversary.blackbox._batches import Batch
+from adversary.blackbox.losses import PERCEPTUAL, Perceptual
 from adversary.blackbox.networks import AttackNetwork
 from adversary.blackbox.queries import Pairs
-from adversary.blackbox.surrogate import LatentNetwork, Student
-from adversary.priors.prior import Prior
+from adversary.blackbox.surrogate import LatentNetwork, Surrogate
+from adversary.blackbox.training import Loss, Training
 from adversary.whitebox.posterior import GaussianPrior, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import lbfgs
 from splitsight.data import to_tensor
 from splitsight.metrics import image_quality
 from splitsight.training import gradient_distance, random_crops
 
-__all__ = ["TRUSTS", "Loss", "Pictures", "choose", "follow", "following", "invert"]
+__all__ = [
+    "LIKELIHOOD_WEIGHTS",
+    "BestTraining",
+    "Pictures",
+    "choose",
+    "invert_loss",
+    "surrogate_error",
+    "surrogate_loss",
+]
 
-Settings = Mapping[str, Any]
-Loss = Callable[[AttackNetwork, Batch], Tensor]
-"""Of a network's answers; one number."""
-
-TRUSTS = (0.03, 0.1, 0.3, 1.0)
-"""Weights of the student's feature loss that are tried; 1 takes its measured errors for independent."""
+LIKELIHOOD_WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+"""Factors of the surrogate's feature loss that are tried; 1 takes its measured errors for independent."""
 _EVALUATIONS = 30
 _TRIED = 32
 """Held-out pairs, at most, that the weights are tried on."""
 _AT_ONCE = 32
 
 
-def _parts(network: AttackNetwork) -> tuple[LatentNetwork, Student]:
-    core, student = network.core, network.student
-    assert isinstance(core, LatentNetwork) and student is not None
-    return core, student
+class BestTraining(Training):
+    """Values of net-best's training."""
+
+    iterations: int = option(20000, "steps without another budget, of both parts together", ge=1)
+    batch: int = option(16, "pairs of a step", ge=1)
+    surrogate_lr: float = option(2e-3, "peak learning rate of the surrogate", gt=0)
+    surrogate_share: float = option(0.3, "of the budget, for the surrogate", gt=0, le=0.9)
+    decay: float = option(0.02, "weight decay", ge=0)
+    squared: float = option(4.0, "weight of the squared error", ge=0)
+    absolute: float = option(1.0, "weight of the absolute error", ge=0)
+    gradient: float = option(0.25, "weight of the images' gradients", ge=0)
+    value: float = option(3.0, "weight of the latent's error", ge=0)
+    perceptual: Perceptual = option("autoencoder", "perceptual distance")
+    perceptual_weight: float = option(0.05, "its weight", ge=0)
+    pictures: float = option(0.5, "share of a batch whose features the surrogate tells, times its R²", ge=0, le=0.9)
+    fresh: float = option(6.0, "epochs in which that share grows from nothing; 0 for all of it at once", ge=0)
+    crop: float = option(0.6, "least side of a crop, as a part of the picture's", gt=0, le=1)
+
+    def length(self, per_epoch: int) -> int:
+        """See :class:`~adversary.blackbox.training.Training`."""
+        return self.iterations
 
 
-def follow(network: AttackNetwork, batch: Batch) -> Tensor:
+def _parts(network: AttackNetwork) -> tuple[LatentNetwork, Surrogate]:
+    core, surrogate = network.core, network.surrogate
+    assert isinstance(core, LatentNetwork) and surrogate is not None
+    return core, surrogate
+
+
+def surrogate_loss(network: AttackNetwork, batch: Batch) -> Tensor:
     """Stage 1's loss; a mean over numbers in standard deviations."""
-    student = _parts(network)[1]
-    return _apart(student, student(batch.x), batch.z)
+    surrogate = _parts(network)[1]
+    return _apart(surrogate, surrogate(batch.x), batch.z)
 
 
-def _apart(student: Student, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+def _apart(surrogate: Surrogate, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     """Mean squared distance of features in standard deviations; a mean over tensors."""
-    pairs = zip(student.standard(found), student.standard(wanted), strict=True)
+    pairs = zip(surrogate.standard(found), surrogate.standard(wanted), strict=True)
     return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
 
 
@@ -74,28 +102,28 @@ def _on(module: nn.Module, pairs: Pairs) -> tuple[Tensor, list[Tensor]]:
 
 
 @torch.no_grad()
-def following(network: AttackNetwork, held: Pairs) -> float:
+def surrogate_error(network: AttackNetwork, held: Pairs) -> float:
     """Stage 1's loss on pairs put aside."""
-    student = _parts(network)[1]
-    x, z = _on(student, held)
-    return float(_apart(student, _batched(lambda part: list(student(part)), x), z))
+    surrogate = _parts(network)[1]
+    x, z = _on(surrogate, held)
+    return float(_apart(surrogate, _batched(lambda part: list(surrogate(part)), x), z))
 
 
 class Pictures:
-    """Pictures whose features the student tells: crops and mirror images of what the attacker has.
+    """Pictures whose features the surrogate tells: crops and mirror images of what the attacker has.
 
     Args:
-        network: its student is trained.
+        network: its surrogate is trained.
         images: ``(N, S, S, 3)`` uint8.
-        held: pairs that the student has not seen.
-        share: of a batch, where the student explains everything; it is multiplied by R².
+        held: pairs that the surrogate has not seen.
+        share: of a batch, where the surrogate explains everything; it is multiplied by R².
         crop: least side of a crop, as a part of the picture's.
         generator: of all draws.
-        fresh: pairs that are still new teach more than what a student says, so that the share grows from nothing until
-            each was seen so often; 0 for the whole share from the start.
+        fresh: pairs that are still new are worth more than what a surrogate says, so that the share grows from nothing
+            until each was seen so often; 0 for the whole share from the start.
 
     Attributes:
-        r2: the part of the held-out features' variance that the student explains, at most 1; a mean over tensors.
+        r2: the part of the held-out features' variance that the surrogate explains, at most 1; a mean over tensors.
     """
 
     def __init__(
@@ -109,7 +137,7 @@ class Pictures:
         generator: torch.Generator,
         fresh: float = 0.0,
     ) -> None:
-        self.student = _parts(network)[1].eval()
+        self.surrogate = _parts(network)[1].eval()
         self.images, self.crop, self.generator = images, crop, generator
         self.residuals, self.r2 = self._measure(held)
         self._most, self._fresh = share * max(self.r2, 0.0), fresh
@@ -120,8 +148,8 @@ class Pictures:
 
     @torch.no_grad()
     def _measure(self, held: Pairs) -> tuple[list[Tensor], float]:
-        x, z = _on(self.student, held)
-        found = _batched(lambda part: list(self.student(part)), x)
+        x, z = _on(self.surrogate, held)
+        found = _batched(lambda part: list(self.surrogate(part)), x)
         residuals = [a - b for a, b in zip(z, found, strict=True)]
         # in the features' own units, where a channel that hardly ever moves counts for little
         totals = [(a - a.mean(0)).square().sum().clamp_min(1e-12) for a in z]
@@ -131,25 +159,23 @@ class Pictures:
     @torch.no_grad()
     def draw(self, count: int) -> tuple[Tensor, list[Tensor]]:
         """Images ``(count, 3, S, S)`` in [0, 1] and their features."""
-        device = next(self.student.parameters()).device
+        device = next(self.surrogate.parameters()).device
         rows = torch.randint(len(self.images), (count,), generator=self.generator)
         x = to_tensor(self.images[rows.numpy()]).to(device)
         x = random_crops(x, x.shape[-1], (self.crop, 1.0), self.generator)
         wrong = torch.randint(len(self.residuals[0]), (count,), generator=self.generator).to(device)
-        return x, [z + r[wrong] for z, r in zip(self.student(x), self.residuals, strict=True)]
+        return x, [z + r[wrong] for z, r in zip(self.surrogate(x), self.residuals, strict=True)]
 
 
-def invert(
-    s: Settings, truths: Tensor, pictures: Pictures, perceptual: Callable[[Prior, Tensor, Tensor], Tensor]
-) -> Loss:
+def invert_loss(s: BestTraining, truths: Tensor, pictures: Pictures) -> Loss:
     """Stage 2's loss.
 
     Args:
-        s: the setting's values.
+        s: weights.
         truths: latent of each training picture ``(N, C, h, w)``.
         pictures: take the place of part of each batch.
-        perceptual: out of :data:`~adversary.blackbox._train_pairs.PERCEPTUAL`.
     """
+    perceptual = PERCEPTUAL[s.perceptual]
 
     def loss(network: AttackNetwork, batch: Batch) -> Tensor:
         x, z = batch.x, batch.z
@@ -161,13 +187,13 @@ def invert(
             z = [torch.cat([a, b[drawn:]]) for a, b in zip(features, z, strict=True)]
         u = network.core(z)
         y = network.prior.decode(u)
-        total = s["absolute"] * (y - x).abs().mean() + s["squared"] * (y - x).square().mean()
-        total = total + s["gradient"] * gradient_distance(y, x) + s["value"] * (u[drawn:] - truth).square().mean()
-        if not s["perceptual_weight"]:
+        total = s.absolute * (y - x).abs().mean() + s.squared * (y - x).square().mean()
+        total = total + s.gradient * gradient_distance(y, x) + s.value * (u[drawn:] - truth).square().mean()
+        if not s.perceptual_weight:
             return total
         # of those that were asked about, which come last
         some = max(1, len(x) // 4)
-        return total + s["perceptual_weight"] * perceptual(network.prior, y[-some:], x[-some:])
+        return total + s.perceptual_weight * perceptual(network.prior, y[-some:], x[-some:])
 
     return loss
 
@@ -180,12 +206,12 @@ def _batched(answer: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor
 
 @torch.no_grad()
 def _measure_errors(network: AttackNetwork, pairs: Pairs) -> None:
-    """What answer and student do not know, from pairs that neither has seen."""
-    core, student = _parts(network)
+    """What answer and surrogate do not know, from pairs that neither has seen."""
+    core, surrogate = _parts(network)
     x, z = _on(core, pairs)
     truth = _batched(lambda part: [network.prior.encode(part)], x)[0]
     answer = torch.cat([core(part) for part in zip(*(f.split(_AT_ONCE) for f in z), strict=True)])
-    found = _batched(lambda part: list(student(network.prior.decode(part))), truth)
+    found = _batched(lambda part: list(surrogate(network.prior.decode(part))), truth)
     assert core.errors is not None
     core.errors.measure(truth - answer, [a - b for a, b in zip(found, z, strict=True)])
 
@@ -195,18 +221,18 @@ def _psnr(images: Tensor, x: Tensor) -> Tensor:
 
 
 def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, float]:
-    """Measure errors, find out whether the student brings answers nearer, and drop one that explains nothing.
+    """Measure errors, find out whether the surrogate brings answers nearer, and drop one that explains nothing.
 
     Args:
         network: trained, on the CPU, in eval mode.
         held: pairs that it has not seen; one half measures, the other one tries.
-        explained: R² of the student on held-out pairs.
+        explained: R² of the surrogate on held-out pairs.
 
     Returns:
-        ``refine_trust``, 0 where it does not; ``refine_gain`` of the best weight in dB and its standard error;
+        ``refine_weight``, 0 where it does not; ``refine_gain`` of the best weight in dB and its standard error;
         ``refine_tried`` pairs.
     """
-    core, student = _parts(network)
+    core, surrogate = _parts(network)
     half = len(held) // 2
     _measure_errors(network, held[:half])
     tried = held[half : half + _TRIED]
@@ -216,17 +242,17 @@ def choose(network: AttackNetwork, held: Pairs, explained: float) -> dict[str, f
         before = _psnr(network.prior.decode(centre), x)
     assert core.errors is not None
     found = []
-    for trust in TRUSTS:
+    for weight in LIKELIHOOD_WEIGHTS:
         variable = WhitenedLatent(network.prior, core.errors, centre)
-        terms = [WhitenedMatch(student, z, core.errors, weight=trust), GaussianPrior()]
+        terms = [WhitenedMatch(surrogate, z, core.errors, weight=weight), GaussianPrior()]
         gain = _psnr(lbfgs(variable, terms, evaluations=_EVALUATIONS, together=False).images, x) - before
-        found.append((float(gain.mean()), float(gain.std() / len(gain) ** 0.5), trust))
-    mean, error, trust = max(found)
+        found.append((float(gain.mean()), float(gain.std() / len(gain) ** 0.5), weight))
+    mean, error, weight = max(found)
     _measure_errors(network, held)
     helps = mean > 2 * error
-    network.decide(trust if helps else 0.0, student=helps or explained > 0)
+    network.decide(weight if helps else 0.0, surrogate=helps or explained > 0)
     return {
-        "refine_trust": network.made.trust,
+        "refine_weight": network.made.likelihood_weight,
         "refine_gain": round(mean, 3),
         "refine_gain_error": round(error, 3),
         "refine_tried": len(x),

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from adversary.blackbox._train_pairs import setting_of, train_pairs
+from adversary.attacks.blackbox import method_of
 from adversary.blackbox.networks import (
-    METHODS,
     AttackNetwork,
     Made,
     cache_file,
@@ -27,24 +26,24 @@ from adversary.blackbox.networks import (
     save_network,
 )
 from adversary.blackbox.pictures import draw_groups, draw_unasked
-from adversary.blackbox.queries import OracleClient, QueryStore, Role, Victim, collect
+from adversary.blackbox.queries import OracleClient, QueryStore, Role, collect
+from adversary.blackbox.training import Training, train_pairs
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight.artifacts import home
 from splitsight.cards import write_card
-from splitsight.data import image_hash
+from splitsight.data import fit, image_hash
 from splitsight.devices import pick_device
-from splitsight.errors import UserError, unknown_name
+from splitsight.errors import UserError
+from splitsight.names import file_stem
+from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 
-__all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "setting_of", "train_pairs_command"]
+__all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
 
 LEAST = 16
 """Fewest pictures that anything can be learnt from, or measured on."""
 
 UNASKED = 8192
-"""Pictures that net-best learns from without asking, by default."""
-
-_AIMS = {"pixels": "pixels", "latent": "latent", "noise": "noise", "flow": "latent, refined by a flow's step"}
-_AIMS["refined"] = "latent, tried with a student of F1"
+"""Pictures that a method may learn from without asking, by default."""
 
 _RUN = "run.json"
 
@@ -58,14 +57,14 @@ class PairOptions:
     """What to train, and on which answers.
 
     Attributes:
-        method: a name out of :data:`~adversary.blackbox.networks.METHODS`.
+        method: name of a black-box method.
         oracle: ``HOST:PORT``; ``None`` to train on what ``pairs`` holds.
         data: what to ask about; see :func:`~adversary.blackbox.pictures.draw_groups`.
         pairs: folder of the query pairs; by default one in the cache for what the oracle serves.
         queries: pictures to train on.
         test_queries: pictures to measure with, which count against the oracle's budget too.
-        unasked: for net-best, further pictures of ``data``, at most, that are learnt from without asking about them;
-            :data:`UNASKED` by default.
+        unasked: for methods that use them, further pictures of ``data``, at most, that are learnt from without asking
+            about them; :data:`UNASKED` by default.
         out: folder of the run, and of the network; by default both are in the cache.
         prior: name or folder of the prior.
         setting: named setting of the training; the method's first one by default.
@@ -116,8 +115,7 @@ class PairOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown_name("black-box method", self.method, list(METHODS))
+        method = method_of(self.method)
         for name, count in (("queries", self.queries), ("test-queries", self.test_queries)):
             if count < LEAST:
                 raise UserError(f"--{name} {count} is too few to learn or to measure anything: give at least {LEAST}")
@@ -127,8 +125,8 @@ class PairOptions:
                 )
         if self.oracle is None and self.pairs is None:
             raise UserError("give --oracle HOST:PORT to ask, or --pairs with answers that were kept")
-        if self.unasked is not None and METHODS[self.method] != "refined":
-            raise UserError(f"{self.method} learns from answers only: leave --unasked out, or choose net-best")
+        if self.unasked is not None and not method.unasked:
+            raise UserError(f"{self.method} learns from answers only: leave --unasked out, or choose another --method")
         if self.unasked and self.data is None:
             raise UserError("--unasked takes pictures from --data: give both, or --unasked 0")
         if not self.mixing and self.frames == 1:
@@ -147,12 +145,12 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
 
     Raises:
         UserError: bad options; an oracle that refuses, is gone, or changed (what it answered before is kept); pairs of
-            another network; a prior of another image size; a training that does not fit or diverges.
+            another network; a training that does not fit or diverges.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
     # whatever can be refused is refused before a query is spent
-    name, values = setting_of(options.method, options.setting, options.changes)
+    name, values = method_of(options.method).training(options.setting, options.changes)
     prior = load_prior(options.prior)
     with asking() if asking is not None else nullcontext() as progress:
         store = _store(options, prior, progress)
@@ -162,65 +160,69 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
     test = store.pairs("test", options.test_queries, frames=options.frames)
     torch.manual_seed(options.seed)
     network = AttackNetwork(made, prior)
-    images, unasked = _unasked(options, victim.size, store.hashes("train") | store.hashes("test"))
+    more, unasked = _unasked(options, victim.input_size, store.hashes("train") | store.hashes("test"))
     folder = _run_folder(options, made, values, [*train.hashes, *unasked])
+    sized = train.sized(made.image)
     network, figures = train_pairs(
         network,
-        train,
-        test,
+        sized,
+        test.sized(made.image),
         folder,
-        values,
         seconds=options.minutes * 60 if options.minutes else None,
         steps=options.steps,
         seed=options.seed,
         device=pick_device(options.device),
-        unasked=images,
+        unasked=np.stack([fit(image, made.image) for image in more]) if more else None,
         computing=options.computing,
     )
     file = cache_file(made) if options.out is None else options.out / f"{network_name(made)}.safetensors"
+    if made.image != victim.input_size:
+        # pictures are told by their hash at either size
+        unasked += [*sized.hashes, *(image_hash(fit(image, made.image)) for image in more)]
     save_network(file, network, train.hashes, figures, unasked)
     write_card(
         folder,
         f"{made.method}, {made.target} at {made.split}",
         what=(
-            f"Black-box inversion network, features to {_AIMS[METHODS[made.method]]} (prior '{made.prior}'), "
-            f"learnt from an oracle's answers alone; setting '{name}', "
+            f"Black-box inversion network, features to {network.method.aim} (prior '{made.prior}'), "
+            + (f"against '{made.defense}', " if made.defense != UNDEFENDED else "")
+            + f"learnt from an oracle's answers alone; setting '{name}', "
             f"{sum(p.numel() for p in network.parameters()):,} parameters"
             + (f", windows of {made.frames} frames" if made.frames > 1 else "")
             + (", with prompts" if made.text else "")
             + "."
         ),
         data=f"{len(train)} query pairs"
-        + (f" and {len(unasked)} pictures that were not asked about" if unasked else "")
+        + (f" and {len(more)} pictures that were not asked about" if more else "")
         + f"; figures on {len(test)} others (PSNR in dB), no picture in both (by SHA-256).",
         command=(
             f"splitsight train inversion --oracle HOST:PORT --method {made.method} --queries {len(train)} --data DIR"
-            + (f" --unasked {len(unasked)}" if METHODS[made.method] == "refined" else "")
+            + (f" --unasked {len(more)}" if network.method.unasked else "")
         ),
         figures=figures,
     )
     return file
 
 
-def _unasked(options: PairOptions, size: int, known: set[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Pictures for net-best that the oracle is not asked about, none of them among the ``known``, and their SHA-256."""
+def _unasked(options: PairOptions, size: int, known: set[str]) -> tuple[list[np.ndarray], list[str]]:
+    """Pictures that the oracle is not asked about, none of them among the ``known``, and their SHA-256."""
     count = UNASKED if options.unasked is None else options.unasked
-    if METHODS[options.method] != "refined" or options.data is None or count == 0:
-        return None, []
+    if not method_of(options.method).unasked or options.data is None or count == 0:
+        return [], []
     images = draw_unasked(options.data, size, count, known, seed=options.seed)
-    return (np.stack(images), [image_hash(image) for image in images]) if images else (None, [])
+    return images, [image_hash(image) for image in images]
 
 
-def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], seen: Sequence[str]) -> Path:
+def _run_folder(options: PairOptions, made: Made, values: Training, seen: Sequence[str]) -> Path:
     """Where the run goes on, or begins; only a run of the same pictures and settings is gone on with.
 
     Raises:
         UserError: ``--out`` holds another one.
     """
     same = {
-        "made": asdict(made),
+        "made": {k: v for k, v in asdict(made).items() if k != "training"},
         # more of the same is a longer run, not another one
-        "values": {k: v for k, v in values.items() if k not in ("epochs", "iterations")},
+        "values": {k: v for k, v in values.dump().items() if k not in ("epochs", "iterations")},
         "seed": options.seed,
         "pairs": hashlib.sha256("".join(seen).encode()).hexdigest(),
     }
@@ -244,23 +246,24 @@ def _run_folder(options: PairOptions, made: Made, values: Mapping[str, Any], see
     return folder
 
 
-def _made(options: PairOptions, victim: Victim, prior: Prior, name: str, values: Mapping[str, Any]) -> Made:
+def _made(options: PairOptions, victim: SessionDescription, prior: Prior, name: str, values: Training | None) -> Made:
     return Made(
         method=options.method,
         target=victim.target,
         split=victim.split,
-        target_digest=victim.digest,
-        defense=victim.defense,
-        features=tuple(victim.shapes),
-        image=victim.size,
+        head_digest=victim.head_digest,
+        features=victim.features,
+        image=prior.image_size,
         prior=prior.name,
         prior_digest=prior_key(prior, options.method),
+        defense=victim.defense,
+        defense_digest=victim.defense_digest,
         frames=options.frames,
         mixed=options.mixing,
         text=options.text,
-        student=METHODS[options.method] == "refined",
+        surrogate=method_of(options.method).surrogate,
         setting=name,
-        **{key: values[key] for key in ("steps", "width", "rank", "everywhere") if key in values},
+        training={} if values is None else values.dump(),
     )
 
 
@@ -276,16 +279,14 @@ def _store(options: PairOptions, prior: Prior, progress: Progress | None) -> Que
     with OracleClient(options.oracle, token=options.token, ca=options.ca, patience=options.patience) as client:
         victim = client.connect()
         _check(options, victim, prior)
-        folder = options.pairs or default_pairs(
-            victim.target, victim.split, victim.digest, frames=options.frames, defense=victim.defense
-        )
+        folder = options.pairs or default_pairs(victim, frames=options.frames)
         store = QueryStore.open(folder, victim)
         if all(store.count(r, options.frames) >= n for r, n in wanted.items()):
             return store
         if options.data is None:
             raise UserError("give --data with pictures to ask about")
         groups = draw_groups(
-            options.data, victim.size, wanted, frames=options.frames, stride=options.stride, seed=options.seed
+            options.data, victim.input_size, wanted, frames=options.frames, stride=options.stride, seed=options.seed
         )
         if options.text and not any(picture.caption for group in groups["train"] for picture in group):
             raise UserError("--text needs captions: give --data with labels and classes.tsv, or leave it out")
@@ -311,21 +312,18 @@ def collect_pairs(options: PairOptions) -> QueryStore:
     return _store(options, load_prior(options.prior), None)
 
 
-def default_pairs(target: str, split: str, digest: str, *, frames: int = 1, defense: str = "identity") -> Path:
-    """Where pairs of a network are kept in the cache; there may be none."""
-    name = f"{target}-{split}" + (f"-{defense}" if defense != "identity" else "")
-    return home() / "queries" / (f"{name}-{digest[:12]}" + (f"-{frames}frames" if frames > 1 else ""))
+def default_pairs(victim: SessionDescription, *, frames: int = 1) -> Path:
+    """Where pairs of a network, behind its defence, are kept in the cache; there may be none."""
+    words = [victim.target, victim.split]
+    words += [victim.defense] if victim.defense != UNDEFENDED else []
+    words += [victim.head_digest[:12]] + ([victim.defense_digest[:12]] if victim.defense_digest else [])
+    return home() / "queries" / file_stem(*words, *([f"{frames}frames"] if frames > 1 else []))
 
 
-def _check(options: PairOptions, victim: Victim, prior: Prior) -> None:
+def _check(options: PairOptions, victim: SessionDescription, prior: Prior) -> None:
     for what, expected, found in (("target", options.target, victim.target), ("split", options.split, victim.split)):
         if expected is not None and expected != found:
             raise UserError(
                 f"the oracle answers for {what} {found}, not {expected}: leave --{what} out, or ask another"
             )
-    if prior.image_size != victim.size:
-        raise UserError(
-            f"prior '{prior.name}' makes images of {prior.image_size} pixels and the oracle takes {victim.size}: "
-            "choose another --prior"
-        )
-    _made(options, victim, prior, "", {})  # refuses what does not go together
+    _made(options, victim, prior, "", None)  # refuses what does not go together

@@ -17,17 +17,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from adversary.blackbox.unet import Standardised, entry
+from adversary.blackbox.layouts import Standardised, entry, side_of
 from adversary.priors.prior import Prior, Text
+from splitsight.features import FeatureSpec
 
-__all__ = ["LEVEL", "Aligned", "Flow"]
+__all__ = ["LEVEL", "Aligned", "Flow", "FlowInversion"]
 
 LEVEL = 0.3
 """τ₀: the noise level that an aligned latent is taken for."""
+_ADAPTER = "default"
+"""peft's name of the one adapter that there is."""
 _LAST = 0.05
 """Least noise level that is asked of the denoiser: at zero there is nothing to predict."""
 
@@ -50,17 +54,17 @@ class _Attention(nn.Module):
         return x + found.movedim(1, 2).unflatten(2, x.shape[2:])
 
 
-def _spatial(shape: tuple[int, ...], width: int, grid: int) -> nn.Module:
-    """Features onto the latent's grid: unfolded by learnt pixel shuffles, or folded by strided convolutions."""
-    first, side = entry(shape, width)
-    parts: list[nn.Module] = [first]
+def _spatial(spec: FeatureSpec, width: int, grid: int) -> nn.Module:
+    """A tensor onto the latent's grid: unfolded by learnt pixel shuffles, or folded by strided convolutions."""
+    side = side_of(spec)
+    parts: list[nn.Module] = [entry(spec, width)]
     while 2 * side <= grid:
         parts += [nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2), nn.ReLU()]
         side *= 2
     while side >= 2 * grid:
         parts.append(_conv(width, width, 2))
         side = (side + 1) // 2
-    if side != grid:
+    if side != grid or (spec.grid is not None and spec.grid[0] != spec.grid[1]):
         parts.append(nn.Upsample((grid, grid), mode="bilinear", align_corners=False))
     return nn.Sequential(*parts)
 
@@ -69,16 +73,16 @@ class Aligned(nn.Module):
     """LFSAM: features of one split point → latents of one prior.
 
     Args:
-        features: shapes of the tensors that cross the split, without batch dimension.
+        features: the tensors that cross the split.
         latent: ``(C, h, w)`` of the prior.
         width: channels at the latent's resolution, a multiple of 4; twice as many below.
     """
 
-    def __init__(self, features: Sequence[tuple[int, ...]], latent: tuple[int, int, int], width: int = 64) -> None:
+    def __init__(self, features: Sequence[FeatureSpec], latent: tuple[int, int, int], width: int = 64) -> None:
         super().__init__()
         w = width
         self.standard = Standardised(features)
-        self.entries = nn.ModuleList(_spatial(tuple(s), w, latent[1]) for s in features)
+        self.entries = nn.ModuleList(_spatial(spec, w, latent[1]) for spec in features)
         self.encode = nn.ModuleList(
             [
                 nn.Sequential(_conv(w, w), _conv(w, w)),
@@ -116,19 +120,11 @@ def _sized(maps: Tensor, like: Tensor) -> Tensor:
     return nn.functional.interpolate(maps, like.shape[-2:], mode="nearest")
 
 
-class _Adapted(nn.Module):
-    """``W x + b + B A x`` around a frozen linear layer; A and B belong to :class:`Flow`."""
-
-    def __init__(self, frozen: nn.Linear, down: nn.Parameter, up: nn.Parameter) -> None:
-        super().__init__()
-        self.frozen, self.down, self.up = frozen, down, up
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.frozen(x) + nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-
-
 class Flow(nn.Module):
     """DIFM on a prior: its state is the adaptations alone, the prior's weights are shared with the prior.
+
+    The adaptations are peft's LoRA (Hu et al., arXiv 2106.09685) at a scaling of 1: ``W x + b + B A x``, B zero at the
+    beginning.
 
     Args:
         prior: whose denoiser is adapted.
@@ -138,21 +134,26 @@ class Flow(nn.Module):
 
     def __init__(self, prior: Prior, rank: int = 4, *, everywhere: bool = False) -> None:
         super().__init__()
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+
         # the structure is copied, the frozen weights are not
         shared = {id(t): t for t in (*prior.denoiser.parameters(), *prior.denoiser.buffers())}
         denoiser = copy.deepcopy(prior.denoiser, shared)
+        linear = (name for name, layer in denoiser.named_modules() if isinstance(layer, nn.Linear))
+        chosen = [name for name in linear if everywhere or _of_attention(name)]
+        # from a generator of its own: a network is built again whenever it is copied or loaded
+        with torch.random.fork_rng(devices=[]):
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), denoiser)
         self.adaptations = nn.ParameterDict()
         generator = torch.Generator().manual_seed(0)
-        for name, layer in list(denoiser.named_modules()):
-            if not isinstance(layer, nn.Linear) or not (everywhere or _of_attention(name)):
-                continue
-            key = name.replace(".", "/")
-            down = torch.randn(rank, layer.in_features, generator=generator) / math.sqrt(layer.in_features)
-            self.adaptations[f"{key}/down"] = nn.Parameter(down)
-            self.adaptations[f"{key}/up"] = nn.Parameter(torch.zeros(layer.out_features, rank))
-            owner, _, attribute = name.rpartition(".")
-            pair = (self.adaptations[f"{key}/down"], self.adaptations[f"{key}/up"])
-            setattr(denoiser.get_submodule(owner), attribute, _Adapted(layer, *pair))
+        for name, layer in denoiser.named_modules():
+            if isinstance(layer, LoraLayer):
+                down, up = (cast(nn.Linear, part[_ADAPTER]).weight for part in (layer.lora_A, layer.lora_B))
+                with torch.no_grad():
+                    down.copy_(torch.randn(down.shape, generator=generator) / math.sqrt(down.shape[1]))
+                key = name.replace(".", "/")
+                self.adaptations[f"{key}/down"], self.adaptations[f"{key}/up"] = down, up
         adapted = Prior(prior.vae, denoiser, prior.scheduler, prior.text_encoder, prior.tokenizer, prior.name)
         self.adaptations.requires_grad_(True)
         # in a list, so that it is no part of this module's state
@@ -184,3 +185,36 @@ class Flow(nn.Module):
 
 def _of_attention(name: str) -> bool:
     return name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+
+
+class FlowInversion(nn.Module):
+    """Both parts: features → latents.
+
+    Args:
+        features: the tensors that cross the split.
+        prior: whose latents they become, and whose denoiser is adapted.
+        width: of the alignment.
+        rank: of the adaptations.
+        everywhere: adapt every linear layer, not only those of the attention.
+
+    Attributes:
+        refines: whether the flow's step is taken; the alignment is trained without.
+    """
+
+    def __init__(
+        self, features: Sequence[FeatureSpec], prior: Prior, width: int, rank: int, *, everywhere: bool
+    ) -> None:
+        super().__init__()
+        self.aligned = Aligned(features, prior.latent_shape, width)
+        self.flow = Flow(prior, rank, everywhere=everywhere)
+        self.refines = True
+
+    @property
+    def standard(self) -> Standardised:
+        """What standardises the features."""
+        return self.aligned.standard
+
+    def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
+        """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
+        value = self.aligned(features)
+        return self.flow(value, text) if self.refines else value

@@ -7,21 +7,37 @@ image, so the preview and the refinement live in the same latent space and one s
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from adversary.blackbox.layouts import entry, resized, side_of
 from adversary.gaussian import GaussianErrors
-from splitsight.artifacts import asset, kernels, load_weights, save_weights
+from splitsight.artifacts import asset, home, kernels, load_weights, save_weights
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.names import file_stem
+from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["WIDTH", "InversionNetwork", "NoInversionNetwork", "load_inversion"]
+__all__ = [
+    "WIDTH",
+    "InversionNetwork",
+    "NoInversionNetwork",
+    "inversion_file",
+    "inversion_name",
+    "load_inversion",
+]
 
 WIDTH = 80
 """Channels at the latent's resolution, unless asked for otherwise."""
+_FOLDED = 1024
+"""Channels, at most, that enter 3 × 3 convolutions at half the latent's resolution, of all tensors together."""
 
 
 class NoInversionNetwork(UserError):
@@ -42,40 +58,65 @@ class _Block(nn.Module):
         return torch.relu(x + self.norm2(self.conv2(h)))
 
 
-def _entry(shape: tuple[int, ...], width: int, grid: int) -> nn.Module:
-    """One tapped tensor → ``(B, width, grid, grid)``, losing no position of a finer map on the way.
+class _Resized(nn.Module):
+    """``(B, C, h, w)`` → ``(B, C, side, side)``."""
 
-    A finer map is folded into channels, a coarser one is unfolded in steps of two by learnt sub-positions
-    (interpolation alone could not tell where within a coarse cell something is); a map whose side is no
-    multiple is interpolated, anything without a grid goes through a dense layer to 4 × 4 cells.
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return resized(x, (self.side, self.side))
+
+
+class _Entry(nn.Module):
+    """One tapped tensor ``(B, *shape)`` → ``(B, width, grid, grid)``, losing no position of a finer map on the way.
+
+    A finer map is folded into channels, a coarser one unfolded in steps of two by learnt sub-positions (interpolation
+    alone could not tell where within a coarse cell something is); more channels than :data:`_FOLDED` are projected to
+    fewer before the 3 × 3 convolution. A class token is added everywhere; what has no grid enters as 4 × 4 cells.
     """
-    if len(shape) != 3:
-        cells = 4
-        parts: list[nn.Module] = [
-            nn.Flatten(),
-            nn.Linear(int(torch.Size(shape).numel()), width * cells**2),
-            nn.Unflatten(1, (width, cells, cells)),
-        ]
-    else:
-        channels, cells = shape[0], shape[1]
-        parts = []
-        if cells > grid and cells % grid == 0:
-            parts.append(nn.PixelUnshuffle(cells // grid))
-            channels, cells = channels * (cells // grid) ** 2, grid
-        parts.append(nn.Conv2d(channels, width, 3 if cells > 1 else 1, padding="same"))
-    while cells < grid and grid % (2 * cells) == 0:
-        parts += [nn.ReLU(), nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2)]
-        cells *= 2
-    if cells != grid:
-        parts.append(nn.Upsample((grid, grid), mode="bilinear", align_corners=False))
-    return nn.Sequential(*parts)
+
+    def __init__(self, spec: FeatureSpec, width: int, grid: int, folded: int = _FOLDED) -> None:
+        super().__init__()
+        self.spec = spec
+        cells = side_of(spec)
+        square = spec.grid is None or spec.grid[0] == spec.grid[1]
+        parts = [entry(spec, width)] if spec.grid is None else []
+        if spec.grid is not None:
+            channels, fold = spec.channels, max(1, math.ceil(cells / grid))
+            fewer = max(2, folded // max(2, fold**2))
+            if channels * fold**2 > folded and fewer < channels:
+                parts.append(nn.Conv2d(channels, fewer, 1))
+                channels = fewer
+            if fold > 1:
+                if cells != fold * grid or not square:
+                    parts.append(_Resized(fold * grid))
+                parts.append(nn.PixelUnshuffle(fold))
+                channels, cells, square = channels * fold**2, grid, True
+            parts.append(nn.Conv2d(channels, width, 3 if cells > 1 else 1, padding="same"))
+        while 2 * cells <= grid:
+            parts += [nn.ReLU(), nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2)]
+            cells *= 2
+        if cells != grid or not square:
+            parts.append(_Resized(grid))
+        self._parts = len(parts)
+        for i, part in enumerate(parts):
+            self.add_module(str(i), part)
+        self.summary = nn.Linear(spec.channels, width) if spec.class_token else None
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = z if self.spec.grid is None else self.spec.as_map(z)
+        for i in range(self._parts):
+            h = self.get_submodule(str(i))(h)
+        return h if self.summary is None else h + self.summary(z[:, 0])[:, :, None, None]
 
 
 class InversionNetwork(nn.Module):
     """Features of one split point → scaled latents of one prior.
 
     Args:
-        features: shapes of the tensors that cross the split, without batch dimension.
+        features: the tensors that cross the split.
         latent: ``(C, h, w)`` of the prior.
         width: channels at the latent's resolution; twice as many at half of it.
         coarse: residual blocks at half the latent's resolution.
@@ -84,28 +125,28 @@ class InversionNetwork(nn.Module):
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
         pixels: likewise for the image that the prior's decoder makes of its answer, clamped to [0, 1].
+        defense: what the edge did to the features that it was trained on.
     """
 
+    defense: str = UNDEFENDED
     errors: GaussianErrors | None
     pixels: GaussianErrors | None
 
     def __init__(
         self,
-        features: list[tuple[int, ...]],
+        features: Sequence[FeatureSpec],
         latent: tuple[int, int, int],
         width: int = WIDTH,
         coarse: int = 2,
         depth: int = 4,
     ) -> None:
         super().__init__()
-        self.config = {
-            "features": [list(s) for s in features],
-            "latent": list(latent),
-            "width": width,
-            "coarse": coarse,
-            "depth": depth,
-        }
-        self.entries = nn.ModuleList(_entry(shape, 2 * width, latent[1] // 2) for shape in features)
+        self.features, self.latent = tuple(features), latent
+        self.width, self.depths = width, (coarse, depth)
+        grid = math.ceil(max(latent[1:]) / 2)
+        self.entries = nn.ModuleList(
+            _Entry(spec, 2 * width, grid, _FOLDED // len(self.features)) for spec in self.features
+        )
         self.coarse = nn.Sequential(*(_Block(2 * width) for _ in range(coarse)))
         self.up = nn.Conv2d(2 * width, 4 * width, 1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
@@ -117,11 +158,9 @@ class InversionNetwork(nn.Module):
         """Make room for measured errors, to be filled by measuring or by loading.
 
         Args:
-            features: also for what F1, or who stands in for it, makes of a decoded image.
+            features: also for what F1, or a surrogate of it, makes of a decoded image.
         """
-        shapes = self.config["features"] if features else []
-        specs = [FeatureSpec(f"z{i}", tuple(s)) for i, s in enumerate(shapes)]  # type: ignore[arg-type]
-        self.errors = GaussianErrors(tuple(self.config["latent"]), specs)  # type: ignore[arg-type]
+        self.errors = GaussianErrors(self.latent, self.features if features else [])
         return self.errors
 
     def expect_pixels(self, size: int) -> GaussianErrors:
@@ -129,54 +168,138 @@ class InversionNetwork(nn.Module):
         self.pixels = GaussianErrors((3, size, size), [])
         return self.pixels
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
         total = torch.stack([entry(z) for entry, z in zip(self.entries, features, strict=True)]).sum(0)
         h = nn.functional.pixel_shuffle(self.up(self.coarse(torch.relu(total))), 2)
-        return self.exit(self.blocks(torch.relu(h)))
+        return self.exit(self.blocks(torch.relu(resized(h, self.latent[1:]))))
 
-    def save(self, path: Path, *, target_digest: str, prior_digest: str, target: str, split: str, prior: str) -> None:
+    def save(
+        self,
+        path: Path,
+        *,
+        target: str,
+        split: str,
+        head_digest: str,
+        prior: str,
+        prior_digest: str,
+        defense: str = UNDEFENDED,
+    ) -> None:
         """Write float16 safetensors, kernels in 8 bits; what the network was trained for travels in the metadata."""
-        about = {"config": self.config, "target_digest": target_digest, "prior_digest": prior_digest}
-        about |= {"target": target, "split": split, "prior": prior}
+        config = {
+            "features": [asdict(spec) for spec in self.features],
+            "latent": self.latent,
+            "width": self.width,
+            "coarse": self.depths[0],
+            "depth": self.depths[1],
+        }
+        about = {"config": config, "head_digest": head_digest, "prior_digest": prior_digest}
+        about |= {"target": target, "split": split, "prior": prior, "defense": defense}
         save_weights(path, self.state_dict(), about, kernels(self))
 
 
+def inversion_file(
+    target: str, split: str, prior: str, *, head_digest: str, prior_digest: str, defense: str = UNDEFENDED
+) -> Path:
+    """Where an inversion network is kept in the cache; it may not exist."""
+    name = inversion_name(target, split, prior, defense)
+    return home() / "inversion" / f"{name}-{head_digest[:12]}-{prior_digest[:12]}.safetensors"
+
+
+def inversion_name(target: str, split: str, prior: str, defense: str = UNDEFENDED) -> str:
+    """What names the file of an inversion network."""
+    return file_stem(target, split, prior, *([] if defense == UNDEFENDED else [defense]))
+
+
 def load_inversion(
-    target: str, split: str, prior: str, *, target_digest: str, prior_digest: str, path: Path | None = None
+    target: str,
+    split: str,
+    prior: str,
+    *,
+    head_digest: str,
+    prior_digest: str,
+    path: Path | None = None,
+    defense: str = UNDEFENDED,
 ) -> InversionNetwork:
-    """The inversion network for one target, split and prior: the embedded one, or a file.
+    """The inversion network for one target, split, prior and defence: out of the package, the cache, or a file.
+
+    Args:
+        target: name of the attacked network.
+        split: its split point.
+        prior: the prior's name.
+        head_digest: SHA-256 of the weights of F1.
+        prior_digest: SHA-256 of the prior's autoencoder.
+        path: the file, or a folder of such files; by default the package's where that fits, else the cache's.
+        defense: what the edge does to the features, in its canonical form; where no network was trained against it, the
+            one for undefended features is taken (``network.defense`` says which it is).
 
     Raises:
         NoInversionNetwork: there is none.
-        UserError: it was trained for other weights.
+        UserError: the file was trained for other weights.
     """
-    file = path or asset("inversion", f"{target}-{split}-{prior}.safetensors")
-    if not file.is_file():
+    digests = {"head_digest": head_digest, "prior_digest": prior_digest}
+    # without one that was trained against the defence, an attacker has the one for undefended features
+    candidates = [
+        _found(path, target, split, prior, trained_for, digests) for trained_for in dict.fromkeys((defense, UNDEFENDED))
+    ]
+    path = next((file for file in candidates if file.is_file()), candidates[0])
+    if not path.is_file():
+        flags = f" --target {target} --split {split}" + (f" --prior {prior}" if prior != "small" else "")
+        flags += f" --defense '{defense}'" if defense != UNDEFENDED else ""
         raise NoInversionNetwork(
-            f"no inversion network for {target} at {split} with prior '{prior}': "
-            f"make one with `splitsight train inversion --target {target} --split {split}`, or run without previews"
+            f"no inversion network for {target} at {split} with prior '{prior}'"
+            + (f" against '{defense}'" if defense != UNDEFENDED else "")
+            + f": train one with `splitsight train inversion{flags} --data DIR --minutes 30`, DIR being a folder of "
+            "images, or go on without previews"
         )
-    state = load_weights(file)
-    with safe_open(str(file), "pt") as opened:
-        about = {k: json.loads(v) for k, v in (opened.metadata() or {}).items()}
+    if (what := _misfit(path, digests)) is not None:
+        raise UserError(f"{path.name} was trained for {what}: retrain it with `splitsight train inversion`")
+    state, about = load_weights(path), _about(path)
     try:
-        config = about["config"]
-        for what, want in (("target_digest", target_digest), ("prior_digest", prior_digest)):
-            if about[what] != want:
-                raise UserError(
-                    f"{file.name} was trained for another {what.split('_')[0]} (digest "
-                    f"{about[what][:12]}…, not {want[:12]}…): "
-                    "retrain it with `splitsight train inversion`"
-                )
-        network = InversionNetwork([tuple(s) for s in config.pop("features")], tuple(config.pop("latent")), **config)
+        config = dict(about["config"])
+        features = [FeatureSpec(f["name"], tuple(f["shape"]), f["layout"]) for f in config.pop("features")]
+        network = InversionNetwork(features, tuple(config.pop("latent")), **config)
         if any(key.startswith("errors.") for key in state):
             network.expect_errors()
         if "pixels.latent" in state:
             network.expect_pixels(len(state["pixels.latent"]))
         network.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"{file} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`"
-        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+    network.defense = about.get("defense", UNDEFENDED)
     return network.eval().requires_grad_(False)
+
+
+def _found(path: Path | None, target: str, split: str, prior: str, defense: str, digests: Mapping[str, str]) -> Path:
+    """The file itself, the one in that folder, or the package's where that fits, else the cache's; it may not exist."""
+    name = f"{inversion_name(target, split, prior, defense)}.safetensors"
+    if path is not None:
+        return path / name if path.is_dir() else path
+    embedded, cached = asset("inversion", name), inversion_file(target, split, prior, defense=defense, **digests)
+    return cached if cached.is_file() and (not embedded.is_file() or _misfit(embedded, digests)) else embedded
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not an inversion network ({type(error).__name__}): retrain it with `splitsight train inversion`"
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """A file's metadata."""
+    try:
+        with safe_open(str(path), "pt") as opened:
+            return {k: json.loads(v) for k, v in (opened.metadata() or {}).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _misfit(path: Path, digests: Mapping[str, str]) -> str | None:
+    """Which other weights a file was trained for, in words; ``None`` where it fits."""
+    about = _about(path)
+    for name, what in (("head_digest", "other weights of F1"), ("prior_digest", "another prior")):
+        if name not in about:
+            raise _damaged(path, KeyError(name))
+        if about[name] != digests[name]:
+            return f"{what} (digest {about[name][:12]}…, not {digests[name][:12]}…)"
+    return None

@@ -1,34 +1,40 @@
 """Black-box networks as attacks use them: built by method, kept in files, found again by what they were made for.
 
-A network answers for one split of one target with one prior. Its file (safetensors, matrices and kernels in 8 bits)
-says for which, and lists the pictures that it was trained on by the first 64 bits of their SHA-256, so that an attack
-can refuse to be measured on them. Some of net-best come with the package; those are looked at before the cache.
+A network answers for one cut of one target, behind one defence, with one prior. Its file (safetensors, matrices and
+kernels in 8 bits) says for which, and lists the pictures that it was trained on by the first 64 bits of their SHA-256,
+so that an attack can refuse to be measured on them. Some of net-best come with the package; those are looked at before
+the cache. What a method's network is, and how it answers, stands in the method's class
+(:class:`~adversary.attacks.blackbox.NetAttack`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from adversary.blackbox.flow import Aligned, Flow
 from adversary.blackbox.multiframe import FrameControl, FrameMixer
-from adversary.blackbox.surrogate import LatentNetwork, Student
-from adversary.blackbox.unet import FeatureUNet
+from adversary.blackbox.surrogate import LatentNetwork, Surrogate
 from adversary.priors.prior import Prior, Text
 from splitsight.artifacts import asset, home, kernels, load_weights, save_weights
 from splitsight.data import image_hash
-from splitsight.errors import UserError, unknown_name
+from splitsight.errors import UserError
+from splitsight.features import FeatureSpec, shapes_of, show_shapes
+from splitsight.names import file_stem
+from splitsight.wire.sessions import UNDEFENDED
+
+if TYPE_CHECKING:
+    from adversary.attacks.blackbox import NetAttack
+    from adversary.blackbox.layouts import Standardised
 
 __all__ = [
-    "METHODS",
     "AttackNetwork",
     "Made",
     "cache_file",
@@ -40,10 +46,14 @@ __all__ = [
     "save_network",
 ]
 
-METHODS = {"net-do": "pixels", "net-db": "latent", "net-dmb": "noise", "net-flow": "flow", "net-best": "refined"}
-"""What each method's network is aimed at; ``refined`` is the latent, with a student of F1 beside it."""
-
 _QUERIES = "queries"
+
+
+def _method(name: str) -> type[NetAttack]:
+    # methods are attacks, which need the networks
+    from adversary.attacks.blackbox import method_of
+
+    return method_of(name)
 
 
 @dataclass(frozen=True)
@@ -51,69 +61,82 @@ class Made:
     """What a network was made for, and how.
 
     Attributes:
-        method: a name out of :data:`METHODS`.
+        method: name of a black-box method.
         target: the attacked network's name.
         split: its split point.
-        target_digest: SHA-256 of its weights, as announced.
-        defense: what the edge did to the features.
-        features: their shapes, without batch dimension.
-        image: side of the images, in pixels.
+        head_digest: SHA-256 of the weights that F1 reads, as announced.
+        features: what crosses the split, behind the defence.
+        image: side of the images that it answers with, in pixels: the prior's.
         prior: name of the prior.
         prior_digest: of what of the prior fixes the answer (see :func:`prior_key`).
+        defense: what the edge does to the features, in its canonical form.
+        defense_digest: SHA-256 of the defence's weights; empty where it has none.
         frames: K; more than one for windows.
         mixed: whether frames see each other (equation 13) or are the control.
         text: whether it was trained with prompts (equation 12).
-        steps: of the sampler, for ``net-dmb``.
-        width: of the network.
-        rank: of the adaptations, for ``net-flow``.
-        everywhere: whether every linear layer is adapted, for ``net-flow``.
-        student: whether a student of F1 goes with it, for ``net-best``.
-        trust: how far a fit through the student is believed where answers are to be near, as a factor of its feature
-            loss; 0 where held-out pairs did not show that it brings them nearer.
+        surrogate: whether a surrogate of F1 goes with it.
+        likelihood_weight: factor of the surrogate's feature loss where answers are to be near; 0 where held-out pairs
+            did not show that a fit brings them nearer.
         setting: named setting of the training.
+        training: its values; what is missing is at its default.
         queries: pictures it was trained on.
         figures: mean quality on its test queries.
         curve: mean training loss (of the last part, for methods of several) at each hundredth of the training.
+
+    Raises:
+        UserError: no such method, or one that cannot do with windows or prompts.
     """
 
     method: str
     target: str
     split: str
-    target_digest: str
-    defense: str
-    features: tuple[tuple[int, ...], ...]
+    head_digest: str
+    features: tuple[FeatureSpec, ...]
     image: int
     prior: str
     prior_digest: str
+    defense: str = UNDEFENDED
+    defense_digest: str = ""
     frames: int = 1
     mixed: bool = True
     text: bool = False
-    steps: int = 4
-    width: int = 48
-    rank: int = 4
-    everywhere: bool = False
-    student: bool = False
-    trust: float = 0.0
+    surrogate: bool = False
+    likelihood_weight: float = 0.0
     setting: str = "tuned"
+    training: dict[str, Any] = field(default_factory=dict)
     queries: int = 0
     figures: dict[str, float | int | bool] = field(default_factory=dict)
     curve: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown_name("black-box method", self.method, list(METHODS))
+        method = _method(self.method)
         if self.frames < 1:
             raise UserError(f"a window of {self.frames} frames cannot be: give --frames of at least 1")
-        if self.frames > 1 and METHODS[self.method] in ("flow", "refined"):
+        if self.frames > 1 and not method.windows:
             raise UserError(f"{self.method} takes single frames: leave --frames out, or choose another --method")
-        if self.text and self.method != "net-dmb":
+        if self.text and not method.text:
             raise UserError(f"{self.method} does not sample, so that a text changes nothing: leave --text out")
+
+    @classmethod
+    def read(cls, about: Mapping[str, Any]) -> Made:
+        """Out of plain JSON, as ``dataclasses.asdict`` gives it.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+            UserError: no such method.
+        """
+        features = tuple(FeatureSpec(f["name"], tuple(f["shape"]), f["layout"]) for f in about["features"])
+        return cls(**{**about, "features": features, "curve": tuple(about.get("curve", ()))})
 
 
 def prior_key(prior: Prior, method: str) -> str:
     """SHA-256 of what of a prior fixes a method's answers: nothing, the autoencoder, or all of it."""
-    aim = METHODS[method]
-    return "none" if aim == "pixels" else prior.latent_digest if aim in ("latent", "refined") else prior.digest
+    part = _method(method).prior_part
+    return "none" if part == "none" else prior.latent_digest if part == "autoencoder" else prior.digest
+
+
+class _Core(Protocol):
+    standard: Standardised
 
 
 class AttackNetwork(nn.Module):
@@ -124,31 +147,25 @@ class AttackNetwork(nn.Module):
         prior: the one that ``made`` names.
 
     Attributes:
-        refines: for ``net-flow``, whether the flow's step is taken; the first half of its training goes without.
+        method: of ``made``.
+        values: of its training.
+        core: what its method builds: features → pixels, latents or noise.
+        mixer: for windows, what stands before it (equation 13).
+        surrogate: of F1, where ``made`` says so.
         known: first 64 bits of the SHA-256 of each picture it was trained on, ``(N,)`` int64.
-        student: stands in for F1, for ``net-best`` where ``made`` says so.
     """
 
     def __init__(self, made: Made, prior: Prior) -> None:
         super().__init__()
-        self.made = made
+        self.made, self.method = made, _method(made.method)
+        self.values = self.method.trained(made.training)
         self._prior = [prior]  # in a list, so that it is no part of this module's state
-        self.refines = True
         self.known = np.zeros(0, np.int64)
         self.mixer: nn.Module | None = None
         if made.frames > 1:
             self.mixer = (FrameMixer if made.mixed else FrameControl)(made.features, made.frames)
-        self.flow: Flow | None = None
-        self.student: Student | None = Student(made.features, made.image) if made.student else None
-        aim = METHODS[made.method]
-        if aim == "refined":
-            self.core: nn.Module = LatentNetwork(made.features, prior.latent_shape, made.width, student=made.student)
-        elif aim == "flow":
-            self.core = Aligned(made.features, prior.latent_shape, made.width)
-            self.flow = Flow(prior, made.rank, everywhere=made.everywhere)
-        else:
-            shape = (3, made.image, made.image) if aim == "pixels" else prior.latent_shape
-            self.core = FeatureUNet(made.features, aim, shape, made.image, made.width)
+        self.surrogate: Surrogate | None = Surrogate(made.features, made.image) if made.surrogate else None
+        self.core = self.method.core(made, self.values, prior)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AttackNetwork:
         # averages of weights are copies; the prior must stay the one it is
@@ -157,7 +174,7 @@ class AttackNetwork(nn.Module):
         for ours, theirs in zip(self.parameters(), other.parameters(), strict=True):
             theirs.requires_grad_(ours.requires_grad)
         other.train(self.training)
-        other.refines, other.known = self.refines, self.known
+        other.known = self.known
         return other
 
     @property
@@ -166,17 +183,17 @@ class AttackNetwork(nn.Module):
         return self._prior[0]
 
     @property
-    def standard(self) -> nn.Module:
+    def standard(self) -> Standardised:
         """What standardises the features."""
-        return self.core.standard  # type: ignore[return-value]
+        return cast(_Core, self.core).standard
 
-    def decide(self, trust: float, *, student: bool = True) -> None:
-        """Believe the student so far where answers are to be near; and keep it, or go on without one."""
-        self.made = replace(self.made, trust=trust, student=student)
-        if not student:
-            assert isinstance(self.core, LatentNetwork) and trust == 0
-            self.student = None
-            self.core.without_student()
+    def decide(self, likelihood_weight: float, *, surrogate: bool = True) -> None:
+        """Weight the surrogate's feature loss so where answers are to be near; keep the surrogate, or drop it."""
+        self.made = replace(self.made, likelihood_weight=likelihood_weight, surrogate=surrogate)
+        if not surrogate:
+            assert isinstance(self.core, LatentNetwork) and likelihood_weight == 0
+            self.surrogate = None
+            self.core.without_surrogate()
 
     def forward(self, features: Sequence[Tensor], text: Text | None = None) -> Tensor:
         """Features, each ``(B, …)`` → pixels ``(B, 3, H, W)``, latents or noise ``(B, C, h, w)``.
@@ -185,15 +202,11 @@ class AttackNetwork(nn.Module):
         """
         if self.mixer is not None:
             features = self.mixer(features)
-        value = self.core(features)
-        return value if self.flow is None or not self.refines else self.flow(value, text)
+        return self.method.answer(self, features, text)
 
     def images(self, value: Tensor, text: Text | None = None) -> Tensor:
         """What :meth:`forward` gave → images ``(B, 3, H, W)``, nominally in [0, 1]."""
-        aim = METHODS[self.made.method]
-        if aim == "pixels":
-            return value
-        return self.prior.generate(value, text, self.made.steps) if aim == "noise" else self.prior.decode(value)
+        return self.method.images(self, value, text)
 
     def check_features(self, features: Sequence[Tensor]) -> None:
         """Refuse features that it was not made for.
@@ -201,11 +214,10 @@ class AttackNetwork(nn.Module):
         Raises:
             UserError: another number of tensors, other shapes, or windows that are not whole.
         """
-        given = [tuple(z.shape[1:]) for z in features]
-        if given != [tuple(s) for s in self.made.features]:
-            show = [" and ".join("×".join(map(str, s)) for s in shapes) for shapes in (given, self.made.features)]
+        given, wanted = [tuple(z.shape[1:]) for z in features], shapes_of(self.made.features)
+        if given != wanted:
             raise UserError(
-                f"features of shape {show[0]} do not fit this network, which takes {show[1]}: "
+                f"features of shape {show_shapes(given)} do not fit this network, which takes {show_shapes(wanted)}: "
                 "give the one that was trained for their split"
             )
         if len(features[0]) % self.made.frames:
@@ -239,35 +251,38 @@ def _short(hashes: Sequence[str]) -> np.ndarray:
 
 
 def network_name(made: Made) -> str:
-    """What a network is for, in a word: target, split, method and what else tells it from others of the same."""
-    name = f"{made.target}-{made.split}-{made.method}"
+    """What a network is for, as a part of file names: target, split, method and what else tells it from others."""
+    words = [made.target, made.split, made.method]
     if made.text:
-        name += "-text"
+        words.append("text")
     if made.frames > 1:
-        name += f"-{made.frames}frames" + ("" if made.mixed else "-control")
-    if made.defense != "identity":
-        name += f"-{made.defense}"
-    return name
+        words.append(f"{made.frames}frames")
+        words += [] if made.mixed else ["control"]
+    if made.defense != UNDEFENDED:
+        words.append(made.defense)
+    if made.defense_digest:
+        words.append(made.defense_digest[:12])
+    return file_stem(*words)
 
 
 def cache_file(made: Made) -> Path:
     """Where a network of this kind is kept; it may not exist."""
-    name = f"{network_name(made)}-{made.target_digest[:12]}-{made.prior_digest[:12]}"
+    name = f"{network_name(made)}-{made.head_digest[:12]}-{made.prior_digest[:12]}"
     return home() / "inversion" / f"{name}.safetensors"
 
 
 def embedded_file(made: Made) -> Path:
     """Where a network of this kind would be in the package; it may not exist."""
-    return asset("inversion", f"{network_name(made)}-{made.prior}.safetensors")
+    return asset("inversion", f"{network_name(made)}-{file_stem(made.prior)}.safetensors")
 
 
 def _cached(wanted: Made) -> Path:
-    """The cache's file; for any weights of the target, the one that there is.
+    """The cache's file; for any weights of F1, the one that there is.
 
     Raises:
         UserError: there are several.
     """
-    if wanted.target_digest:
+    if wanted.head_digest:
         return cache_file(wanted)
     pattern = f"{network_name(wanted)}-{'[0-9a-f]' * 12}-{wanted.prior_digest[:12]}.safetensors"
     found = sorted((home() / "inversion").glob(pattern))
@@ -301,8 +316,9 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
     """A network out of a file, out of the package, or out of the cache.
 
     Args:
-        wanted: what it is needed for; how it was made (width, steps, setting …) is taken from the file. An empty
-            ``target_digest`` takes a network for any weights, for an attacker that has not met its victim yet.
+        wanted: what it is needed for; how it was made (training, setting …) is taken from the file. An empty
+            ``head_digest`` takes a network for any weights, for an attacker that has not met its victim yet; an empty
+            ``defense`` one for any defence.
         prior: the one in use.
         path: the file; by default the package's if that fits, else the cache's.
 
@@ -319,9 +335,10 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
         flags = f" --frames {wanted.frames}" * (wanted.frames > 1) + " --text" * wanted.text
         flags += " --no-mixing" * (wanted.frames > 1 and not wanted.mixed)
         where = f"at {path}" if path else f"for {wanted.target} at {wanted.split}"
+        where += f" against '{wanted.defense}'" if path is None and wanted.defense != UNDEFENDED else ""
         raise UserError(
             f"no {wanted.method} network {where}: make one with `splitsight train inversion --oracle HOST:PORT "
-            f"--method {wanted.method}{flags}`, or give one with --network"
+            f"--method {wanted.method}{flags} --data DIR`, or give one with --network"
         )
     state = load_weights(file)
     made = read_made(file)
@@ -347,28 +364,32 @@ def read_made(file: Path) -> Made:
     """
     try:
         with safe_open(str(file), "pt") as opened:
-            about = json.loads((opened.metadata() or {})["made"])
-        about["features"] = tuple(tuple(shape) for shape in about["features"])
-        return Made(**about)
+            return Made.read(json.loads((opened.metadata() or {})["made"]))
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"{file} is not a black-box network ({type(error).__name__}): train it again") from error
 
 
+_COMPARED = {
+    "method": "method",
+    "target": "target",
+    "split": "split",
+    "head_digest": "digest of F1's weights",
+    "defense": "defence",
+    "defense_digest": "digest of the defence's weights",
+    "prior_digest": "prior's digest",
+    "frames": "number of frames",
+    "mixed": "kind of window",
+    "text": "use of text",
+}
+
+
 def _difference(wanted: Made, made: Made) -> str | None:
     """What a network was made for that is not what is wanted, in words; ``None`` where nothing is."""
-    for name, what in (
-        ("method", "method"),
-        ("target", "target"),
-        ("split", "split"),
-        ("target_digest", "weights' digest"),
-        ("defense", "defence"),
-        ("prior_digest", "prior's digest"),
-        ("frames", "number of frames"),
-        ("mixed", "kind of window"),
-        ("text", "use of text"),
-    ):
+    for name, what in _COMPARED.items():
         ours, theirs = getattr(wanted, name), getattr(made, name)
-        if (name == "mixed" and made.frames == 1) or (name in ("target_digest", "defense") and not ours):
+        if (name == "mixed" and made.frames == 1) or (name == "head_digest" and not ours):
+            continue
+        if name.startswith("defense") and not wanted.defense:
             continue
         if ours != theirs:
             shown = [_words(name, value) for value in (theirs, ours)]

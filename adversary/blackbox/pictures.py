@@ -15,8 +15,10 @@ import numpy as np
 
 from adversary.blackbox.queries import Picture, Role
 from adversary.priors.captions import read_class_names
-from splitsight.data import draw_images, image_hash, shards_of
+from splitsight.data import draw_images, image_hash
 from splitsight.errors import UserError
+from splitsight.names import files_of
+from splitsight.training_data import TrainingSet
 from splitsight.video import open_source
 
 __all__ = ["draw_groups", "draw_unasked", "pan"]
@@ -89,14 +91,13 @@ def draw_unasked(data: Path, size: int, count: int, known: set[str], *, seed: in
 def _videos(data: Path) -> list[Path]:
     if data.is_file():
         return [data] if data.suffix.lower() in _VIDEOS else []
-    return sorted(p for p in data.rglob("*") if p.suffix.lower() in _VIDEOS)
+    return files_of(data, _VIDEOS, deep=True)
 
 
 def _stills(data: Path, size: int, count: int, seed: int) -> tuple[list[np.ndarray], list[str]]:
     """Different images, and what each shows where classes are known."""
-    sources = [data]
-    if data.is_dir() and any(data.glob("*.parquet")):
-        sources = shards_of(data)[0][:-1]
+    shards = TrainingSet.open(data).shards
+    sources = shards[:-1] or shards
     table = (data if data.is_dir() else data.parent) / "classes.tsv"
     names = read_class_names(table) if table.is_file() else None
     images: list[np.ndarray] = []
@@ -106,7 +107,7 @@ def _stills(data: Path, size: int, count: int, seed: int) -> tuple[list[np.ndarr
             break
         drawn = draw_images(source, size, count - len(images), seed)
         images += list(drawn.images)
-        for label in drawn.labels.tolist():
+        for label in drawn.stored_labels.known(names or ()).tolist():
             captions.append(f"a photo of a {names[label][0]}" if names and 0 <= label < len(names) else "")
     return images, captions
 

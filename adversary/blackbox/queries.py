@@ -2,7 +2,7 @@
 
 A store is a folder::
 
-    oracle.json           what answered: target, split, digest, feature schema, defence
+    oracle.json           what answered: target, split, digests, feature schema, defence with its parameters
     part-00000.parquet …  one row a pair; complete files only, each renamed into place
 
 Rows hold the picture (``image``, Hugging Face image format), the SHA-256 of its pixels, its caption, the features as
@@ -14,12 +14,11 @@ and the next one goes on from there.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -30,25 +29,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
-from splitsight.data import decode_image, encode_png, image_hash
+from splitsight.data import decode_image, encode_png, fit, image_hash
 from splitsight.errors import UserError
+from splitsight.wire.channels import channel, parse_address
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import WireError, decode
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
 from splitsight.wire.v1 import tensor_pb2
 
-__all__ = ["Collected", "OracleClient", "Pairs", "Picture", "QueryStore", "Tapped", "Victim", "collect"]
+__all__ = ["Collected", "OracleClient", "Pairs", "Picture", "QueryStore", "collect", "victim_of"]
 
 Role = Literal["train", "test"]
 Answer = list[tensor_pb2.Tensor]
 """What the oracle answers for one picture: one encoded tensor for each that crosses the split."""
 
 _PART = re.compile(r"part-(\d{5,})\.parquet")
-_SCHEMA_NAME = "splitsight.queries/1"
+_SCHEMA_NAME = "splitsight.queries/2"
 _VICTIM = "oracle.json"
 _MAX_BYTES = 1 << 28
 _TIMEOUT_S = 60.0
-_NAME = re.compile(r"\w[\w .,:=()+-]{0,99}")
+_NAME = re.compile(r"\w[\w .,:=()+-]{0,299}")
 _MOST_PIXELS = 4096
 _SCHEMA = pa.schema(
     [
@@ -63,78 +64,11 @@ _SCHEMA = pa.schema(
 )
 
 
-class Tapped(NamedTuple):
-    """One tensor that crosses the split: a name, and its shape without batch dimension."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Victim:
-    """What an attacker is told about the network that it attacks: names and shapes, neither weights nor structure.
-
-    Attributes:
-        target: name of the network.
-        split: name of the split point.
-        digest: SHA-256 of the weights, as the server announces it.
-        features: what crosses the split.
-        defense: what the edge does to it.
-        size: side of the images that F1 takes, in pixels.
+def victim_of(session: SessionDescription) -> SessionDescription:
+    """What an attacker is told about the network that it attacks: names, digests and shapes of what comes before the
+    features; neither weights nor structure, and nothing of F2, which changes no answer.
     """
-
-    target: str
-    split: str
-    digest: str
-    features: tuple[Tapped, ...]
-    defense: str
-    size: int
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of the features."""
-        return [tapped.shape for tapped in self.features]
-
-    def to_json(self) -> str:
-        """As :meth:`from_json` reads it."""
-        return json.dumps({"schema": _SCHEMA_NAME, **asdict(self)}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Victim:
-        """Reads :meth:`to_json`.
-
-        Raises:
-            ValueError: not JSON, another schema, or a field is missing or of the wrong kind.
-        """
-        data: Any = json.loads(text)
-        if not isinstance(data, dict) or data.pop("schema", None) != _SCHEMA_NAME:
-            raise ValueError(f"its schema is not {_SCHEMA_NAME}")
-        try:
-            features = tuple(Tapped(str(name), tuple(int(n) for n in shape)) for name, shape in data.pop("features"))
-            return cls(features=features, **data)
-        except (KeyError, TypeError) as error:
-            raise ValueError("a field is missing or of the wrong kind") from error
-
-    def difference(self, other: Victim) -> str | None:
-        """What first differs, in words; ``None`` where nothing does."""
-        for name, word in (
-            ("target", "target"),
-            ("split", "split"),
-            ("digest", "weights' digest"),
-            ("features", "features"),
-            ("defense", "defence"),
-            ("size", "image size"),
-        ):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                if name == "features":
-                    ours, theirs = (" and ".join(_show(t.shape) for t in f) for f in (ours, theirs))
-                return f"{word} {str(ours)[:32]}, not {str(theirs)[:32]}"
-        return None
-
-
-def _show(shape: Iterable[int]) -> str:
-    return "×".join(map(str, shape)) or "()"
+    return replace(session, tail_digest="", task="")
 
 
 class Picture(NamedTuple):
@@ -179,27 +113,12 @@ class OracleClient(AbstractContextManager["OracleClient"]):
     def __init__(
         self, address: str, *, token: str | None = None, ca: Path | None = None, patience: float = 10.0
     ) -> None:
-        match = re.fullmatch(r"(.+):(\d{1,5})", address)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise UserError(f"'{address}' is not HOST:PORT: give, for example, --oracle 127.0.0.1:50053")
+        where = parse_address(address, "--oracle 127.0.0.1:50053")
         if token is not None and not (token.isascii() and token.isprintable()):
             raise UserError("the oracle's token cannot be sent: give one of plain ASCII characters")
         self.address, self.patience = address, patience
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        options = [
-            ("grpc.max_receive_message_length", 1 << 30),
-            ("grpc.max_send_message_length", -1),
-            # a channel must not inherit the refused state, or the back-off, of the one before
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            ("grpc.enable_http_proxy", 0),
-        ]
-        if ca is not None:
-            if not ca.is_file():
-                raise UserError(f"no such certificate file: {ca}")
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes()), options)
-        else:
-            self._channel = grpc.insecure_channel(address, options)
+        self._channel = channel(where, receive_bytes=1 << 30, ca=ca)
         self._stub = rpc.OracleStub(self._channel)
         self.left = self.max_batch = 0
 
@@ -209,25 +128,23 @@ class OracleClient(AbstractContextManager["OracleClient"]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._channel.close()
 
-    def connect(self) -> Victim:
+    def connect(self) -> SessionDescription:
         """Ask what answers there.
 
         Raises:
             UserError: nothing does within ``patience``, or it refuses.
         """
         described: pb.DescribeOracleResponse = self._call(self._stub.Describe, pb.DescribeOracleRequest())
-        if (wrong := _impossible(described)) is not None:
+        try:
+            session = SessionDescription.read(described.session)
+            wrong = _impossible(session)
+        except ValueError as error:
+            wrong = f"features that cannot be ({error})"
+        if wrong is not None:
             raise UserError(f"the oracle {self.address} announces {wrong}: ask another", code=1)
         self.left, self.max_batch = described.left, max(1, described.max_batch)
         self._instance = described.instance
-        self.victim = Victim(
-            target=described.target,
-            split=described.split,
-            digest=described.weights_digest,
-            features=tuple(Tapped(f.name, tuple(f.shape)) for f in described.features),
-            defense=described.defense,
-            size=described.input_size,
-        )
+        self.victim = victim_of(session)
         return self.victim
 
     def query(self, images: Sequence[np.ndarray]) -> list[Answer]:
@@ -253,9 +170,9 @@ class OracleClient(AbstractContextManager["OracleClient"]):
     def _check(self, answer: Answer) -> None:
         if len(answer) != len(self.victim.features):
             raise self._strange(f"{len(answer)} tensors came where {len(self.victim.features)} were announced")
-        for tensor, tapped in zip(answer, self.victim.features, strict=True):
+        for tensor, spec in zip(answer, self.victim.features, strict=True):
             try:
-                decode(tensor, tapped, max_bytes=_MAX_BYTES)
+                decode(tensor, spec, max_bytes=_MAX_BYTES)
             except WireError as error:
                 raise self._strange(error.message) from error
 
@@ -292,26 +209,28 @@ class OracleClient(AbstractContextManager["OracleClient"]):
         return UserError(what, code=1)
 
 
-def _impossible(described: pb.DescribeOracleResponse) -> str | None:
+def _impossible(session: SessionDescription) -> str | None:
     """What of an announcement cannot be; names become parts of file names, and sizes memory."""
     for what in ("target", "split", "defense"):
-        if not _NAME.fullmatch(name := getattr(described, what)):
+        if not _NAME.fullmatch(name := getattr(session, what)):
             return f"{name[:40]!r} as the name of its {what}"
-    if not re.fullmatch(r"[0-9a-f]{64}", described.weights_digest):
-        return "weights without a SHA-256"
-    if not 1 <= described.input_size <= _MOST_PIXELS:
-        return f"images of {described.input_size} pixels"
-    if not described.features:
+    if not re.fullmatch(r"[0-9a-f]{64}", session.head_digest):
+        return "weights of F1 without a SHA-256"
+    if not re.fullmatch(r"([0-9a-f]{64})?", session.defense_digest):
+        return "weights of its defence without a SHA-256"
+    if not 1 <= session.input_size <= _MOST_PIXELS:
+        return f"images of {session.input_size} pixels"
+    if not session.features:
         return "no features"
-    for spec in described.features:
-        if not spec.shape or min(spec.shape) < 1 or 4 * math.prod(spec.shape) > _MAX_BYTES:
-            return f"features of shape {_show(spec.shape)}"
+    for spec in session.features:
+        if not spec.shape or min(spec.shape) < 1 or spec.bytes > _MAX_BYTES:
+            return f"features of shape {spec.show}"
     return None
 
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """Seconds after which a refusal for its rate should be asked again; ``None`` for any other refusal."""
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = {str(entry.key): str(entry.value) for entry in error.trailing_metadata() or ()}
     if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or trailing.get("splitsight-reason") != "rate":
         return None
     return max(0.001, int(trailing.get("splitsight-retry-ms", "100")) / 1000)
@@ -339,6 +258,30 @@ class Pairs:
     def __getitem__(self, rows: slice) -> Pairs:
         return Pairs(self.images[rows], [z[rows] for z in self.features], self.captions[rows], self.hashes[rows])
 
+    def sized(self, size: int) -> Pairs:
+        """The same with pictures of another size, and their hashes: those that a network is to answer with."""
+        if self.images.shape[1:3] == (size, size):
+            return self
+        images = np.stack([fit(image, size) for image in self.images])
+        return replace(self, images=images, hashes=[image_hash(image) for image in images])
+
+
+def _read_part(part: Path, columns: list[str]) -> pa.Table:
+    # a folder named a=b on the way is no column
+    return pq.read_table(part, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
+
+
+def _read(text: str) -> SessionDescription:
+    """What a store's file says.
+
+    Raises:
+        ValueError: not JSON, another schema, or a field is missing or of the wrong kind.
+    """
+    data: Any = json.loads(text)
+    if not isinstance(data, dict) or data.pop("schema", None) != _SCHEMA_NAME:
+        raise ValueError(f"its schema is not {_SCHEMA_NAME}")
+    return SessionDescription.from_dict(data)
+
 
 @dataclass
 class QueryStore:
@@ -351,13 +294,13 @@ class QueryStore:
     """
 
     folder: Path
-    victim: Victim
+    victim: SessionDescription
     skipped: list[str] = field(default_factory=list)
     _keys: dict[tuple[str, int, int], Role] = field(default_factory=dict, repr=False)
     _parts: list[Path] = field(default_factory=list, repr=False)
 
     @classmethod
-    def open(cls, folder: Path, victim: Victim | None = None) -> QueryStore:
+    def open(cls, folder: Path, victim: SessionDescription | None = None) -> QueryStore:
         """Open a store, or begin one.
 
         Args:
@@ -369,7 +312,7 @@ class QueryStore:
         """
         file = folder / _VICTIM
         try:
-            found = Victim.from_json(file.read_text(encoding="utf-8"))
+            found = _read(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if victim is None:
                 raise UserError(f"{folder} holds no query pairs: collect some with --oracle HOST:PORT") from None
@@ -377,7 +320,8 @@ class QueryStore:
                 raise UserError(f"{folder} holds query pairs without {_VICTIM}: give another folder") from None
             folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            partial.write_text(victim.to_json(), encoding="utf-8")
+            about = {"schema": _SCHEMA_NAME, **victim.to_dict()}
+            partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             partial.replace(file)
             found = victim
         except ValueError as error:
@@ -392,7 +336,7 @@ class QueryStore:
         found = sorted((int(m[1]), p) for p in self.folder.iterdir() if (m := _PART.fullmatch(p.name)))
         for _, part in found:
             try:
-                rows = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None).to_pylist()
+                rows = _read_part(part, ["sha256", "role", "clip", "frame"]).to_pylist()
                 keys = {(r["sha256"], r["clip"], r["frame"]): r["role"] for r in rows}
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 self.skipped.append(f"{part.name} is damaged ({type(error).__name__})")
@@ -451,7 +395,7 @@ class QueryStore:
         windows: dict[int, dict[int, tuple[Path, int, tuple[str, int, int]]]] = {}
         seen: set[tuple[str, int, int]] = set()
         for part in self._parts:
-            table = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None)
+            table = _read_part(part, ["sha256", "role", "clip", "frame"])
             for i, r in enumerate(table.to_pylist()):
                 key = (r["sha256"], r["clip"], r["frame"])
                 if r["role"] != role or key in seen:
@@ -489,14 +433,14 @@ class QueryStore:
         opened: Path | None = None
         for part, row, key in found[:count]:
             if part != opened:
-                opened, table = part, pq.read_table(part, columns=["image", "caption", "features"], partitioning=None)
+                opened, table = part, _read_part(part, ["image", "caption", "features"])
             cell = table.slice(row, 1).to_pylist()[0]
             try:
                 image = decode_image(cell["image"]["bytes"], f"a picture of {part}")
                 tensors = [tensor_pb2.Tensor.FromString(data) for data in cell["features"]]
                 arrays = [
-                    decode(tensor, tapped, max_bytes=_MAX_BYTES)
-                    for tensor, tapped in zip(tensors, self.victim.features, strict=True)
+                    decode(tensor, spec, max_bytes=_MAX_BYTES)
+                    for tensor, spec in zip(tensors, self.victim.features, strict=True)
                 ]
             except (UserError, DecodeError, WireError, ValueError) as error:
                 raise UserError(f"{part} holds a damaged pair ({error}): remove that file and collect again") from error

@@ -1,11 +1,11 @@
-"""The parts of net-best: a residual network to the prior's latent, and a student that stands in for F1.
+"""The parts of net-best: a residual network to the prior's latent, and a surrogate of F1.
 
 * :class:`LatentNetwork` is the preview's architecture (:mod:`adversary.blackbox.inversion`) behind features that are
   standardised by the training pairs.
-* :class:`Student` learns the other direction from the same pairs: images → features, differentiable. What is known of
-  F1 by its answers alone becomes a head that every white-box attack can be turned loose on. How wrong it is, is
-  measured on pairs that it has not seen (covariance R of :mod:`adversary.gaussian`, which takes the place of the
-  decoder's own error there), so that a fit trusts each channel as far as the student knows it.
+* :class:`Surrogate` learns the other direction from the same pairs: images → features, differentiable, so that any
+  white-box attack can be run on it instead of F1. Its error is measured on pairs that it has not seen (covariance R of
+  :mod:`adversary.gaussian`, in the place of the decoder's own error), so that a fit weights each channel by how well
+  the surrogate knows it.
 """
 
 from __future__ import annotations
@@ -18,45 +18,44 @@ import torch
 from torch import Tensor, nn
 
 from adversary.blackbox.inversion import InversionNetwork
-from adversary.blackbox.unet import Standardised
+from adversary.blackbox.layouts import Standardised, leave, side_of
+from splitsight.features import FeatureSpec
 
-__all__ = ["LatentNetwork", "Student"]
+__all__ = ["LatentNetwork", "Surrogate"]
 
 _WIDTHS = (32, 48, 64, 80, 96, 96)
-"""Channels of the student's levels, finest (half the image's resolution) first."""
+"""Channels of the surrogate's levels, finest (half the image's resolution) first."""
 _DEPTHS = (1, 2, 2, 1, 1, 1)
 """Residual blocks of each level: most where the pairs have most positions to learn from."""
-_CELLS = 4
-"""Side of the grid from which features without one are read."""
 
 
 class LatentNetwork(InversionNetwork):
     """Standardised features → scaled latents, with room for its measured errors.
 
     Args:
-        features: shapes of the tensors that cross the split, without batch dimension.
+        features: the tensors that cross the split.
         latent: ``(C, h, w)`` of the prior.
         width: channels at the latent's resolution; twice as many at half of it.
-        student: whether there is room for what a student of F1 is wrong about, beside the network's own errors.
+        surrogate: whether there is room for the errors of a surrogate of F1, beside the network's own.
     """
 
     def __init__(
         self,
-        features: Sequence[tuple[int, ...]],
+        features: Sequence[FeatureSpec],
         latent: tuple[int, int, int],
         width: int = 48,
         *,
-        student: bool = True,
+        surrogate: bool = True,
     ) -> None:
         super().__init__(list(features), latent, width)
         self.standard = Standardised(features)
-        self.expect_errors(features=student)
+        self.expect_errors(features=surrogate)
 
-    def without_student(self) -> None:
-        """Leave out what only a fit through a student looks at; at L16 it is as large as the network."""
+    def without_surrogate(self) -> None:
+        """Leave out what only a fit through a surrogate reads; at L16 it is as large as the network."""
         assert self.errors is not None
-        latent = self.errors.latent
-        self.expect_errors(features=False).to(latent.device).latent.copy_(latent)
+        latent = self.errors.get_buffer("latent")
+        self.expect_errors(features=False).to(latent.device).get_buffer("latent").copy_(latent)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)``, as they were tapped → latents ``(B, C, h, w)``."""
@@ -81,76 +80,28 @@ class _Residual(nn.Module):
         return torch.relu(self.skip(x) + self.body(x))
 
 
-class _Map(nn.Module):
-    """A level's map → ``(B, C, h, w)``."""
-
-    def __init__(self, channels: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.size = shape[1:]
-        self.read = nn.Conv2d(channels, shape[0], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] != self.size:
-            x = nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-        return self.read(x)
-
-
-class _Tokens(nn.Module):
-    """A level's map → ``(B, N, D)``: the square that the tokens came from, the class token read from all of it."""
-
-    def __init__(self, channels: int, tokens: int, width: int) -> None:
-        super().__init__()
-        self.side = math.isqrt(tokens)
-        self.grid = _Map(channels, (width, self.side, self.side))
-        self.summary = nn.Linear(channels, width) if self.side**2 != tokens else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.grid(x).flatten(2).movedim(1, 2)
-        if self.summary is None:
-            return tokens
-        return torch.cat([self.summary(x.mean((2, 3)))[:, None], tokens], 1)
-
-
-class _Numbers(nn.Module):
-    """A level's map → ``(B, *shape)``, by a dense layer on 4 × 4 cells."""
-
-    def __init__(self, channels: int, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.read = nn.Sequential(
-            nn.AdaptiveAvgPool2d(_CELLS),
-            nn.Flatten(),
-            nn.Linear(channels * _CELLS**2, math.prod(shape)),
-            nn.Unflatten(1, shape),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.read(x)
-
-
-def _square(shape: tuple[int, ...]) -> bool:
-    """Whether tokens are a square, or one more with the class token first."""
-    return len(shape) == 2 and math.isqrt(shape[0]) > 1 and shape[0] - math.isqrt(shape[0]) ** 2 in (0, 1)
-
-
-class Student(nn.Module):
-    """Images → features of any shape, learnt from query pairs: what an attacker without F1 has for F1.
+class Surrogate(nn.Module):
+    """Images → features of any layout, learnt from query pairs: what an attacker without F1 uses in its place.
 
     A residual network that halves the resolution until it is the features'. Each tensor is read at the level of its
     own resolution and scaled to what the pairs showed; one that was never negative in them is never negative here.
 
     Args:
-        features: shapes of the tensors that cross the split, without batch dimension.
+        features: the tensors that cross the split.
         image: side of the images, in pixels.
     """
 
-    def __init__(self, features: Sequence[tuple[int, ...]], image: int) -> None:
+    rectified: Tensor
+
+    def __init__(self, features: Sequence[FeatureSpec], image: int) -> None:
         super().__init__()
-        self.shapes = [tuple(s) for s in features]
+        self.features = tuple(features)
         self.standard = Standardised(features)
-        self.register_buffer("rectified", torch.zeros(len(self.shapes), dtype=torch.bool))
-        sides = [self._side(shape) for shape in self.shapes]
+        self.register_buffer("rectified", torch.zeros(len(self.features), dtype=torch.bool))
+        sides = [side_of(spec) for spec in self.features]
         grids = [math.ceil(image / 2 ** (i + 1)) for i in range(len(_WIDTHS))]
-        self.read_at = [next((i for i, g in enumerate(grids) if g <= side), len(grids) - 1) for side in sides]
+        # each tensor at the level whose grid is nearest to its own, the finer one of two
+        self.read_at = [min(range(len(grids)), key=lambda i: abs(math.log(grids[i] / side))) for side in sides]
         self.levels = nn.ModuleList()
         channels = _WIDTHS[0]
         self.enter = nn.Sequential(nn.Conv2d(3, channels, 5, 2, 2, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
@@ -160,20 +111,8 @@ class Student(nn.Module):
             self.levels.append(nn.Sequential(*blocks))
             channels = _WIDTHS[i]
         self.exits = nn.ModuleList(
-            self._exit(_WIDTHS[level], shape) for level, shape in zip(self.read_at, self.shapes, strict=True)
+            leave(_WIDTHS[level], spec) for level, spec in zip(self.read_at, self.features, strict=True)
         )
-
-    @staticmethod
-    def _side(shape: tuple[int, ...]) -> int:
-        if len(shape) == 3:
-            return max(shape[1:])
-        return math.isqrt(shape[0]) if _square(shape) else _CELLS
-
-    @staticmethod
-    def _exit(channels: int, shape: tuple[int, ...]) -> nn.Module:
-        if len(shape) == 3:
-            return _Map(channels, shape)
-        return _Tokens(channels, *shape) if _square(shape) else _Numbers(channels, shape)
 
     def measure(self, features: Sequence[np.ndarray]) -> None:
         """Take scale and sign of the features from ``(N, …)`` float32 arrays, one a tensor."""

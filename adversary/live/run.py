@@ -338,12 +338,12 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     _lower_priority(options.nice)
-    known = know(options)
-    _warm_up(known, options)
-    options.out.mkdir(parents=True, exist_ok=True)
     reader = TapReader(
         options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience
     )
+    known = know(options)
+    _warm_up(known, options)
+    options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
     interrupted = threading.Event()

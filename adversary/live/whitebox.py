@@ -28,29 +28,28 @@ def know(options: LiveOptions) -> Known:
     attack = ATTACKS.get(options.attack).configured(
         options.setting or None, target=target.name, split=options.split, changes=options.changes
     )
-    prior = load_prior(options.prior)
+    prior, about = load_prior(options.prior), edge.description()
     try:
         network = load_inversion(
             target.name,
             options.split,
             prior.name,
-            target_digest=target.digest,
+            head_digest=about.head_digest,
             prior_digest=prior.latent_digest,
             path=options.inversion,
+            defense=about.defense,
         )
     except NoInversionNetwork as error:
         if "initial" in attack.needs:
             raise UserError(
-                f"{attack.name} starts from previews, and there is no inversion network for {target.name} at "
-                f"{options.split} with prior '{prior.name}': give an attack that runs without, such as --attack best "
-                "or --attack window:denoised, or one trained by `splitsight train inversion` with --inversion"
+                f"{attack.name} starts from previews, and there is {error}, by --attack best or --attack window:denoised"
             ) from error
         network = None
     through_prior = "prior" in attack.needs | attack.uses
     return Known(
         target.name,
         options.split,
-        edge.description().head_digest,
+        about.head_digest,
         edge.specs,
         Engine(
             attack,

@@ -16,8 +16,8 @@ from diffusers import AutoencoderDC
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from splitsight.data import cached_images
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
+from splitsight.training_data import TrainingSet
 
 __all__ = ["build_autoencoder", "reconstruction_quality", "train_autoencoder"]
 
@@ -64,7 +64,7 @@ def reconstruction_quality(vae: nn.Module, images: np.ndarray, batch: int = 50) 
 
 
 def train_autoencoder(
-    shards: list[Path],
+    data: TrainingSet,
     out: Path,
     budget: Budget,
     *,
@@ -76,15 +76,14 @@ def train_autoencoder(
     seed: int = 0,
     device: torch.device | None = None,
 ) -> tuple[AutoencoderDC, dict[str, float | int | bool]]:
-    """Train, resuming from ``out``; the last shard is held out.
+    """Train, resuming from ``out``; a part of ``data`` is held out.
 
     Returns:
         The averaged model with ``scaling_factor`` set so that scaled latents have unit variance, and
         figures: ``psnr``, ``ssim`` on held-out images, ``images_seen``, ``minutes``, ``finished``.
     """
     device = device or torch.device("cpu")
-    images, _ = cached_images(shards[:-1], size)
-    held, _ = cached_images(shards[-1:], size)
+    images, held = data.images(size)
     torch.manual_seed(seed)
     vae = build_autoencoder(latent_channels, width).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)

@@ -20,9 +20,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from adversary.priors.captions import build_tokenizer, caption, measure, read_class_names
 from adversary.priors.prior import Prior
 from splitsight.artifacts import home
-from splitsight.data import cached_images
 from splitsight.errors import UserError
 from splitsight.training import Budget, Run, ema, one_cycle
+from splitsight.training_data import TrainingSet
 
 __all__ = ["Trained", "build_denoiser", "build_text_encoder", "train_denoiser"]
 
@@ -144,10 +144,13 @@ def _held_out_loss(pair: nn.Module, latents: np.ndarray, ids: Tensor, mask: Tens
     return float(torch.cat(losses).mean())
 
 
+def _named(names: list[list[str]], label: int) -> list[str] | None:
+    return names[label] if 0 <= label < len(names) else None
+
+
 def train_denoiser(
     vae: AutoencoderDC,
-    shards: list[Path],
-    classes: Path,
+    data: TrainingSet,
     out: Path,
     budget: Budget,
     *,
@@ -158,12 +161,12 @@ def train_denoiser(
     device: torch.device | None = None,
     start: Prior | None = None,
 ) -> Trained:
-    """Train, resuming from ``out``; the last shard is held out.
+    """Train, resuming from ``out``; a part of ``data`` is held out.
 
     Args:
         vae: the trained autoencoder, with its ``scaling_factor`` set.
-        shards: Parquet files in Hugging Face image format with labels.
-        classes: table of class names (see :func:`adversary.priors.captions.read_class_names`).
+        data: images; captions name their classes where it has labels and a table of class names
+            (:func:`adversary.priors.captions.read_class_names`).
         out: folder of the run.
         budget: when to stop.
         size: pixels.
@@ -177,13 +180,13 @@ def train_denoiser(
         UserError: ``start`` has another shape.
     """
     device = device or torch.device("cpu")
-    images, labels = cached_images(shards[:-1], size)
-    held, held_labels = cached_images(shards[-1:], size)
+    images, held = data.images(size)
+    labels, held_labels = data.labels(size)
     vae.to(device).eval()
     latents = _encode_all(vae, images)
     held_latents = _encode_all(vae, held[:1000])[0]
     words, held_words = _measured(images), _measured(held[:1000])
-    names = read_class_names(classes)
+    names = read_class_names(data.classes) if data.classes else []
     tokenizer = build_tokenizer(names)
 
     def tokens(captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -205,7 +208,7 @@ def train_denoiser(
     average = ema(pair, 0.9995)
     rng = np.random.default_rng(seed)
     held_ids, held_mask = tokens(
-        [caption(names[y], w, rng) for y, w in zip(held_labels[:1000], held_words, strict=True)]
+        [caption(_named(names, y), w, rng) for y, w in zip(held_labels[:1000], held_words, strict=True)]
     )
     total, count = 0.0, 0
     with Run(out, budget, {"pair": pair, "average": average, "optimizer": optimizer}, title="train denoiser") as run:
@@ -216,7 +219,7 @@ def train_denoiser(
                 group["lr"] = one_cycle(fraction, lr, warmup=0.03)
             index = rng.integers(len(images), size=batch)
             u = torch.from_numpy(latents[rng.integers(2, size=batch), index].astype(np.float32)).to(device)
-            ids, mask = tokens([caption(names[labels[i]], int(words[i]), rng) for i in index])
+            ids, mask = tokens([caption(_named(names, labels[i]), int(words[i]), rng) for i in index])
             eps = torch.randn(u.shape, generator=generator).to(device)
             t = torch.sigmoid(torch.randn(batch, generator=generator)).to(device)
             at = t[:, None, None, None]

@@ -13,6 +13,7 @@ import typer
 
 from scenarios.cli import attack, bench, live, names, train
 from scenarios.cli.guard import explain
+from scenarios.cli.output import prepare_streams
 from scenarios.interrupt import INTERRUPTED
 from scenarios.processes import die_with_parent
 
@@ -37,6 +38,7 @@ app.add_typer(bench.bench, name="bench")
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of ``splitsight``; always raises :class:`SystemExit`."""
     die_with_parent()
+    prepare_streams()
     # loading a model of a few megabytes needs no progress bar on standard error
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

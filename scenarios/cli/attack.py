@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -148,10 +149,11 @@ def run_scenario(
     ] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of all draws of the attacks; default: the scenario's.")] = None,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="Independent classifier, a name or a folder, or none; default: the scenario's."),
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(help="Independent classifier, a name or a folder, or none; repeatable; default: the scenario's."),
     ] = None,
+    judge: Annotated[str | None, typer.Option(hidden=True, help="Former name of --evaluator.")] = None,
     rivals: Annotated[
         Path | None,
         typer.Option(help="For clips: images to tell a frame from, a folder or Parquet; default: other clips' frames."),
@@ -170,6 +172,8 @@ def run_scenario(
     from scenarios.run.run import RunOptions
     from scenarios.run.run import run_scenario as run
 
+    if judge is not None:
+        print("splitsight: the option --judge is now called --evaluator", file=sys.stderr)
     folder = run(
         RunOptions(
             scenario=scenario,
@@ -177,7 +181,7 @@ def run_scenario(
             data=data,
             rivals=rivals,
             train_data=train_data,
-            judge=judge,
+            evaluators=[*(evaluator or []), *([judge] if judge else [])],
             quick=quick,
             limit=limit,
             seed=seed,

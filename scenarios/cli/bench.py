@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,11 +47,7 @@ def bench_tap(
             seed=seed,
             progress=lambda done, total: report(done, total, "rounds"),
         )
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=2) + "\n")
-    if as_json:
-        print(json.dumps(result, indent=2))
+    if _given(result, out, as_json):
         return
     rows = []
     for arm, figures in result["arms"].items():
@@ -61,6 +57,74 @@ def bench_tap(
         ]
         rows.append([arm, str(figures["n"]), f"{figures['p50_ms']:.3f}", f"{figures['p99_ms']:.3f}", *cells])
     table(("subscriber", "requests", "p50, ms", "p99, ms", "p50 ratio to none", "p99 ratio to none"), rows)
+
+
+@bench.command("serve")
+@guarded("cloud_server.bench_serve", "splitsight.targets")
+def bench_serve(
+    out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    sessions: Annotated[
+        list[int] | None, typer.Option(min=1, help="Concurrent sessions; repeatable; default: 1, 2, 4 and 16.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures everything once.")] = 10,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 1.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Frames that the server computes together.")] = 8,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Frames of one session that may wait for an answer.")] = 8,
+    threads: OneThread = 1,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Frames a second and round trips of saturating sessions, as a part of what F2 alone does on the same cores.
+
+    Interleaved rounds; the server is a process of its own, the clients share the other one.
+    """
+    from cloud_server.bench_serve import SESSIONS
+    from cloud_server.bench_serve import bench_serve as measure
+
+    with progress("bench serve") as report:
+        result = measure(
+            target=target,
+            split=split,
+            weights=weights,
+            sessions=sessions or SESSIONS,
+            rounds=rounds,
+            seconds=seconds,
+            threads=threads,
+            max_batch=max_batch,
+            max_in_flight=max_in_flight,
+            seed=seed,
+            progress=lambda done, total: report(done, total, "rounds"),
+        )
+    if _given(result, out, as_json):
+        return
+    rows = [[f"F2 alone, batches of {result['batch']}", f"{result['bound_fps']:.1f}", "", "", "", ""]]
+    for row in result["sessions"]:
+        part = row["part"]
+        rows.append(
+            [
+                str(row["sessions"]),
+                f"{row['fps']:.1f}",
+                f"{part['ratio']:.3f} [{part['low']:.3f}, {part['high']:.3f}]",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p99_ms']:.2f}",
+                f"{row['batch']:.2f}",
+            ]
+        )
+    table(("sessions", "frames a second", "part of F2 alone", "p50, ms", "p99, ms", "frames a batch"), rows)
+
+
+def _given(result: dict[str, Any], out: Path | None, as_json: bool) -> bool:
+    """Write a result to its file and to the terminal as JSON where that was asked for; whether the latter was."""
+    text = json.dumps(result, indent=2)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
+    if as_json:
+        print(text)
+    return as_json
 
 
 class Objective(StrEnum):
@@ -208,7 +272,7 @@ def bench_attack(
     """
     from adversary.bench import CONTENDERS
     from adversary.bench import bench_attack as measure
-    from scenarios.speed import HEAD, sentences, write_page
+    from scenarios.speed import head, sentences, write_page
     from scenarios.speed import table as figures
 
     with progress("bench attack") as report:
@@ -236,7 +300,7 @@ def bench_attack(
     if as_json:
         print((out / "summary.json").read_text())
         return
-    table(HEAD, figures(summary))
+    table(head(summary), figures(summary))
     for sentence in sentences(summary.speed) if summary.speed else []:
         print(sentence)
     print(out / "curves.html")

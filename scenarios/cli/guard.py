@@ -15,6 +15,7 @@ import typer
 from scenarios.interrupt import INTERRUPTED, interruptible
 from scenarios.processes import PREFIX
 from splitsight.errors import UserError
+from splitsight.names import printable
 
 __all__ = ["explain", "guarded", "load"]
 
@@ -60,6 +61,11 @@ def guarded(*modules: str) -> Callable[[Callable[P, int | None]], Callable[P, No
             except OSError as error:
                 _say(explain(error))
                 code = 1
+            except UnicodeEncodeError as error:
+                if not any("\ud800" <= c <= "\udfff" for c in error.object):
+                    raise
+                _say(f"the name {printable(error.object)} is not UTF-8, which a library here needs: rename it")
+                code = 2
             raise typer.Exit(code)
 
         return run

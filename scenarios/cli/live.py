@@ -127,7 +127,7 @@ def cloud(
     target: Target = "resnet18",
     split: Split = "L8",
     weights: Weights = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on: a name, IPv4 or IPv6.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
     tap_port: Annotated[int | None, typer.Option(help="Port of the tap, 0 for a free one; default: no tap.")] = None,
     tap_host: Annotated[str, typer.Option(help="Address of the tap; only loopback goes without token and TLS.")] = (
@@ -144,7 +144,7 @@ def cloud(
     metrics_port: MetricsPort = None,
     threads: Threads = None,
     batch_window: Annotated[
-        float, typer.Option(min=0, help="Longest that a frame waits for those of other sessions, in milliseconds.")
+        float, typer.Option(min=0, help="Longest that a frame waits for others to be computed with, in milliseconds.")
     ] = 2.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 8,
     max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 32,
@@ -189,7 +189,13 @@ def cloud(
 @commands.command()
 @guarded("edge_client.client", "splitsight.data", "splitsight.targets")
 def edge(
-    server: Annotated[str, typer.Option(help="Cloud server, HOST:PORT.")] = "127.0.0.1:50051",
+    server: Annotated[
+        str,
+        typer.Option(
+            help="Cloud server, HOST:PORT, an IPv6 address in brackets. Of the proxy variables only grpc_proxy counts, "
+            "and never for this machine."
+        ),
+    ] = "127.0.0.1:50051",
     video: Video = None,
     target: Target = "resnet18",
     split: Split = "L8",
@@ -310,7 +316,7 @@ def oracle(
 @commands.command()
 @guarded("adversary.live.run", "adversary.attacks")
 def adversary(
-    tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT.")],
+    tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT, an IPv6 address in brackets.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
     attack: AttackOption = "window:live",
     threat: Annotated[

@@ -25,6 +25,8 @@ class Kind(StrEnum):
     attacks = "attacks"
     defenses = "defenses"
     priors = "priors"
+    tasks = "tasks"
+    metrics = "metrics"
     scenarios = "scenarios"
 
 
@@ -35,7 +37,7 @@ def list_names(
     target: Annotated[str, typer.Option(help="Whose splits.")] = "resnet18",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List targets, splits, attacks, defenses, priors or scenarios."""
+    """List what there is of a kind."""
     from scenarios.listing import entries
 
     rows = entries(kind.value, target)

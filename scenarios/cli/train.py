@@ -28,17 +28,13 @@ class Part(StrEnum):
     all = "all"
 
 
-class NetMethod(StrEnum):
-    """Black-box networks."""
-
-    net_do = "net-do"
-    net_db = "net-db"
-    net_dmb = "net-dmb"
-    net_flow = "net-flow"
-    net_best = "net-best"
-
-
-Data = Annotated[Path, typer.Option(help="Training data: Parquet shards in Hugging Face image format and classes.tsv.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="Training data, of which a part is held out: a Parquet file in Hugging Face image format, or a folder of "
+        "them, with classes.tsv beside it; for a prior also a folder of PNG/JPEG."
+    ),
+]
 TrainOut = Annotated[Path, typer.Option(help="Folder of the run; a run that is there is resumed.")]
 Minutes = Annotated[float | None, typer.Option(help="Time budget in minutes, over resumed runs; default: none.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser steps; default: none.")]
@@ -69,9 +65,9 @@ def train_target(
     )
 
 
-@train.command("judge")
-@guarded("splitsight.judges.training", "splitsight.targets")
-def train_judge(
+@train.command("evaluator")
+@guarded("splitsight.evaluators.training", "splitsight.targets")
+def train_evaluator(
     data: Data,
     out: TrainOut,
     minutes: Minutes = None,
@@ -80,13 +76,19 @@ def train_judge(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Train the judge: the independent classifier that measures what reconstructions give away."""
-    from splitsight.judges.training import train_judge_command
+    """Train the evaluator: the independent classifier that measures what reconstructions give away."""
+    from splitsight.evaluators.training import train_evaluator_command
 
     _budget(minutes, steps)
     print(
-        train_judge_command(data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads)
+        train_evaluator_command(
+            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads
+        )
     )
+
+
+# the former name; typer says on stderr that it is deprecated
+train.command("judge", hidden=True, deprecated=True)(train_evaluator)
 
 
 @train.command("prior")
@@ -129,15 +131,15 @@ def train_inversion(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Training data: Parquet shards in Hugging Face image format and classes.tsv; with --oracle also a "
-            "Parquet file, a folder of PNG/JPEG, or with --frames one of videos."
+            help="Pictures: a folder of PNG/JPEG, a Parquet file in Hugging Face image format or a folder of them; "
+            "with --oracle and --frames also a folder of videos. A part is put aside to measure with."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run; a run that is there is resumed. With --oracle the default is the cache, where "
-            "`splitsight attack` finds the network."
+            help="Folder of the run; a run that is there is resumed. Default: the cache, where attacks find the "
+            "network."
         ),
     ] = None,
     target: Annotated[
@@ -145,10 +147,23 @@ def train_inversion(
         typer.Option(help="Network that is split; default: resnet18, or with --oracle whatever answers."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split point; default: L8, or with --oracle whatever answers.")
+        str | None, typer.Option(help="Split point; default: the middle one, or with --oracle whatever answers.")
     ] = None,
     prior: Prior = "small",
-    minutes: Minutes = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="With F1 at hand: the target's weights; default: the embedded ones.")
+    ] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help="With F1 at hand: what the edge does to the features, NAME:KEY=VALUE,…; default: nothing. With "
+            "--oracle, whatever answers."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Time budget in minutes, over resumed runs; default: 30, or with --oracle none."),
+    ] = None,
     steps: Steps = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -165,7 +180,9 @@ def train_inversion(
         Path | None,
         typer.Option(help="Black-box: folder of the query pairs, kept and reused; default: one in the cache."),
     ] = None,
-    method: Annotated[NetMethod, typer.Option(help="Black-box: which network.")] = NetMethod.net_db,
+    method: Annotated[
+        str, typer.Option(help="Black-box: which method's network; `splitsight list attacks` names them.")
+    ] = "net-db",
     queries: Annotated[int, typer.Option(min=1, help="Black-box: pictures to train on.")] = 4096,
     test_queries: Annotated[
         int, typer.Option(min=1, help="Black-box: pictures to measure with, asked about too.")
@@ -174,12 +191,12 @@ def train_inversion(
         int | None,
         typer.Option(
             min=0,
-            help="Black-box, net-best: further pictures of --data, at most, to learn from without asking about them; "
-            "default: 8192.",
+            help="Black-box, for methods that use them: further pictures of --data, at most, to learn from without "
+            "asking about them; default: 8192.",
         ),
     ] = None,
     setting: Annotated[
-        str | None, typer.Option(help="Black-box: tuned or paper, how it is trained; default: tuned.")
+        str | None, typer.Option(help="Black-box: named setting of the training; default: the method's first one.")
     ] = None,
     change: Annotated[
         list[str] | None,
@@ -205,9 +222,10 @@ def train_inversion(
     if oracle is None and pairs is None:
         from adversary.training import train_inversion_command
 
-        if data is None or out is None:
-            raise UserError("training with F1 at hand needs --data and --out; without F1, give --oracle HOST:PORT")
-        _budget(minutes, steps)
+        if data is None:
+            raise UserError(
+                "training with F1 at hand needs --data, a folder of images; without F1, give --oracle HOST:PORT"
+            )
         print(
             train_inversion_command(
                 data=data,
@@ -218,8 +236,10 @@ def train_inversion(
                 seed=seed,
                 threads=threads,
                 target=target or "resnet18",
-                split=split or "L8",
+                split=split,
                 prior=prior,
+                weights=weights,
+                defense=defense or "identity",
                 start=start,
                 width=width,
             )
@@ -227,13 +247,13 @@ def train_inversion(
         return
     from adversary.blackbox.command import PairOptions, train_pairs_command
 
-    if start is not None or width is not None:
-        given = "--start" if start is not None else "--width"
-        raise UserError(
-            f"{given} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"
-        )
+    for name, given in (("start", start), ("width", width), ("weights", weights), ("defense", defense)):
+        if given is not None:
+            raise UserError(
+                f"--{name} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"
+            )
     options = PairOptions(
-        method=method.value,
+        method=method,
         oracle=oracle,
         data=data,
         pairs=pairs,
@@ -259,7 +279,7 @@ def train_inversion(
         seed=seed,
         threads=threads,
     )
-    print(train_pairs_command(options, lambda: progress(f"queries for {method.value}")))
+    print(train_pairs_command(options, lambda: progress(f"queries for {method}")))
 
 
 def _budget(minutes: float | None, steps: int | None) -> None:

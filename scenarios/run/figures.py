@@ -7,38 +7,37 @@ count as one observation, their mean (where there is one clip only, its windows 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 
 from scenarios.run.plan import cell_id
-from scenarios.run.spec import MEASURES, Cell, Comparison, Scenario
+from scenarios.run.spec import Cell, Comparison, Scenario
 from scenarios.run.store import Store
-from splitsight.data import to_tensor
+from splitsight.data import decode_image, to_tensor
+from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
-from splitsight.metrics import mean_interval, proportion_interval
+from splitsight.metrics import Metric, mean_interval, metrics_named
 from splitsight.metrics.perceptual import inception_score
-from splitsight.summary import CellSummary, ComparisonSummary, Interval, MatchSummary
+from splitsight.summary import MATCHED, CellSummary, ComparisonSummary, Interval, MatchSummary, MethodSummary
+from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["PARTS", "by_cell", "cell_summaries", "comparisons", "interval_of", "score_sets", "value"]
+__all__ = ["by_cell", "cell_summaries", "comparisons", "measured", "score_sets"]
 
-PARTS = ("recognised", "matched_top1", "matched_top5")
-"""Measures that are yes or no for an image."""
-
-_MATCHES = ("matched_top1", "matched_top5")
 Row = Mapping[str, Any]
 
 
-def value(row: Row, measure: str) -> float | None:
-    """One measure of one row; 0 or 1 for :data:`PARTS`."""
-    if measure.startswith("matched_top"):
-        rank = row["match_rank"]
-        return None if rank is None else float(rank <= int(measure.removeprefix("matched_top")))
-    found = row[measure]
-    return None if found is None else float(found)
+def _value(row: Row, metric: Metric) -> float | None:
+    return metric.value(row.get(metric.column))
+
+
+def measured(cells: Iterable[MethodSummary]) -> list[Metric]:
+    """The metrics that at least one of these has a figure of, in the order of tables."""
+    cells = list(cells)
+    names = dict.fromkeys(name for cell in cells for name in cell.model_extra or {})
+    return [m for m in metrics_named(names) if any((i := c.interval(m.name)) and i.mean is not None for c in cells)]
 
 
 def by_cell(scenario: Scenario, rows: Sequence[Row]) -> list[list[Row]]:
@@ -60,16 +59,9 @@ def _observations(rows: Sequence[Row], values: Sequence[float | None]) -> list[f
     return [sum(group) / len(group) for group in groups.values()]
 
 
-def _interval(rows: Sequence[Row], measure: str) -> Interval | None:
-    seen = _observations(rows, [value(row, measure) for row in rows])
-    if not seen:
-        return None
-    if measure not in PARTS:
-        return Interval(**mean_interval(seen))
-    if all(part in (0.0, 1.0) for part in seen):
-        return Interval(**proportion_interval([bool(part) for part in seen]))
-    found = mean_interval(seen)
-    return Interval(mean=found["mean"], low=max(0.0, found["low"] or 0.0), high=min(1.0, found["high"] or 0.0))
+def _interval(rows: Sequence[Row], metric: Metric) -> Interval | None:
+    seen = _observations(rows, [_value(row, metric) for row in rows])
+    return Interval(**metric.interval(seen)) if seen else None
 
 
 def cell_summaries(
@@ -90,9 +82,12 @@ def cell_summaries(
         features: name of the space in which originals were looked for.
     """
     summaries = []
+    wanted = metrics_named(rows[0]) if rows else []
     for i, (cell, own) in enumerate(zip(scenario.cells, by_cell(scenario, rows), strict=True)):
         if not own:
             continue
+        found = {metric.name: _interval(own, metric) for metric in wanted}
+        further = {name: interval for name, interval in found.items() if name not in MATCHED}
         summaries.append(
             CellSummary(
                 cell=cell_id(i),
@@ -101,14 +96,15 @@ def cell_summaries(
                 method=cell.method,
                 setting=own[0]["setting"],
                 prompt=" | ".join(cell.prompts),
-                noise=cell.noise,
+                defense=cell.defense,
+                noise=_ratio(cell.defense),
                 options=cell.options
                 | ({"queries": cell.queries} if cell.queries else {})
                 | ({"training": cell.training} if cell.training else {}),
                 n=len(own),
                 planned=planned.get(cell_id(i), len(own)),
-                **{measure: _interval(own, measure) for measure in MEASURES if measure not in _MATCHES},
-                match=_match(own, features),
+                **further,
+                match=_match(own, found, features),
                 scores=dict(scores.get(cell_id(i), {})),
                 seconds_per_image=_mean(own, "seconds"),
                 iterations=_mean(own, "iterations"),
@@ -118,20 +114,14 @@ def cell_summaries(
     return summaries
 
 
-def _match(rows: Sequence[Row], features: str) -> MatchSummary | None:
+def _match(rows: Sequence[Row], found: Mapping[str, Interval | None], features: str) -> MatchSummary | None:
     galleries = [row["gallery"] for row in rows if row["gallery"] is not None]
     if not galleries:
         return None
-    top1, top5 = (_interval(rows, measure) for measure in _MATCHES)
     # the smallest, where they differ: no figure is easier to reach than this says
-    return MatchSummary(gallery=min(galleries), features=features, top1=top1, top5=top5)
-
-
-def interval_of(cell: CellSummary, measure: str) -> Interval | None:
-    """A measure out of a cell's summary."""
-    if measure in _MATCHES:
-        return None if cell.match is None else getattr(cell.match, measure.removeprefix("matched_"))
-    return getattr(cell, measure)
+    return MatchSummary.model_validate(
+        {"gallery": min(galleries), "features": features, **{key: found[name] for name, key in MATCHED.items()}}
+    )
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
@@ -141,10 +131,11 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 def _images(store: Store, rows: Sequence[Row], column: str) -> Tensor:
     pictures = []
     for row in rows:
-        picture = cv2.imread(str(store.folder / row[column]))
-        if picture is None:
-            raise UserError(f"{store.folder / row[column]} is missing or damaged: remove the run and make it again")
-        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        path = store.folder / row[column]
+        try:
+            pictures.append(decode_image(path.read_bytes(), str(path)))
+        except (OSError, UserError) as error:
+            raise UserError(f"{path} is missing or damaged: remove the run and make it again") from error
     return to_tensor(np.stack(pictures))
 
 
@@ -191,7 +182,9 @@ def _one(cells: Sequence[tuple[Cell, list[Row]]], comparison: Comparison, side: 
 
 
 def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSummary]:
-    """Paired differences: each comparison at each split and noise that both of its sides have.
+    """Paired differences: each comparison at each split and behind each defence that both of its sides have.
+
+    Where a side names its defence, the comparison is made once a split.
 
     Raises:
         UserError: a comparison selects several cells for one side.
@@ -199,8 +192,9 @@ def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSumma
     found = []
     cells = list(zip(scenario.cells, by_cell(scenario, rows), strict=True))
     for comparison in scenario.compare:
-        for split, noise in dict.fromkeys((cell.split, cell.noise) for cell in scenario.cells):
-            here = [(cell, own) for cell, own in cells if (cell.split, cell.noise) == (split, noise)]
+        named = "defense" in comparison.of or "defense" in comparison.to
+        for split, defense in dict.fromkeys((cell.split, "" if named else cell.defense) for cell in scenario.cells):
+            here = [(cell, own) for cell, own in cells if cell.split == split and defense in ("", cell.defense)]
             sides = [
                 _one([(cell, own) for cell, own in here if cell.matches(wanted)], comparison, side)
                 for side, wanted in (("of", comparison.of), ("to", comparison.to))
@@ -208,12 +202,12 @@ def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSumma
             pairs = _pairs(*sides)
             if not pairs:
                 continue
-            found.append(_difference(comparison, split, noise, None, pairs))
+            found.append(_difference(comparison, split, defense, None, pairs))
             clips = dict.fromkeys(a["clip"] for a, _ in pairs if a["clip"])
             if comparison.by_clip:
                 for clip in clips:
                     own = [pair for pair in pairs if pair[0]["clip"] == clip]
-                    found.append(_difference(comparison, split, noise, clip, own))
+                    found.append(_difference(comparison, split, defense, clip, own))
     return found
 
 
@@ -223,15 +217,28 @@ def _pairs(of: Sequence[Row], to: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 
 def _difference(
-    comparison: Comparison, split: str, noise: float, clip: str | None, pairs: Sequence[tuple[Row, Row]]
+    comparison: Comparison, split: str, defense: str, clip: str | None, pairs: Sequence[tuple[Row, Row]]
 ) -> ComparisonSummary:
     differences = {}
-    for measure in MEASURES:
-        both = [(value(x, measure), value(y, measure)) for x, y in pairs]
+    for metric in metrics_named(pairs[0][0]):
+        both = [(_value(x, metric), _value(y, metric)) for x, y in pairs]
         gains = [None if x is None or y is None else x - y for x, y in both]
         if seen := _observations([x for x, _ in pairs], gains):
-            differences[measure] = Interval(**mean_interval(seen))
+            differences[metric.name] = Interval(**metric.interval(seen, difference=True))
     paper = comparison.paper.model_dump(exclude_none=True) if comparison.paper and clip is None else None
     return ComparisonSummary(
-        name=comparison.name, split=split, noise=noise, clip=clip, n=len(pairs), differences=differences, paper=paper
+        name=comparison.name,
+        split=split,
+        defense=defense,
+        noise=_ratio(defense or UNDEFENDED),
+        clip=clip,
+        n=len(pairs),
+        differences=differences,
+        paper=paper,
     )
+
+
+def _ratio(defense: str) -> float:
+    """Strength of Gaussian noise that is all of a defence, as a part of the features' spread; 0 for any other."""
+    parts = parse_defense(defense).parts
+    return float(getattr(parts[0].parameters, "ratio", 0.0)) if len(parts) == 1 else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from scenarios.run.spec import Data
 from splitsight.data import draw_images
 from splitsight.errors import UserError
+from splitsight.names import files_of, printable
 from splitsight.pictures import spread
 from splitsight.video import open_source
 
@@ -26,7 +28,7 @@ class Inputs:
     Attributes:
         images: ``(N, H, W, 3)`` uint8.
         names: N names.
-        labels: ``(N,)`` int64, −1 where unknown.
+        labels: ``(N,)`` int64, −1 where unknown, or a name that is not among the classes.
         times: seconds into the clip; 0 for still images.
         clips: name of the clip; empty for still images.
         windows: indices of the frames of each window; empty for still images.
@@ -80,38 +82,39 @@ class Inputs:
         return np.sort(rng.permutation(other)[: self.gallery - 1])
 
 
-def _stills(data: Data, path: Path, size: int) -> Inputs:
+def _stills(data: Data, path: Path, size: int, classes: Sequence[Sequence[str]]) -> Inputs:
     drawn = draw_images(path, size, max(data.count, data.gallery), data.seed)
     if len(drawn) < data.count:
         raise UserError(
-            f"{path} holds {len(drawn)} different images and the scenario asks for {data.count}: "
+            f"{printable(path)} holds {len(drawn)} different images and the scenario asks for {data.count}: "
             f"give more, or --limit {len(drawn)}"
         )
     n = data.count
-    return Inputs(
-        drawn.images[:n], drawn.names[:n], drawn.labels[:n], drawn.images, np.arange(n), data.gallery, data.seed
-    )
+    labels = drawn.stored_labels.known(classes)[:n]
+    return Inputs(drawn.images[:n], drawn.names[:n], labels, drawn.images, np.arange(n), data.gallery, data.seed)
 
 
 def _clips(data: Data, path: Path, size: int) -> Inputs:
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in _VIDEOS)
+        files = files_of(path, _VIDEOS, deep=True)
         if not files:
-            raise UserError(f"{path} holds no videos: give a video, or a folder of {', '.join(sorted(_VIDEOS))}")
+            raise UserError(
+                f"{printable(path)} holds no videos: give a video, or a folder of {', '.join(sorted(_VIDEOS))}"
+            )
     pool: list[np.ndarray] = []
     origin: list[str] = []
     seconds: list[float] = []
     cut: list[tuple[int, list[int]]] = []
     for file in files:
-        clip = str(file.relative_to(path)) if path.is_dir() else file.name
+        clip = printable(file.relative_to(path) if path.is_dir() else file.name)
         with open_source(file, fps=1 / data.stride, size=size) as source:
             frames = list(source)
         whole_windows = len(frames) // data.frames
         if whole_windows == 0:
             raise UserError(
-                f"{file} gives {len(frames)} frames {data.stride:g} s apart and a window takes {data.frames}: "
-                "leave the clip out, or give the scenario fewer frames or a shorter stride"
+                f"{printable(file)} gives {len(frames)} frames {data.stride:g} s apart and a window takes "
+                f"{data.frames}: leave the clip out, or give the scenario fewer frames or a shorter stride"
             )
         for k, start in enumerate(spread(whole_windows, data.count)):
             first = len(pool) + start * data.frames
@@ -146,12 +149,13 @@ def _clips(data: Data, path: Path, size: int) -> Inputs:
     )
 
 
-def load_inputs(data: Data, size: int) -> Inputs:
+def load_inputs(data: Data, size: int, classes: Sequence[Sequence[str]] = ()) -> Inputs:
     """Read what a scenario attacks.
 
     Args:
         data: its section.
         size: pixels a side.
+        classes: names of each class, for labels that are names.
 
     Raises:
         UserError: no path, nothing readable there, or less than was asked for.
@@ -160,5 +164,7 @@ def load_inputs(data: Data, size: int) -> Inputs:
         what = "a Parquet file or a folder of images" if data.kind == "images" else "a video or a folder of videos"
         raise UserError(f"this scenario needs data that no model was trained on: give {what} with --data")
     if not data.path.exists():
-        raise UserError(f"no such file or folder: {data.path}")
-    return (_stills if data.kind == "images" else _clips)(data, data.path, size)
+        raise UserError(f"no such file or folder: {printable(data.path)}")
+    if data.kind == "images":
+        return _stills(data, data.path, size, classes)
+    return _clips(data, data.path, size)

@@ -14,14 +14,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scenarios.page import STYLE
 from scenarios.run import plots
-from scenarios.run.figures import PARTS, interval_of
-from scenarios.run.spec import MEASURES, Scenario
+from scenarios.run.figures import measured
+from scenarios.run.spec import Scenario
+from splitsight.metrics import Metric, metrics_named
 from splitsight.summary import CellSummary, Interval, ScenarioSummary, Summary
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["render"]
 
 _INLINE_LIMIT = 24 * 2**20
-_DIGITS = {"psnr": 2, "psnr_eq14": 2, "ssim": 3, "lpips": 3}
 
 
 @dataclass(frozen=True)
@@ -52,32 +53,22 @@ class _Plot:
     note: str = ""
 
 
-def _number(value: float | None, digits: int, *, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    return f"{value:{'+' if sign else ''},.{digits}f}"
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _measured(interval: Interval | None, measure: str, *, sign: bool = False) -> _Cell:
+def _measured(interval: Interval | None, metric: Metric, *, sign: bool = False) -> _Cell:
     if interval is None or interval.mean is None:
         return _Cell("–")
-    factor, digits, unit = (100, 1, " %") if measure in PARTS else (1, _DIGITS[measure], "")
-    mean, low, high = (None if v is None else v * factor for v in (interval.mean, interval.low, interval.high))
-    shown = _number(mean, digits, sign=sign) + unit
-    if low is None or high is None or low == high:  # one observation has no spread
-        return _Cell(shown)
-    span = f"{_number(low, digits, sign=sign)}, {_number(high, digits, sign=sign)}"
-    return _Cell(shown, span, sign and (low > 0 or high < 0))
-
-
-def _present(cells: Sequence[CellSummary]) -> list[str]:
-    return [m for m in MEASURES if any((i := interval_of(c, m)) and i.mean is not None for c in cells)]
+    shown, span = metric.texts(interval.mean, interval.low, interval.high, sign=sign)
+    excluded = interval.low is not None and interval.high is not None and (interval.low > 0 or interval.high < 0)
+    return _Cell(shown, span, sign and span != "" and excluded)
 
 
 def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
-    measures = _present(run.cells)
+    shown = measured(run.cells)
     scores = list(dict.fromkeys(name for cell in run.cells for name in cell.scores))
-    head = ["method", "images", *(plots.TITLES[m] for m in measures), *(s.replace("_", " ") for s in scores)]
+    head = ["method", "images", *(m.heading for m in shown), *(s.replace("_", " ") for s in scores)]
     head += ["s an image", "steps", "evaluations"]
     tables = []
     for split in dict.fromkeys(cell.split for cell in run.cells):
@@ -89,7 +80,7 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
                     [
                         _Cell(cell.label),
                         _Cell(str(cell.n) if cell.n >= cell.planned else f"{cell.n} of {cell.planned}"),
-                        *(_measured(interval_of(cell, m), m) for m in measures),
+                        *(_measured(cell.interval(m.name), m) for m in shown),
                         *(_Cell(_number(cell.scores.get(s), 2)) for s in scores),
                         # networks answer in milliseconds
                         _Cell(_number(cell.seconds_per_image, 3 if (cell.seconds_per_image or 1) < 0.1 else 2)),
@@ -98,31 +89,34 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
                     ]
                 )
             )
-        table.rows += _originals(run, measures, scores)
-        table.rows += _paper(scenario, split, measures, len(scores) + 3)
+        table.rows += _originals(run, shown, scores)
+        table.rows += _paper(scenario, split, shown, len(scores) + 3)
         table.note = _note(scenario, cells, table)
         tables.append(table)
     return tables
 
 
-def _originals(run: ScenarioSummary, measures: Sequence[str], scores: Sequence[str]) -> list[_Row]:
-    """What the judge says of the originals themselves: about the most there is to reach."""
+def _originals(run: ScenarioSummary, shown: Sequence[Metric], scores: Sequence[str]) -> list[_Row]:
+    """What the evaluator says of the originals themselves: about the most there is to reach."""
     if not run.originals:
         return []
-    own = run.originals.get("recognised")
     cells = [_Cell("the originals themselves"), _Cell("")]
-    cells += [_Cell(f"{100 * own:.1f} %" if m == "recognised" and own is not None else "") for m in measures]
+    cells += [_known(run.originals, m) for m in shown]
     cells += [_Cell(_number(run.originals.get(s), 2)) for s in scores]
     return [_Row([*cells, _Cell(""), _Cell(""), _Cell("")], "base")]
 
 
-def _paper(scenario: Scenario, split: str, measures: Sequence[str], empty: int) -> list[_Row]:
+def _known(figures: Mapping[str, float], metric: Metric, *, sign: bool = False) -> _Cell:
+    """A figure without an interval; an empty cell where there is none."""
+    return _Cell(metric.text(figures[metric.name], sign=sign) if metric.name in figures else "")
+
+
+def _paper(scenario: Scenario, split: str, shown: Sequence[Metric], empty: int) -> list[_Row]:
     rows = []
     for entry in scenario.paper:
         if entry.split == split:
-            known = entry.model_dump()
             cells = [_Cell(f"the paper: {entry.label}"), _Cell("")]
-            cells += [_Cell("" if known.get(m) is None else _number(known[m], _DIGITS[m])) for m in measures]
+            cells += [_known(entry.figures, m) for m in shown]
             rows.append(_Row([*cells, *[_Cell("")] * empty], "paper"))
     return rows
 
@@ -135,12 +129,12 @@ def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> st
     if scenario.data.kind == "clips":
         parts = ["Means with 95 % intervals.", _CLIPS]
         if any(cell.recognised for cell in cells):
-            parts.append("Recognised: the judge calls it what it calls the original, whose class nobody knows.")
+            parts.append("Recognised: the evaluator calls it what it calls the original, whose class nobody knows.")
     matches = [cell.match for cell in cells if cell.match is not None]
     if matches:
         gallery = matches[0].gallery
         parts.append(
-            f"Found first, in five: the original’s place among {gallery} images in the judge’s features; "
+            f"Found first, in five: the original’s place among {gallery} images in the evaluator’s features; "
             f"a guess finds {100 / gallery:.1f} % first."
         )
     if any(cell.scores for cell in cells):
@@ -153,16 +147,19 @@ def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> st
 def _comparisons(run: ScenarioSummary) -> _Table | None:
     if not run.comparisons:
         return None
-    measures = [m for m in MEASURES if any(m in c.differences for c in run.comparisons)]
-    table = _Table("Differences on the same images", ["", "where", "pairs", *(plots.TITLES[m] for m in measures)])
+    names = dict.fromkeys(name for c in run.comparisons for name in c.differences)
+    shown = [m for m in metrics_named(names) if m.name in names]
+    table = _Table("Differences on the same images", ["", "where", "pairs", *(m.heading for m in shown)])
     for c in run.comparisons:
-        place = c.split + (f", noise {c.noise:g}" if c.noise else "") + (f", {c.clip}" if c.clip else "")
-        shown = [_measured(c.differences.get(m), m, sign=True) for m in measures]
-        table.rows.append(_Row([_Cell(c.name), _Cell(place), _Cell(str(c.n)), *shown]))
+        place = (
+            c.split
+            + (f", {c.defense}" if c.defense not in ("", UNDEFENDED) else "")
+            + (f", {c.clip}" if c.clip else "")
+        )
+        gains = [_measured(c.differences.get(m.name), m, sign=True) for m in shown]
+        table.rows.append(_Row([_Cell(c.name), _Cell(place), _Cell(str(c.n)), *gains]))
         if c.paper:
-            figures = [
-                _Cell(_number(c.paper[m], _DIGITS[m], sign=True)) if m in c.paper else _Cell("") for m in measures
-            ]
+            figures = [_known(c.paper, m, sign=True) for m in shown]
             note = c.paper.get("note", "")
             table.rows.append(_Row([_Cell("the paper reports"), _Cell(note), _Cell(""), *figures], "paper"))
     table.note = (

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scenarios.run.figures import interval_of
+from scenarios.run.figures import measured
+from splitsight.defenses import parse_defense
+from splitsight.metrics import METRICS, Metric
 from splitsight.summary import CellSummary, Interval
 
 if TYPE_CHECKING:
     from adversary.bench import Curve
 
-__all__ = ["TITLES", "curves", "plane", "quality", "sweeps", "time"]
+__all__ = ["curves", "plane", "quality", "sweeps", "time"]
 
-TITLES = {
-    "psnr": "PSNR, dB",
-    "psnr_eq14": "PSNR eq. 14",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "recognised": "recognised",
-    "matched_top1": "found first",
-    "matched_top5": "found in five",
-}
 _COLOURS = (
     "#c2410c",
     "#0f766e",
@@ -98,22 +91,40 @@ def _legend(figure: Any, colours: Mapping[str, str], symbols: Mapping[str, str])
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name), row=1, col=1)
 
 
+def _plotted(cells: Sequence[CellSummary]) -> list[Metric]:
+    return [metric for metric in measured(cells) if metric.plotted]
+
+
+def _panels(count: int, spacing: float) -> Any:
+    """Panels beside each other, closer where there are many."""
+    return _figure(count, horizontal_spacing=min(spacing, 0.4 / max(1, count - 1)))
+
+
+def _name_axis(figure: Any, metric: Metric, column: int) -> None:
+    """Upwards is always better."""
+    turned = {} if metric.better == "higher" else {"autorange": "reversed"}
+    figure.update_yaxes(title_text=metric.heading, row=1, col=column, **turned)
+
+
 def _scatter(
-    cells: Sequence[CellSummary], x: Mapping[str, tuple[float | None, Interval | None]], ys: Sequence[str]
+    cells: Sequence[CellSummary],
+    x: Mapping[str, tuple[float | None, Interval | None]],
+    ys: Sequence[Metric],
+    scores: Sequence[str] = (),
 ) -> Any:
-    """One panel a measure; x by cell identifier."""
+    """One panel a metric, and one a score of sets; x by cell identifier."""
     import plotly.graph_objects as go
 
-    figure = _figure(len(ys), horizontal_spacing=0.09)
+    panels: list[Metric | str] = [*ys, *scores]
+    figure = _panels(len(panels), 0.09)
     colours = _colours(cell.label for cell in cells)
     splits = dict.fromkeys(cell.split for cell in cells)
     symbols = {split: _SYMBOLS[i % len(_SYMBOLS)] for i, split in enumerate(splits)}
-    for column, measure in enumerate(ys, 1):
+    for column, panel in enumerate(panels, 1):
         for cell in cells:
             at, spread = x[cell.cell]
-            score = cell.scores.get(measure)
-            interval = None if measure in cell.scores else interval_of(cell, measure)
-            y = score if score is not None else _mean(interval)
+            interval = None if isinstance(panel, str) else cell.interval(panel.name)
+            y = cell.scores.get(panel) if isinstance(panel, str) else _mean(interval)
             if at is None or y is None:
                 continue
             figure.add_trace(
@@ -130,7 +141,10 @@ def _scatter(
                 row=1,
                 col=column,
             )
-        figure.update_yaxes(title_text=TITLES.get(measure, measure.replace("_", " ")), row=1, col=column)
+        if isinstance(panel, str):
+            figure.update_yaxes(title_text=panel.replace("_", " "), row=1, col=column)
+        else:
+            _name_axis(figure, panel, column)
     _legend(figure, colours, symbols)
     return figure
 
@@ -142,32 +156,37 @@ def plane(cells: Sequence[CellSummary]) -> str | None:
     a method cannot in general have both (Blau and Michaeli, 2018).
     """
     scores = list(dict.fromkeys(name for cell in cells for name in cell.scores))
-    measured = [m for m in ("recognised", "matched_top1") if any(_mean(interval_of(c, m)) is not None for c in cells)]
-    if not cells or not measured + scores:
+    perceptual = [metric for metric in _plotted(cells) if metric.side == "perception"]
+    if not cells or not [*perceptual, *scores]:
         return None
-    figure = _scatter(cells, {cell.cell: (_mean(cell.psnr), cell.psnr) for cell in cells}, measured + scores)
-    figure.update_xaxes(title_text=TITLES["psnr"])
+    figure = _scatter(cells, {cell.cell: (_mean(cell.psnr), cell.psnr) for cell in cells}, perceptual, scores)
+    figure.update_xaxes(title_text=METRICS.get("psnr").heading)
     return _html(figure)
 
 
 def time(cells: Sequence[CellSummary]) -> str | None:
-    """Quality against seconds an image; ``None`` where no time was measured."""
+    """Quality against seconds an image; ``None`` where no time, or no quality, was measured."""
     timed = [cell for cell in cells if cell.seconds_per_image]
     if not timed:
         return None
-    measures = ["psnr", "ssim"] + (["matched_top1"] if any(cell.match for cell in timed) else [])
-    figure = _scatter(timed, {cell.cell: (cell.seconds_per_image, None) for cell in timed}, measures)
+    shown = _plotted(timed)
+    if not shown:
+        return None
+    figure = _scatter(timed, {cell.cell: (cell.seconds_per_image, None) for cell in timed}, shown)
     figure.update_xaxes(title_text="seconds an image", type="log")
     return _html(figure)
 
 
 def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
-    """Measures over each number that varies between otherwise equal cells: (its name, plot)."""
+    """Metrics over each number that varies between otherwise equal cells: (its name, plot)."""
     import plotly.graph_objects as go
 
     lines: dict[str, dict[tuple[str, str], list[tuple[float, CellSummary]]]] = defaultdict(lambda: defaultdict(list))
+    strengths = {cell.cell: _strength(cell.defense) for cell in cells}
+    # where there is no defence, each one's strength is nothing
+    none = {key: 0.0 for strength in strengths.values() for key in strength}
     for cell in cells:
-        numbers = {"noise": cell.noise, **cell.options}
+        numbers: dict[str, Any] = {**none, **strengths[cell.cell], **cell.options}
         for key, at in numbers.items():
             if isinstance(at, bool) or not isinstance(at, int | float):
                 continue
@@ -180,15 +199,14 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
         if not varied:
             continue
         members = [cell for points in varied.values() for _, cell in points]
-        measures = [
-            m for m in TITLES if m != "psnr_eq14" and any(_mean(interval_of(c, m)) is not None for c in members)
-        ]
-        measures = measures[:4]
-        figure = _figure(len(measures), horizontal_spacing=0.07)
+        shown = _plotted(members)
+        if not shown:
+            continue
+        figure = _panels(len(shown), 0.07)
         lines_of = _lines(f"{same} at {split}" for split, same in varied)
-        for column, measure in enumerate(measures, 1):
+        for column, metric in enumerate(shown, 1):
             for (split, same), points in varied.items():
-                intervals = [interval_of(cell, measure) for _, cell in points]
+                intervals = [cell.interval(metric.name) for _, cell in points]
                 figure.add_trace(
                     go.Scatter(
                         x=[at for at, _ in points],
@@ -203,13 +221,19 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
                     row=1,
                     col=column,
                 )
-            figure.update_yaxes(title_text=TITLES[measure], row=1, col=column)
+            _name_axis(figure, metric, column)
         numbers = [at for points in varied.values() for at, _ in points]
         # a range of more than tenfold is one of multiples
         wide = min(numbers) > 0 and max(numbers) > 10 * min(numbers)
         figure.update_xaxes(title_text=key, type="log" if wide else "linear")
         plots.append((key, _html(figure)))
     return plots
+
+
+def _strength(defense: str) -> dict[str, float]:
+    """The numbers among a defence's parameters that are not at their defaults."""
+    given = [(part.name, key, v) for part in parse_defense(defense).parts for key, v in part.parameters if v]
+    return {f"{name} {key}": float(v) for name, key, v in given if isinstance(v, int | float)}
 
 
 def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -305,5 +329,5 @@ def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, fl
             if reference.get(measure) is not None:
                 figure.add_hline(y=reference[measure], line={"dash": "dot", "color": "#5b6472"}, row=row, col=column)
             figure.update_xaxes(type="log", title_text=title, row=row, col=column)
-            figure.update_yaxes(title_text=TITLES[measure], row=row, col=column)
+            figure.update_yaxes(title_text=METRICS.get(measure).heading, row=row, col=column)
     return _html(figure)

@@ -114,7 +114,8 @@ class Reporter:
         skipped = self._store.skipped()
         for unit in self._estimate.pending():
             if self._store.done(unit):
-                table = pq.read_table(self._store.part(unit), columns=["seconds"])
+                with self._store.part(unit).open("rb") as file:  # pyarrow takes names in UTF-8 only
+                    table = pq.read_table(file, columns=["seconds"])
                 self._estimate.add(unit, float(sum(table.column("seconds").to_pylist())))
             elif unit.split("-")[0] in skipped:
                 self._estimate.add(unit, None)

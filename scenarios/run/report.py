@@ -7,26 +7,28 @@ comparisons, is made by running it again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from scenarios.run.figures import by_cell, cell_summaries, comparisons, score_sets
+from scenarios.run.figures import by_cell, cell_summaries, comparisons, measured, score_sets
 from scenarios.run.page import render
 from scenarios.run.plan import cell_id
 from scenarios.run.spec import Scenario
 from scenarios.run.store import Store
 from scenarios.run.work import Bench, slug
-from splitsight.data import encode_png, to_tensor
+from splitsight.data import decode_image, encode_png, to_tensor
 from splitsight.devices import device_name
-from splitsight.metrics.perceptual import inception_missing, lpips_missing
+from splitsight.errors import UserError
+from splitsight.files import writing
+from splitsight.metrics import Batch, measure
+from splitsight.metrics.perceptual import inception_missing
 from splitsight.pictures import Panel, panels, spread
-from splitsight.summary import MethodSummary, ScenarioSummary, Summary, environment, write_summary
+from splitsight.summary import Environment, MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
 __all__ = ["write_report"]
 
@@ -35,8 +37,10 @@ _SIDE = 160
 
 
 def _picture(store: Store, name: str) -> np.ndarray | None:
-    image = cv2.imread(str(store.folder / name))
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        return decode_image((store.folder / name).read_bytes(), name)
+    except (OSError, UserError):
+        return None
 
 
 def _panel(store: Store, row: Mapping[str, Any] | None) -> Panel:
@@ -71,13 +75,21 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
     return found
 
 
-def _recognised_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The judge's accuracy on the originals, where their classes are known."""
+def _of_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What depends on an image's class, where that is known, of the originals: about the most there is to reach."""
     known = {row["index"]: row["class_label"] for row in rows if row["class_label"] is not None}
-    if bench.judge is None or not known:
+    wanted = [metric for metric in bench.metrics if "label" in metric.needs]
+    if not known or not wanted:
         return {}
     images = to_tensor(bench.inputs.images[list(known)])
-    return {"recognised": float(bench.judge.recognised(images, list(known.values())).double().mean())}
+    batch = Batch(reconstruction=images, original=images, label=torch.tensor(list(known.values())))
+    found = {}
+    for metric in wanted:
+        evaluator = next((e for e in bench.evaluators if e.name == metric.evaluator), None)
+        values = measure([metric], replace(batch, evaluator=evaluator)).get(metric.column, [])
+        mean = metric.interval([metric.value(v) for v in values])["mean"]
+        found |= {} if mean is None else {metric.name: mean}
+    return found
 
 
 def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summary:
@@ -95,18 +107,18 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         UserError: a part of the run is damaged, or a comparison is not clear.
     """
     scenario = bench.scenario
-    table = store.rows([unit.name for unit in bench.units])
+    table = store.rows([unit.name for unit in bench.units], bench.schema)
     rows = table.to_pylist()
     skipped = store.skipped()
     planned: dict[str, int] = {}
     for unit in bench.units:
         planned[cell_id(unit.cell)] = planned.get(cell_id(unit.cell), 0) + len(unit.indices)
-    notes = [note for note in (lpips_missing(), inception_missing()) if note is not None]
+    missing = [metric.missing() for metric in bench.metrics] + [inception_missing()]
+    notes = list(dict.fromkeys(note for note in missing if note is not None))
     classifiers: dict[str, Any] = {} if inception_missing() else {"inception_score": None}
-    if bench.judge is not None:
-        classifiers[f"inception_score_{bench.judge.name}"] = bench.judge.logits
+    classifiers |= {f"inception_score_{evaluator.name}": evaluator.logits for evaluator in bench.evaluators}
     scores, originals = score_sets(scenario, store, rows, classifiers)
-    features = f"{bench.judge.name}-penultimate" if bench.judge is not None else ""
+    features = f"{bench.evaluators[0].name}-penultimate" if bench.evaluators else ""
     cells = cell_summaries(scenario, rows, scores, planned=planned, features=features)
     run = ScenarioSummary(
         name=config["run"]["name"],
@@ -114,12 +126,12 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         quick=config["run"]["quick"],
         complete=len(rows) == sum(n for cell, n in planned.items() if cell not in skipped),
         cells=cells,
-        originals=originals | _recognised_originals(bench, rows),
+        originals=originals | _of_originals(bench, rows),
         comparisons=comparisons(scenario, rows),
         skipped=skipped,
         notes=notes,
     )
-    base = set(MethodSummary.model_fields)
+    base = {*MethodSummary.model_fields, *(metric.name for metric in measured(cells))}
     splits = list(dict.fromkeys(cell.split for cell in cells))
     name = "{0.label}" if len(splits) == 1 else "{0.label} at {0.split}"
     summary = Summary(
@@ -127,12 +139,13 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,
-        environment=environment(bench.digests, device_name(bench.device))
-        | {"run": config["run"], "threads": torch.get_num_threads()},
+        environment=Environment.model_validate(
+            environment(bench.digests, device_name(bench.models.device))
+            | {"run": config["run"], "threads": torch.get_num_threads()}
+        ),
     )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    store.write("rows.parquet", sink.getvalue().to_pybytes())
+    with writing(store.folder / "rows.parquet") as partial:
+        pq.write_table(table, partial, compression="zstd")
     write_summary(store.folder / "summary.json", summary)
     names = {cell_id(i): f"{cell.name} at {cell.split}" for i, cell in enumerate(scenario.cells)}
     page = render(store.folder, scenario, summary, rows, _grids(store, scenario, rows), config, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
 from scenarios.run.spec import Scenario, load_scenario, read_scenario
 from scenarios.run.store import Store
-from scenarios.run.train import teach
+from scenarios.run.train import train_missing
 from scenarios.run.work import Bench, work
 from splitsight.artifacts import home
 from splitsight.errors import UserError
@@ -37,7 +38,7 @@ class RunOptions:
         data: what is attacked; the scenario's own where not given.
         rivals: for clips, the other images of a gallery.
         train_data: pictures that black-box attackers ask their oracle about, where networks must be trained.
-        judge: independent classifier; ``"none"`` goes without. The scenario's own where not given.
+        evaluators: independent classifiers; ``"none"`` goes without. The scenario's own where not given.
         quick: the scenario's quick form.
         limit: at most this many images, or windows of a clip.
         seed: of all draws of the attacks; the scenario's own where not given.
@@ -52,7 +53,7 @@ class RunOptions:
     data: Path | None = None
     rivals: Path | None = None
     train_data: Path | None = None
-    judge: str | None = None
+    evaluators: Sequence[str] = ()
     quick: bool = False
     limit: int | None = None
     seed: int | None = None
@@ -77,8 +78,10 @@ def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
         changes["train"] = {"data": str(options.train_data.resolve())}
     if options.seed is not None:
         changes["seed"] = options.seed
-    if options.judge is not None:
-        changes["judge"] = None if options.judge == "none" else options.judge
+    if options.evaluators:
+        only = options.evaluators[0]
+        several = len(options.evaluators) > 1
+        changes["evaluator"] = list(options.evaluators) if several else None if only == "none" else only
     return changes
 
 
@@ -98,7 +101,6 @@ def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
                 raise
             skipped[cell_id(i)] = str(error)
             continue
-        # through JSON, so that tuples are lists as they come back from YAML
         settings[cell_id(i)] = {"setting": attack.setting, **attack.settings.dump()}
     return settings, skipped
 
@@ -130,7 +132,7 @@ def run_scenario(options: RunOptions) -> Path:
         with terminate_as_interrupt():
             threads = torch.get_num_threads()
             logs = home() / "inversion" / "logs" / str(os.getpid())
-            teach(bench.lessons(), scenario.train.data, logs, workers=options.workers, threads=threads)
+            train_missing(bench.jobs(), scenario.train.data, logs, workers=options.workers, threads=threads)
     settings, skipped = _settle(bench)
     run = {
         "name": name,

@@ -8,14 +8,16 @@ with ``method: [do, db]`` is four cells); a value that is itself a list is writt
 from __future__ import annotations
 
 import itertools
+import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitsight.errors import UserError
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
     "Cell",
@@ -26,12 +28,13 @@ __all__ = [
     "Training",
     "load_scenario",
     "read_scenario",
+    "renamed",
     "scenario_names",
 ]
 
 _SUFFIX = ".yaml"
-MEASURES = ("psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5")
-"""What is measured of every image, in the order of the tables."""
+_FORMER = {"judge": "evaluator"}
+"""Former names of a scenario's keys."""
 
 
 class _Part(BaseModel):
@@ -96,7 +99,7 @@ class Cell(_Part):
             each image. ``{class}`` is the image's class, ``{other}`` another one, ``{background}`` words for what its
             pixels show beside the object. Empty: no text.
         options: (``with`` in YAML) values laid over the setting's.
-        noise: standard deviation of Gaussian noise on the features, as a part of their own standard deviation.
+        defense: what the edge does to the features, by name and parameters, as ``--defense`` takes it.
         count: of the images or windows, only so many first ones; ``None`` for all.
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
         seconds: an image may take; ``None`` for no limit.
@@ -105,7 +108,8 @@ class Cell(_Part):
             section it is the package's, or the cache's.
         trained: take the scenario's own network; ``false`` for the package's or the cache's.
         queries: pictures that the network learnt from; ``None`` for as many as ``train`` says.
-        training: named setting of its training; ``None`` for the default.
+        training: named setting of its training; or values of it by name, laid over the default, or over the one that
+            ``setting`` names; ``None`` for the default.
         optional: leave the cell out, and say so, where this machine cannot run it (no such network).
         label: how tables call it; made from the rest by default.
     """
@@ -115,7 +119,7 @@ class Cell(_Part):
     split: str = "L8"
     prompt: str | tuple[str, ...] = ""
     options: dict[str, Any] = Field(default_factory=dict, alias="with")
-    noise: float = Field(default=0.0, ge=0)
+    defense: str = UNDEFENDED
     count: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -123,9 +127,19 @@ class Cell(_Part):
     network: Path | None = None
     trained: bool = True
     queries: int | None = Field(default=None, ge=16)
-    training: str | None = None
+    training: str | dict[str, Any] | None = None
     optional: bool = False
     label: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _noise(cls, value: Any) -> Any:
+        return _defended(value) if isinstance(value, dict) else value
+
+    @field_validator("defense")
+    @classmethod
+    def _known_defense(cls, value: str) -> str:
+        return _canonical(value)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -140,15 +154,15 @@ class Cell(_Part):
         parts = [self.method, self.setting or ""]
         parts += [f"{key} {_short(value)}" for key, value in self.options.items()]
         if self.training:
-            parts.append(f"trained {self.training}")
+            parts.append(f"trained {_said(self.training)}")
         if self.queries:
             parts.append(f"{self.queries} queries")
         if not self.trained:
             parts.append("as it ships")
         if any(self.prompts):
             parts.append(" | ".join(f"“{p}”" for p in self.prompts))
-        if self.noise:
-            parts.append(f"noise {self.noise:g}")
+        if self.defense != UNDEFENDED:
+            parts.append(f"against {self.defense}")
         return " ".join(p for p in parts if p)
 
     def matches(self, wanted: dict[str, Any]) -> bool:
@@ -162,12 +176,68 @@ class Cell(_Part):
         return True
 
 
+def _said(training: str | dict[str, Any]) -> str:
+    """A training's setting and values, for people."""
+    if isinstance(training, str):
+        return training
+    return ", ".join(str(value) if key == "setting" else f"{key}={value}" for key, value in training.items())
+
+
+def _canonical(defense: str) -> str:
+    """A defence in the form in which sessions carry it.
+
+    Raises:
+        ValueError: no such defence, or parameters that it cannot have.
+    """
+    from splitsight.defenses import parse_defense  # imported where it is needed, since PyTorch comes with it
+
+    try:
+        return str(parse_defense(defense))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def _defended(keys: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a cell or a selector, with the former key ``noise`` as the defence that it stood for."""
+    if "noise" not in keys:
+        return keys
+    if "defense" in keys:
+        raise ValueError("'noise' is the former name of a defence: give 'defense' alone")
+    level = keys["noise"]
+    if isinstance(level, bool) or not isinstance(level, int | float) or level < 0:
+        raise ValueError(f"'noise' takes a number from 0, not {level!r}")
+    rest = {key: value for key, value in keys.items() if key != "noise"}
+    return rest | {"defense": f"gaussian:ratio={level:g}" if level else UNDEFENDED}
+
+
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-class PaperRow(_Part):
-    """Figures of the paper, shown beside ours and marked as its own.
+class _Figures(_Part):
+    """Figures by the names of metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    # pydantic's way of saying what further keys hold
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By metric."""
+        return {name: value for name, value in (self.__pydantic_extra__ or {}).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        from splitsight.metrics import METRICS  # imported where it is needed, since PyTorch comes with it
+
+        for name in self.figures:
+            if name not in METRICS.names():
+                raise ValueError(f"'{name}' is no metric: choose one of {', '.join(METRICS.names())}")
+        return self
+
+
+class PaperRow(_Figures):
+    """Figures of the paper, shown beside ours and marked as its own; further keys are names of metrics.
 
     Attributes:
         label: method, as the paper calls it.
@@ -176,17 +246,15 @@ class PaperRow(_Part):
 
     label: str
     split: str | None = None
-    psnr: float | None = None
-    psnr_eq14: float | None = None
-    ssim: float | None = None
-    lpips: float | None = None
 
 
-class PaperGain(_Part):
-    """A difference that the paper reports."""
+class PaperGain(_Figures):
+    """A difference that the paper reports; further keys are names of metrics.
 
-    psnr_eq14: float | None = None
-    ssim: float | None = None
+    Attributes:
+        note: what it was measured on.
+    """
+
     note: str = ""
 
 
@@ -199,7 +267,8 @@ class Comparison(_Part):
     Attributes:
         name: what is compared.
         of: keys and values that select cells.
-        to: likewise; the difference is ``of − to``, for each split and noise that both have.
+        to: likewise; the difference is ``of − to``, at each split (and behind each defence, unless they name one) that
+            both have.
         by_clip: also for each clip.
         paper: what the paper reports for it.
     """
@@ -213,6 +282,9 @@ class Comparison(_Part):
     @field_validator("of", "to")
     @classmethod
     def _known(cls, value: _Selector) -> _Selector:
+        value = _defended(value)
+        if "defense" in value:
+            value = value | {"defense": _canonical(value["defense"])}
         keys = [*(k for k in Cell.model_fields if k != "options"), "with"]
         for key in value:
             if key not in keys:
@@ -225,12 +297,13 @@ class Scenario(_Part):
 
     Attributes:
         title: heading of the report.
-        about: one line for ``splitsight list scenarios``.
-        source: what of the paper it reproduces.
+        about: one line for ``splitsight list scenarios``; the title where it is left out.
+        source: what of the paper it reproduces, if anything.
         target: attacked network.
         weights: its weights, a file; the embedded ones by default.
         prior: generative prior, a name or a folder.
-        judge: independent classifier, a name or a folder; ``None`` measures neither recognition nor matching.
+        evaluator: independent classifier, a name or a folder, or several of them; ``None`` measures neither recognition
+            nor matching.
         seed: of all draws of the attacks.
         batch: images solved side by side.
         seconds: an image may take, where its cell does not say.
@@ -242,12 +315,12 @@ class Scenario(_Part):
     """
 
     title: str
-    about: str
+    about: str = ""
     source: str = ""
     target: str = "resnet18"
     weights: Path | None = None
     prior: str = "small"
-    judge: str | None = "mbconv"
+    evaluator: str | tuple[str, ...] | None = "mbconv"
     seed: int = 0
     batch: int = Field(default=8, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -274,10 +347,16 @@ class Scenario(_Part):
             seen.add(key)
         return self
 
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """Names or folders; empty for none."""
+        given = () if self.evaluator is None else self.evaluator
+        return (given,) if isinstance(given, str) else given
+
     def dump(self) -> dict[str, Any]:
         """Plain data as YAML takes it; reading it again gives the same scenario."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        data["judge"] = self.judge  # whose default is not None
+        data.setdefault("evaluator", None)  # which is not the default
         for cell in data["cells"]:
             # a list means one cell a value, so a list that is one value goes into another list
             if isinstance(cell["prompt"], list):
@@ -348,7 +427,22 @@ def read_scenario(scenario: str) -> tuple[dict[str, Any], str]:
         raise UserError(f"{scenario} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{scenario} is not a scenario: it must hold keys such as 'title' and 'cells'")
+    for section in (data, data.get("quick")):
+        for former, key in renamed(section).items():
+            print(f"splitsight: {scenario}: the key '{former}' is now called '{key}'", file=sys.stderr)
     return data, name
+
+
+def renamed(data: Any) -> dict[str, str]:
+    """Give the keys of a scenario their present names, in place.
+
+    Returns:
+        Former name → present name of those that were there.
+    """
+    found = {former: key for former, key in _FORMER.items() if isinstance(data, dict) and former in data}
+    for former, key in found.items():
+        data.setdefault(key, data.pop(former))
+    return found
 
 
 def load_scenario(

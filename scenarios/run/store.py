@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from scenarios.run.rows import read_rows, row_schema
+from scenarios.run.spec import renamed
 from splitsight.errors import UserError
+from splitsight.files import write_bytes, writing
 
-__all__ = ["ROW", "Store", "held"]
-
-_STRING, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
-ROW = pa.schema(
-    [
-        ("scenario", _STRING),
-        ("cell", _STRING),  # identifier within the run
-        ("label", _STRING),  # how tables call the cell, beside its split
-        ("method", _STRING),
-        ("setting", _STRING),
-        ("split", _STRING),
-        ("options", _STRING),  # JSON: what was laid over the setting
-        ("settings", _STRING),  # JSON: all values the attack got
-        ("prompt", _STRING),  # as it was used; empty for none
-        ("noise", _FLOAT),
-        ("index", _INT),  # of the image within the run
-        ("image", _STRING),  # SHA-256 of its pixels
-        ("name", _STRING),
-        ("class_label", _INT),  # null where unknown
-        ("clip", _STRING),  # null for still images
-        ("window", _INT),
-        ("time_s", _FLOAT),
-        ("seed", _INT),
-        ("psnr", _FLOAT),
-        ("psnr_eq14", _FLOAT),
-        ("ssim", _FLOAT),
-        ("lpips", _FLOAT),
-        ("recognised", pa.bool_()),
-        ("match_rank", _INT),
-        ("gallery", _INT),
-        ("loss", _FLOAT),
-        ("iterations", _INT),
-        ("model_evaluations", _FLOAT),
-        ("seconds", _FLOAT),
-        ("threads", _INT),
-        ("device", _STRING),  # what the attack computed on
-        ("curve", pa.list_(pa.float32())),  # mean loss over the unit's images, one a step
-        ("about", _STRING),  # JSON: what the attack has to say, e.g. where it started
-        ("target_digest", _STRING),
-        ("prior_digest", _STRING),
-        ("judge_digest", _STRING),
-        ("inversion_digest", _STRING),  # of the network that the attack asked for; null for none
-        ("reconstruction", _STRING),  # PNG, relative to the run's folder
-        ("original", _STRING),
-    ]
-)
-"""Columns of ``rows.parquet``; times in seconds, PSNR in dB, parts in [0, 1]."""
+__all__ = ["Store", "held"]
 
 _PRESENTATION = ("title", "about", "source", "compare", "paper")
 """Keys that only the report reads: changing them makes no row wrong."""
@@ -167,6 +124,9 @@ class Store:
             raise UserError(f"{self.config} is damaged: give another --out, or --overwrite") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.config} is damaged: give another --out, or --overwrite")
+        # as a former version wrote it
+        renamed(config)
+        renamed(config.get("run", {}).get("weights"))
         return config
 
     @contextmanager
@@ -194,31 +154,37 @@ class Store:
         """File of a unit's rows."""
         return self.folder / "parts" / f"{unit}.parquet"
 
-    def add(self, unit: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def add(self, unit: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None) -> None:
         """File a unit's rows, all at once and for good.
 
-        Raises:
-            OSError: the disk is full.
-        """
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=ROW), sink, compression="zstd")
-        self.write(self.part(unit).relative_to(self.folder), sink.getvalue().to_pybytes(), sync=True)
+        Args:
+            unit: its name.
+            rows: with the columns of ``schema``; those that are missing are null.
+            schema: of :func:`scenarios.run.rows.row_schema`, by default without arguments.
 
-    def rows(self, units: Sequence[str]) -> pa.Table:
+        Raises:
+            UserError: the disk is full.
+        """
+        with writing(self.part(unit), sync=True) as partial:
+            table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema or row_schema())
+            pq.write_table(table, partial, compression="zstd")
+
+    def rows(self, units: Sequence[str], schema: pa.Schema | None = None) -> pa.Table:
         """Rows of those units that are done, in this order.
 
         Raises:
             UserError: a part is damaged.
         """
+        wanted = schema or row_schema()
         tables = []
         for unit in units:
             if not self.done(unit):
                 continue
             try:
-                tables.append(pq.read_table(self.part(unit), schema=ROW))
-            except (pa.ArrowException, OSError) as error:
+                tables.append(read_rows(self.part(unit), wanted))
+            except UserError as error:
                 raise UserError(f"{self.part(unit)} is damaged: remove it and run again") from error
-        return pa.concat_tables(tables) if tables else ROW.empty_table()
+        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
 
     def skip(self, cell: str, why: str) -> None:
         """Leave a cell out of this run, for a reason that the report gives."""
@@ -245,19 +211,7 @@ class Store:
             sync: wait until the disk has it.
         """
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        write_bytes(path, data, sync=sync)
         return path
 
 

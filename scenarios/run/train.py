@@ -1,8 +1,8 @@
 """Networks that a scenario's black-box attacks need: trained through an oracle on loopback, kept in the cache.
 
-Each network is a *lesson*, in a folder of the cache whose name follows from all that decides its weights, so that
-every scenario finds it again and a run that was killed goes on with it. A process of its own teaches: it starts an
-oracle for a split where answers are missing, and knows of F1 what that answers. Several share the lessons.
+Each network lies in a folder of the cache whose name follows from all that decides its weights, the defence included,
+so that every scenario finds it again and a run that was killed goes on with it. A process of its own trains: it starts
+an oracle for a split where answers are missing, and knows of F1 what that answers. Several processes share the jobs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from adversary.attacks import ATTACKS
-from adversary.attacks.blackbox import NetAttack
-from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, setting_of, train_pairs_command
+from adversary.attacks.blackbox import NetAttack, method_of
+from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
 from adversary.blackbox.queries import QueryStore
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
@@ -30,8 +30,10 @@ from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import held
 from splitsight.artifacts import home
 from splitsight.errors import UserError
+from splitsight.names import file_stem
+from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["Lesson", "lesson_of", "lessons", "teach"]
+__all__ = ["TrainingJob", "job_of", "jobs", "train_missing"]
 
 _LOOK_S = 0.5
 _SAY_S = 30.0
@@ -40,7 +42,7 @@ _GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingJob:
     """One network to be trained.
 
     Attributes:
@@ -50,12 +52,14 @@ class Lesson:
         target: the attacked network's name.
         weights: its weights, a file; ``None`` for the embedded ones.
         split: its split point.
-        method: a name out of :data:`~adversary.blackbox.networks.METHODS`.
+        defense: what the edge does to the features, in its canonical form.
+        method: name of a black-box method.
         prior: name or folder of the prior.
         setting: of the training; ``None`` for the default.
+        changes: values laid over it.
         queries: pictures to train on.
         test_queries: pictures to measure with.
-        unasked: pictures without an answer, for net-best.
+        unasked: pictures without an answer, for methods that use them.
         frames: K.
         mixing: whether frames see each other.
         text: whether captions are learnt with.
@@ -70,9 +74,11 @@ class Lesson:
     target: str
     weights: str | None
     split: str
+    defense: str
     method: str
     prior: str
     setting: str | None
+    changes: dict[str, Any]
     queries: int
     test_queries: int
     unasked: int | None
@@ -103,8 +109,7 @@ class Lesson:
     def fraction(self) -> float:
         """About how much of its training is done, by its logs."""
         parts = [_last_fraction(run / "log.jsonl") for run in self.runs]
-        stages = 2 if self.method in ("net-flow", "net-best") else 1
-        return 1.0 if self.done else min(1.0, sum(parts) / stages)
+        return 1.0 if self.done else min(1.0, sum(parts) / len(method_of(self.method).parts))
 
 
 def _last_fraction(log: Path) -> float:
@@ -118,62 +123,73 @@ def _last_fraction(log: Path) -> float:
     return found
 
 
-def lesson_of(
-    scenario: Scenario, cell: Cell, *, target_digest: str, prior_name: str, prior_digest: str
-) -> Lesson | None:
-    """What a cell's attack must be taught; ``None`` where it needs no network, or has one already.
+def job_of(
+    scenario: Scenario, cell: Cell, about: SessionDescription, *, prior_name: str, prior_digest: str
+) -> TrainingJob | None:
+    """The network that a cell's attack lacks; ``None`` where it needs none, or has one already.
 
     Args:
         scenario: of the cell.
         cell: of the scenario.
-        target_digest: SHA-256 of the attacked network's weights.
+        about: what is attacked: target, cut and defence.
         prior_name: the prior's own name.
         prior_digest: SHA-256 of all of the prior.
 
     Raises:
         UserError: no such attack or setting.
     """
-    training = scenario.train
-    attack = ATTACKS.get(cell.method)
+    training, attack = scenario.train, ATTACKS.get(cell.method)
     if training is None or not issubclass(attack, NetAttack) or cell.network is not None or not cell.trained:
         return None
-    values = attack.configured(cell.setting, split=cell.split, changes=cell.options).settings.dump()
+    configured = attack.configured(cell.setting, target=about.target, split=cell.split, changes=cell.options)
+    method = method_of(attack.method)
     frames = scenario.data.frames if attack.windowed else 1
+    setting, changes = (cell.training, {}) if not isinstance(cell.training, dict) else _setting_of(cell.training)
+    values = method.training(setting, changes)[1]
     made = Made(
         method=attack.method,
-        target=scenario.target,
-        split=cell.split,
-        target_digest=target_digest,
-        defense="identity",
-        features=(),
+        target=about.target,
+        split=about.split,
+        head_digest=about.head_digest,
+        features=about.features,
         image=0,
         prior=prior_name,
         prior_digest=prior_digest,
+        defense=about.defense,
+        defense_digest=about.defense_digest,
         frames=frames,
-        mixed=values.get("mixed", True),
+        mixed=getattr(configured.settings, "mixed", True),
         text=any(cell.prompts),
     )
     decides = {
-        "setting": cell.training,
+        "setting": setting,
+        "changes": changes,
         "queries": cell.queries or training.queries,
         "test_queries": training.test_queries,
-        "unasked": training.unasked if attack.method == "net-best" else None,
+        "unasked": training.unasked if method.unasked else None,
         "minutes": training.minutes,
         "steps": training.steps,
         "seed": training.seed,
     }
     # the values too, so that a network that was made with others is not taken for this one
-    taught = setting_of(attack.method, cell.training)[1]
-    text = json.dumps({**decides, "values": taught, "target": target_digest, "prior": prior_digest}, sort_keys=True)
+    all_that_decides = {
+        **decides,
+        "values": values.dump(),
+        "head": about.head_digest,
+        "defense": [about.defense, about.defense_digest],
+        "prior": prior_digest,
+    }
+    text = json.dumps(all_that_decides, sort_keys=True)
     name = network_name(made)
-    folder = home() / "inversion" / "lessons" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    return Lesson(
+    folder = home() / "inversion" / "scenarios" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return TrainingJob(
         folder=str(folder),
         file=str(folder / f"{name}.safetensors"),
-        pairs=str(default_pairs(scenario.target, cell.split, target_digest, frames=frames)),
+        pairs=str(default_pairs(about, frames=frames)),
         target=scenario.target,
         weights=None if scenario.weights is None else str(scenario.weights),
         split=cell.split,
+        defense=about.defense,
         method=attack.method,
         prior=scenario.prior,
         frames=frames,
@@ -183,17 +199,36 @@ def lesson_of(
     )
 
 
-def lessons(scenario: Scenario, **digests: str) -> list[Lesson]:
-    """All of a scenario, each once, in the order of its cells; arguments are those of :func:`lesson_of`.
+def _setting_of(training: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Of a cell's ``training`` with values: the setting that they start from, and the values."""
+    values = dict(training)
+    return values.pop("setting", None), values
+
+
+def jobs(
+    scenario: Scenario, describe: Callable[[Cell], SessionDescription], *, prior_name: str, prior_digest: str
+) -> list[TrainingJob]:
+    """All of a scenario, each once, in the order of its cells.
+
+    Args:
+        scenario: whose networks.
+        describe: what a cell attacks.
+        prior_name: as for :func:`job_of`.
+        prior_digest: likewise.
 
     Raises:
-        UserError: as :func:`lesson_of`.
+        UserError: as :func:`job_of`.
     """
-    found = (lesson_of(scenario, cell, **digests) for cell in scenario.cells)
-    return list(dict.fromkeys(lesson for lesson in found if lesson is not None))
+    found: dict[str, TrainingJob] = {}
+    for cell in scenario.cells:
+        if scenario.train is not None:
+            job = job_of(scenario, cell, describe(cell), prior_name=prior_name, prior_digest=prior_digest)
+            if job is not None:
+                found.setdefault(job.folder, job)
+    return list(found.values())
 
 
-def teach(needed: Sequence[Lesson], data: Path | None, logs: Path, *, workers: int, threads: int) -> None:
+def train_missing(needed: Sequence[TrainingJob], data: Path | None, logs: Path, *, workers: int, threads: int) -> None:
     """Train what is missing, in processes that share it, and say how far they are.
 
     Args:
@@ -206,7 +241,7 @@ def teach(needed: Sequence[Lesson], data: Path | None, logs: Path, *, workers: i
     Raises:
         UserError: there is nothing to ask about, or a training failed; what was learnt is kept.
     """
-    left = [lesson for lesson in needed if not lesson.done]
+    left = [job for job in needed if not job.done]
     if not left:
         return
     if data is None:
@@ -214,13 +249,13 @@ def teach(needed: Sequence[Lesson], data: Path | None, logs: Path, *, workers: i
             f"{len(left)} networks must be trained first ({left[0].name}, …): give pictures to ask the oracle about "
             "with --train-data"
         )
-    work = json.dumps({"lessons": [asdict(lesson) for lesson in left], "data": str(data)})
+    work = json.dumps({"jobs": [asdict(job) for job in left], "data": str(data)})
     with Supervisor(logs) as supervisor:
         for i in range(min(workers, len(left))):
-            plan = logs / f"teacher-{i}.json"
+            plan = logs / f"trainer-{i}.json"
             plan.write_text(work, encoding="utf-8")
             arguments = ["-m", "scenarios.run.train", str(plan), str(threads)]
-            supervisor.start(f"teacher-{i}", "training", arguments, expected_to_end=True)
+            supervisor.start(f"trainer-{i}", "training", arguments, expected_to_end=True)
         try:
             _watch(left, supervisor)
         except KeyboardInterrupt:
@@ -234,18 +269,18 @@ def teach(needed: Sequence[Lesson], data: Path | None, logs: Path, *, workers: i
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _watch(left: Sequence[Lesson], supervisor: Supervisor) -> None:
+def _watch(left: Sequence[TrainingJob], supervisor: Supervisor) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console, begun, said = Console(stderr=True), time.monotonic(), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[rest]}"))
-    first = sum(lesson.fraction for lesson in left)
+    first = sum(job.fraction for job in left)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=len(left), rest="")
         while any(child.alive for child in supervisor.children.values()):
             supervisor.check()
-            parts = [lesson.fraction for lesson in left]
+            parts = [job.fraction for job in left]
             done, spent = sum(parts), time.monotonic() - begun
             rest = f"about {duration(spent / (done - first) * (len(left) - done))} left" if done > first else ""
             words = f"training {sum(part == 1 for part in parts)} of {len(left)} networks done ({_now(left, parts)})"
@@ -255,27 +290,27 @@ def _watch(left: Sequence[Lesson], supervisor: Supervisor) -> None:
                 print(", ".join(filter(None, (words, rest))), file=sys.stderr, flush=True)
             time.sleep(_LOOK_S)
         supervisor.check()
-    if missing := [lesson for lesson in left if not lesson.done]:
+    if missing := [job for job in left if not job.done]:
         raise UserError(f"training {missing[0].name} ended before its budget: run this again to go on", code=1)
 
 
-def _now(left: Sequence[Lesson], parts: Sequence[float]) -> str:
+def _now(left: Sequence[TrainingJob], parts: Sequence[float]) -> str:
     """What is being done, by how much of each is."""
-    for lesson, part in zip(left, parts, strict=True):
+    for job, part in zip(left, parts, strict=True):
         if 0 < part < 1:
-            return lesson.name
+            return job.name
     if all(part == 1 for part in parts):
         return "measuring"
     # before its first step a training asks, and works out what the pictures' latents are
-    return next((lesson.name for lesson in left if lesson.runs and not lesson.done), "asking the oracle")
+    return next((job.name for job in left if job.runs and not job.done), "asking the oracle")
 
 
 class _Interrupted(Exception):
     """A signal came while a network was trained; what was learnt is saved."""
 
 
-def study(left: Sequence[Lesson], data: Path, logs: Path) -> None:
-    """Body of a process that trains: lessons that nobody else is at, until all are done.
+def train_all(left: Sequence[TrainingJob], data: Path, logs: Path) -> None:
+    """Body of a process that trains: jobs that nobody else is at, until all are done.
 
     Raises:
         UserError: an oracle or a training failed.
@@ -283,53 +318,54 @@ def study(left: Sequence[Lesson], data: Path, logs: Path) -> None:
     waiting = list(left)
     while waiting:
         others = []
-        for lesson in waiting:
-            folder = Path(lesson.folder)
+        for job in waiting:
+            folder = Path(job.folder)
             folder.mkdir(parents=True, exist_ok=True)
             with held(folder / "claim", wait=False) as mine:
                 if not mine:
-                    others.append(lesson)
-                elif not lesson.done:
-                    _train(lesson, data, logs)
+                    others.append(job)
+                elif not job.done:
+                    _train(job, data, logs)
         waiting = others
         if waiting:
             time.sleep(_LOOK_S)
 
 
-def _train(lesson: Lesson, data: Path, logs: Path) -> None:
-    same = {field.name for field in fields(PairOptions)} & {field.name for field in fields(Lesson)}
-    pairs = Path(lesson.pairs)
-    options: dict[str, Any] = {name: getattr(lesson, name) for name in same} | {"pairs": pairs, "data": data}
+def _train(job: TrainingJob, data: Path, logs: Path) -> None:
+    same = {field.name for field in fields(PairOptions)} & {field.name for field in fields(TrainingJob)}
+    pairs = Path(job.pairs)
+    options: dict[str, Any] = {name: getattr(job, name) for name in same} | {"pairs": pairs, "data": data}
     pairs.parent.mkdir(parents=True, exist_ok=True)
     # one process at a time asks about a split, the others then find its answers
     with held(pairs.with_suffix(".claim")):
-        if not _asked(lesson):
-            with _oracle(lesson, logs) as address:
+        if not _asked(job):
+            with _oracle(job, logs) as address:
                 collect_pairs(PairOptions(**options, oracle=address))
-    train_pairs_command(PairOptions(**options, out=Path(lesson.folder), computing=True))
-    if not lesson.done:
+    train_pairs_command(PairOptions(**options, out=Path(job.folder), computing=True))
+    if not job.done:
         raise _Interrupted
 
 
-def _asked(lesson: Lesson) -> bool:
-    pairs = Path(lesson.pairs)
+def _asked(job: TrainingJob) -> bool:
+    pairs = Path(job.pairs)
     if not (pairs / "oracle.json").is_file():
         return False
     store = QueryStore.open(pairs)
-    wanted = (("train", lesson.queries), ("test", lesson.test_queries))
-    return all(store.count(role, lesson.frames) >= count for role, count in wanted)  # type: ignore[arg-type]
+    wanted = (("train", job.queries), ("test", job.test_queries))
+    return all(store.count(role, job.frames) >= count for role, count in wanted)  # type: ignore[arg-type]
 
 
 @contextmanager
-def _oracle(lesson: Lesson, logs: Path) -> Iterator[str]:
+def _oracle(job: TrainingJob, logs: Path) -> Iterator[str]:
     """``HOST:PORT`` of an oracle of one's own, for as long as it is needed."""
-    arguments: list[object] = ["oracle", "--target", lesson.target, "--split", lesson.split, "--port", 0, "--rate", 0]
+    arguments: list[object] = ["oracle", "--target", job.target, "--split", job.split, "--defense", job.defense]
+    arguments += ["--port", 0, "--rate", 0]
     # what was answered before a kill counts against nobody's budget any more
-    arguments += ["--budget", lesson.queries + lesson.test_queries, "--max-batch", 64]
-    if lesson.weights is not None:
-        arguments += ["--weights", lesson.weights]
+    arguments += ["--budget", job.queries + job.test_queries, "--max-batch", 64]
+    if job.weights is not None:
+        arguments += ["--weights", job.weights]
     with Supervisor(logs) as supervisor:
-        key = f"oracle-{lesson.split}-{lesson.frames}"
+        key = file_stem("oracle", job.split, job.defense, str(job.frames))
         child = supervisor.start(key, "oracle", ["-m", "scenarios", *map(str, arguments)])
         yield f"127.0.0.1:{child.wait_event('ready', _READY_S)['port']}"
 
@@ -342,7 +378,7 @@ def _main(plan: Path, threads: int) -> int:
     # while it trains, a signal ends the step and saves; at all other times it ends the process and its oracle
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        study([Lesson(**lesson) for lesson in work["lessons"]], Path(work["data"]), plan.parent)
+        train_all([TrainingJob(**job) for job in work["jobs"]], Path(work["data"]), plan.parent)
     except _Interrupted:
         return 128 + signal.SIGTERM
     except UserError as error:

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-__all__ = ["PSNR_CAP", "PSNR_EQ14_CAP", "image_quality", "psnr_eq14"]
+from splitsight.metrics.metric import Metric, register
+
+__all__ = ["PSNR_CAP", "PSNR_EQ14_CAP", "image_quality", "psnr", "psnr_eq14", "ssim"]
 
 PSNR_CAP = 100.0
 """dB; ``psnr`` of identical images (a root mean square difference of 10⁻⁵ on [0, 1])."""
@@ -44,8 +46,8 @@ def _pair(reconstruction: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
     return _unit(reconstruction), _unit(original)
 
 
-def psnr_eq14(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Equation 14, ``(B,)``; see the module for definition and cap.
+def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """``(B,)`` float64 on the CPU, dB, at most :data:`PSNR_CAP`; NaN where an input is NaN.
 
     Args:
         reconstruction: ``(B, C, H, W)``, float in [0, 1] (clamped) or uint8.
@@ -55,30 +57,61 @@ def psnr_eq14(reconstruction: Tensor, original: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     x, y = _pair(reconstruction, original)
+    if len(x) == 0:
+        return torch.zeros(0, dtype=torch.float64)
+    found = peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return found.double().clamp(max=PSNR_CAP).reshape(-1).cpu()
+
+
+def psnr_eq14(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Equation 14; see the module for definition and cap, :func:`psnr` for arguments, form and errors."""
+    x, y = _pair(reconstruction, original)
     difference = (x - y).abs().mean((1, 2, 3), dtype=torch.float64)
-    return (-10 * difference.log()).clamp(max=PSNR_EQ14_CAP)
+    return (-10 * difference.log()).clamp(max=PSNR_EQ14_CAP).cpu()
+
+
+def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Structural similarity in [−1, 1], for H, W ≥ 11; see :func:`psnr` for arguments, form and errors."""
+    x, y = _pair(reconstruction, original)
+    if len(x) == 0:
+        return torch.zeros(0, dtype=torch.float64)
+    # the mean is taken here because releases of torchmetrics differ in whether theirs includes the border
+    full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)[1]
+    return full.mean((1, 2, 3), dtype=torch.float64).reshape(-1).cpu()
 
 
 def image_quality(reconstruction: Tensor, original: Tensor) -> dict[str, Tensor]:
-    """``psnr`` (dB), ``psnr_eq14`` and ``ssim``, each ``(B,)`` float64 on the CPU; NaN where an input is NaN.
+    """:func:`psnr`, :func:`psnr_eq14` and :func:`ssim` by name, with their arguments and errors."""
+    return {fn.__name__: fn(reconstruction, original) for fn in (psnr, psnr_eq14, ssim)}
 
-    Args:
-        reconstruction: ``(B, C, H, W)``, float in [0, 1] (clamped) or uint8; H, W ≥ 11.
-        original: likewise, same shape.
 
-    Raises:
-        ValueError: the shapes differ.
-    """
-    x, y = _pair(reconstruction, original)
-    if len(x) == 0:
-        empty = torch.zeros(0, dtype=torch.float64)
-        return {"psnr": empty, "psnr_eq14": empty.clone(), "ssim": empty.clone()}
-    psnr = peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3)).double()
-    # the mean is taken here because releases of torchmetrics differ in whether theirs includes the border
-    full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)[1]
-    ssim = full.mean((1, 2, 3), dtype=torch.float64)
-    return {
-        "psnr": psnr.clamp(max=PSNR_CAP).reshape(-1).cpu(),
-        "psnr_eq14": psnr_eq14(x, y).cpu(),
-        "ssim": ssim.reshape(-1).cpu(),
-    }
+register(
+    Metric(
+        name="psnr",
+        title="PSNR",
+        unit="dB",
+        fn=lambda batch: psnr(batch.reconstruction, batch.original),
+        bounds=(0.0, PSNR_CAP),
+        place=10,
+    )
+)
+register(
+    Metric(
+        name="psnr_eq14",
+        title="PSNR eq. 14",
+        fn=lambda batch: psnr_eq14(batch.reconstruction, batch.original),
+        bounds=(0.0, PSNR_EQ14_CAP),
+        plotted=False,
+        place=11,
+    )
+)
+register(
+    Metric(
+        name="ssim",
+        title="SSIM",
+        fn=lambda batch: ssim(batch.reconstruction, batch.original),
+        digits=3,
+        bounds=(-1.0, 1.0),
+        place=12,
+    )
+)

@@ -1,21 +1,21 @@
 """Means with 95 % intervals, and percentiles; values that are not finite are left out, not averaged in.
 
-The interval is Student's: mean ± t₀.₉₇₅(n−1) · s / √n, with s the sample standard deviation (n − 1). For a part of
-all images (recognised or not) it is Wilson's (1927), which stays within [0, 1] and has a width at 0 and 1 too:
-(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96.
+The interval of a mean is Student's: mean ± t₀.₉₇₅(n−1) · s / √n, with s the sample standard deviation (n − 1); it ends
+where the possible values end. For a part of all images (recognised or not) it is Wilson's (1927), which stays within
+[0, 1] and has a width at 0 and 1 too: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 
 import numpy as np
-import torch
+from scipy.special import stdtrit  # the quantile of Student's t
 
-__all__ = ["mean_interval", "percentile", "proportion_interval"]
+__all__ = ["UNBOUNDED", "mean_interval", "percentile", "proportion_interval"]
 
+UNBOUNDED = (-math.inf, math.inf)
 _Z = 1.959963984540054
 
 
@@ -24,29 +24,12 @@ def _finite(values: Iterable[float]) -> np.ndarray:
     return x[np.isfinite(x)]
 
 
-@lru_cache(maxsize=1024)
-def _t975(df: int) -> float:
-    """0.975 quantile of Student's t, by bisection of its distribution function.
-
-    P(T ≤ t) = 1 − I(df / (df + t²); df/2, 1/2) / 2, and the incomplete beta function is integrated after the
-    substitution u = sin θ, which leaves a smooth integrand: I ∝ ∫ sin^(df−1) θ dθ.
-    """
-    theta = torch.linspace(0, math.pi / 2, 20001, dtype=torch.float64)
-    density = torch.sin(theta) ** (df - 1)
-    total = torch.trapezoid(density, theta)
-    cumulative = torch.cumulative_trapezoid(density, theta) / total
-    # sin²θ = df / (df + t²): the tail on both sides is 5 % where the cumulative is 0.05
-    index = int(torch.searchsorted(cumulative, torch.tensor(0.05, dtype=torch.float64)))
-    low, high = (float(cumulative[index - 1]) if index else 0.0), float(cumulative[index])
-    at = float(theta[index]) + (0.05 - low) / (high - low) * float(theta[1] - theta[0])
-    return math.sqrt(df) / math.tan(at)
-
-
-def mean_interval(values: Iterable[float]) -> dict[str, float | None]:
+def mean_interval(values: Iterable[float], bounds: tuple[float, float] = UNBOUNDED) -> dict[str, float | None]:
     """``{"mean", "low", "high"}``: mean and 95 % t interval.
 
     Args:
         values: one an image; NaN and infinities are left out.
+        bounds: lowest and highest possible value, where the interval ends.
 
     Returns:
         ``low = high = mean`` for a single value; all ``None`` where no finite value is left.
@@ -55,8 +38,8 @@ def mean_interval(values: Iterable[float]) -> dict[str, float | None]:
     if len(x) == 0:
         return {"mean": None, "low": None, "high": None}
     mean = float(x.mean())
-    half = _t975(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    half = float(stdtrit(len(x) - 1, 0.975)) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
+    return {"mean": mean, "low": max(mean - half, bounds[0]), "high": min(mean + half, bounds[1])}
 
 
 def percentile(values: Iterable[float], q: float) -> float | None:

@@ -13,6 +13,7 @@ answer is ``None``, and :func:`lpips_missing` and :func:`inception_missing` say 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from splitsight.metrics.metric import Metric, register
 
 __all__ = ["inception_missing", "inception_score", "lpips", "lpips_distance", "lpips_missing"]
 
@@ -102,6 +105,21 @@ def lpips(reconstruction: Tensor, original: Tensor, *, batch: int = 64) -> Tenso
         for a, b in zip(reconstruction.split(batch), original.split(batch), strict=True)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+register(
+    Metric(
+        name="lpips",
+        title="LPIPS",
+        fn=lambda batch: lpips(batch.reconstruction, batch.original),
+        better="lower",
+        digits=3,
+        bounds=(0.0, math.inf),
+        side="perception",
+        place=20,
+        missing=lpips_missing,
+    )
+)
 
 
 class _Function(nn.Module):

@@ -92,16 +92,21 @@ def matched(
         return Match(truth, size)
     base, queries = embed(gallery), embed(reconstruction)
     ranks = []
+    mean, members = _centred(base)
     for i, (query, right) in enumerate(zip(queries, truth, strict=True)):
-        if i == 0 or rivals is not None:
-            members = base if rivals is None else torch.cat([base[rivals[i]], base[right : right + 1]])
-            mean = members.mean(0)
-            members = normalize(members - mean, dim=1)
+        if rivals is not None:
+            mean, members = _centred(torch.cat([base[rivals[i]], base[right : right + 1]]))
         similarity = members @ normalize(query - mean, dim=0)
         mine = similarity[right if rivals is None else -1]
         # written so that a NaN reconstruction ranks last
         ranks.append(len(members) - int((similarity < mine).sum()))
     return Match(torch.tensor(ranks), size)
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Their mean, and their directions from it."""
+    mean = features.mean(0)
+    return mean, normalize(features - mean, dim=1)
 
 
 def _size(rivals: Tensor, truth: Tensor, gallery: int) -> int:

@@ -8,7 +8,7 @@ family may give points the names that its literature uses, and may cut those by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from splitsight.artifacts import digest, load_weights
+from splitsight.data import read_classes
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.registry import Registry
-from splitsight.split import CutPoint, Traced, trace
+from splitsight.split import CutPoint, Traced, half_state, trace
 from splitsight.tasks import Task
 
 __all__ = [
@@ -157,6 +158,11 @@ class Target:
         """Names of the classes; empty where the task has none."""
         return list(self.task.labels)
 
+    @property
+    def synonyms(self) -> list[list[str]]:
+        """All names of each class, its label first."""
+        return getattr(self.task, "synonyms", [[label] for label in self.labels])
+
     @cached_property
     def traced(self) -> Traced:
         """The model as a graph.
@@ -211,8 +217,8 @@ class Target:
             head,
             tail,
             specs,
-            digest(_read_by(self.model, halves[0]) | constants),
-            digest(_read_by(self.model, halves[1])),
+            digest(half_state(self.model, halves[0]) | constants),
+            digest(half_state(self.model, halves[1])),
         )
 
     def head(self, point: str) -> nn.Module:
@@ -237,15 +243,6 @@ class Target:
         self.model.to(device)
         self.preprocess.to(device)
         return self
-
-
-def _read_by(model: nn.Module, half: nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers of a half under the model's own names."""
-    named: Iterable[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    names = {(t.data_ptr(), t.shape): name for name, t in reversed(list(named))}
-    own = [*half.named_parameters(), *half.named_buffers()]
-    found = {names.get((t.data_ptr(), t.shape), name): t for name, t in own}
-    return {name: t for name, t in found.items() if not name.endswith("num_batches_tracked")}
 
 
 TARGETS: Registry[type[Target]] = Registry("target", __name__)
@@ -321,18 +318,3 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not hold a state dict: save model.state_dict() into it")
     state = {str(k).removeprefix("module."): v for k, v in state.items()}
     return {k: (v.float() if v.is_floating_point() else v) for k, v in state.items()}
-
-
-def read_classes(path: Path) -> list[list[str]]:
-    """Synonyms of each class, in label order, from ``label ⟶ WordNet id ⟶ names`` (tab- and comma-separated).
-
-    Raises:
-        UserError: the file is missing or a line is not in that form.
-    """
-    try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [[name.strip() for name in row[2].split(",")] for row in sorted(rows, key=lambda row: int(row[0]))]
-    except (OSError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable class table ({type(error).__name__}): it needs label, id and names on each line"
-        ) from error

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from splitsight.data import cached_images, to_tensor
+from splitsight.data import to_tensor
 from splitsight.training import Budget, Run, ema, one_cycle, random_crops
+from splitsight.training_data import TrainingSet
 
 __all__ = ["accuracy", "train_classifier"]
 
@@ -46,7 +47,7 @@ def accuracy(
 def train_classifier(
     model: nn.Module,
     preprocess: nn.Module,
-    shards: list[Path],
+    data: TrainingSet,
     out: Path,
     budget: Budget,
     *,
@@ -63,7 +64,7 @@ def train_classifier(
     Args:
         model: classifier taking normalised ``(B, 3, size, size)``.
         preprocess: maps images in [0, 1] to the model's input.
-        shards: Parquet files in Hugging Face image format; the last one is held out for validation.
+        data: labelled images; its held-out part is for validation.
         out: folder of the run.
         budget: when to stop.
         title: words for the progress line.
@@ -75,12 +76,12 @@ def train_classifier(
         device: where to train; CPU by default.
 
     Returns:
-        The averaged weights, and figures: ``top1``, ``top5`` on the held-out shard, ``images_seen``,
+        The averaged weights, and figures: ``top1``, ``top5`` on held-out images, ``images_seen``,
         ``minutes``, ``finished``.
     """
     device = device or torch.device("cpu")
-    images, labels = cached_images(shards[:-1], size)
-    held_images, held_labels = cached_images(shards[-1:], size)
+    images, held_images = data.images(size)
+    labels, held_labels = data.classified(size)
     model.to(device, memory_format=torch.channels_last)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]

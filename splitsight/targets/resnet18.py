@@ -51,7 +51,8 @@ class ResNet18(Target):
         folder = asset("targets", "resnet18")
         model = build()
         load_state(model, weights or folder / "model.safetensors", name="resnet18", classifier="fc.weight")
-        task = Classify([names[0] for names in read_classes(folder / "classes.tsv")])
+        synonyms = read_classes(folder / "classes.tsv")
+        task = Classify([names[0] for names in synonyms], synonyms)
         aliases = {name: f"layer{count}" for name, count in _LAYERS.items()}
         super().__init__("resnet18", model, preprocessing(), task, _config()["input_size"], aliases)
         self.model: ResNet = model

@@ -10,12 +10,12 @@ import torch
 
 from splitsight.artifacts import load_weights, save_weights
 from splitsight.cards import write_card
-from splitsight.data import shards_of
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
 from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
 
 __all__ = ["train_target_command"]
 
@@ -36,8 +36,8 @@ def train_target_command(
     """Train (or go on training) the target in ``out/run``; write the model to ``out/model``.
 
     Args:
-        data: folder of Parquet shards in Hugging Face image format with ``classes.tsv``; the last shard is
-            held out.
+        data: Parquet file, or folder of them, in Hugging Face image format with ``classes.tsv``; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
         out: folder of the run.
         minutes: time budget, summed over resumed runs.
         steps: step budget.
@@ -56,7 +56,9 @@ def train_target_command(
 
     if threads:
         torch.set_num_threads(threads)
-    shards, classes = shards_of(data)
+    pictures = TrainingSet.open(data, labelled=True)
+    classes = pictures.classes
+    assert classes is not None
     count = sum(1 for line in classes.read_text().splitlines() if line.strip())
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
@@ -71,7 +73,7 @@ def train_target_command(
     state, figures = train_classifier(
         model,
         Normalize(_MEAN, _STD),
-        shards,
+        pictures,
         out / "run",
         budget,
         lr=0.1 if start is None else 0.06,
@@ -91,10 +93,7 @@ def train_target_command(
         folder,
         "resnet18 on 64 × 64 images",
         what=f"torchvision's ResNet-18 (7 × 7 stem, max-pooling), {count} classes, input 64 × 64, float16 weights.",
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
-            "out and gave the figures."
-        ),
+        data=f"{pictures.description}.",
         command="splitsight train target --data DIR"
         + (f" --minutes {minutes:g}" if minutes else "")
         + (f" --steps {steps}" if steps else "")

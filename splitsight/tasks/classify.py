@@ -50,12 +50,14 @@ class Classify(Task):
 
     Args:
         labels: in the order of the logits.
+        synonyms: further names of each class, its label first; by default the label alone.
     """
 
     name = "classify"
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[str], synonyms: Sequence[Sequence[str]] | None = None) -> None:
         self.labels = list(labels)
+        self.synonyms = [list(names) for names in synonyms or [[label] for label in labels]]
 
     def read(self, output: Tensor) -> list[Reading]:
         """Logits ``(B, classes)`` → the most probable classes."""

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
-import ipaddress
+import os
+import socket
 from pathlib import Path
 
 import grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from splitsight.errors import UserError
+from splitsight.wire.channels import Address, host_of, is_loopback
 
-__all__ = ["add_port", "check_guard", "is_loopback", "refuse_strangers", "serve_metrics"]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+__all__ = ["add_port", "check_guard", "refuse_strangers", "serve_metrics"]
 
 
 def check_guard(what: str, risk: str, *, host: str, token: str | None, cert: Path | None, key: Path | None) -> None:
@@ -36,9 +29,10 @@ def check_guard(what: str, risk: str, *, host: str, token: str | None, cert: Pat
         key: PEM private key that belongs to it.
 
     Raises:
-        UserError: not loopback and not guarded by all three, half of a certificate and key, or a token that HTTP
-            headers cannot carry.
+        UserError: no host at all, not loopback and not guarded by all three, half of a certificate and key, or a token
+            that HTTP headers cannot carry.
     """
+    host_of(host, "--host")
     if token is not None and not (token.isascii() and token.isprintable()):
         raise UserError(f"the {what}'s token cannot be sent: give one of plain ASCII characters")
     if (cert is None) != (key is None):
@@ -51,12 +45,21 @@ def check_guard(what: str, risk: str, *, host: str, token: str | None, cert: Pat
         )
 
 
-def add_port(server: grpc.Server, address: str, *, what: str, cert: Path | None, key: Path | None) -> int:
+def add_port(
+    server: grpc.Server | grpc.aio.Server,
+    host: str,
+    port: int,
+    *,
+    what: str,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> int:
     """Let a server listen, with TLS where there is a certificate.
 
     Args:
         server: not started yet.
-        address: ``HOST:PORT``, port 0 for a free one.
+        host: address to listen on, an IPv6 address with or without brackets.
+        port: 0 for a free one.
         what: the service, for messages.
         cert: PEM certificate chain.
         key: PEM private key that belongs to it.
@@ -65,8 +68,12 @@ def add_port(server: grpc.Server, address: str, *, what: str, cert: Path | None,
         The port.
 
     Raises:
-        UserError: certificate or key cannot be read, or the port is in use.
+        UserError: certificate or key cannot be read, the port is in use, or the host is not of this machine.
     """
+    host = host_of(host, "--host")
+    address = str(Address(host, port))
+    if (why := _obstacle(host, port)) is not None:  # gRPC would log it, and raise without a reason
+        raise UserError(f"cannot listen on {address} for the {what}: {why}")
     try:
         if cert is None or key is None:
             port = server.add_insecure_port(address)
@@ -83,6 +90,30 @@ def add_port(server: grpc.Server, address: str, *, what: str, cert: Path | None,
     if port == 0:
         raise UserError(f"cannot listen on {address} for the {what}: check the port, the certificate and its key")
     return port
+
+
+def _obstacle(host: str, port: int) -> str | None:
+    """Why no server can listen there; ``None`` where one can."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        return f"no host is called '{host}' here: give an address of this machine"
+    error = None
+    for family, kind, _, _, where in found:
+        try:
+            with socket.socket(family, kind) as probe:
+                if os.name == "posix":  # elsewhere it would share a port in use
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+                probe.listen(1)
+                return None
+        except OSError as failed:
+            error = failed
+    if error is None or error.errno == errno.EADDRINUSE:
+        return "the port is in use: choose another"
+    if isinstance(error, PermissionError):
+        return "the port is not allowed: choose one above 1023"
+    return f"{host} is not an address of this machine"
 
 
 def refuse_strangers(context: grpc.ServicerContext, token: str | None, what: str) -> None:

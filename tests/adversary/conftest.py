@@ -89,8 +89,10 @@ class TinyTarget(Target):
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 16, 3, 2, 1), nn.Flatten(1), nn.Linear(256, 3)
         )
-        task, aliases = Classify(["a", "b", "c"]), {"S1": "1", "S2": "2"}
-        super().__init__("tiny", model, Normalize([0.5] * 3, [0.25] * 3), task, 16, aliases)
+        super().__init__("tiny", model, Normalize([0.5] * 3, [0.25] * 3), Classify(["a", "b", "c"]), 16)
+
+    def points(self):
+        return ["S1", "S2"]
 
     def halves(self, point):
         cut = {"S1": 2, "S2": 3}.get(point)

@@ -9,10 +9,11 @@ import cv2
 import grpc
 import numpy as np
 
+from splitsight.features import FeatureSpec
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
-from splitsight.wire.v1 import tensor_pb2
+from splitsight.wire.v1 import session_pb2, tensor_pb2
 
 
 def features(image: np.ndarray) -> np.ndarray:
@@ -38,11 +39,11 @@ class FakeOracle(rpc.OracleServicer):
     ) -> None:
         self.budget, self.codec, self.token, self.max_side = budget, codec, token, max_side
         self.die_after, self.change_after, self.slow_down = die_after, change_after, slow_down
-        about = {"target": "net", "split": "L1", "defense": "identity"} | described
+        about = {"target": "net", "split": "L1", "defense": "identity", "head_digest": digest, "input_size": size}
+        about |= {"features": [tensor_pb2.TensorSpec(name="z0", shape=(3, 4, 4), layout="map")], "task": "classify"}
         self.about = pb.DescribeOracleResponse(
-            **{"features": [tensor_pb2.TensorSpec(name="z0", shape=(3, 4, 4))], **about},
-            weights_digest=digest,
-            input_size=size,
+            session=session_pb2.SessionDescription(**(about | described)),
+            codec=self.codec.proto(),
             max_batch=8,
             max_side=max_side,
             budget=budget,
@@ -94,5 +95,5 @@ class FakeOracle(rpc.OracleServicer):
             z = features(image)
             if self.change_after is not None and len(self.asked) > self.change_after:
                 z = z[:, :2]
-            answers.append(pb.PictureFeatures(features=[encode(z, self.codec)]))
+            answers.append(pb.PictureFeatures(features=[encode(z, self.codec, FeatureSpec("z0", z.shape))]))
         return pb.QueryResponse(answers=answers, left=self.budget - len(self.asked), instance=self.about.instance)

@@ -1,4 +1,5 @@
 import json
+import os
 
 import cv2
 import numpy as np
@@ -70,6 +71,20 @@ def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
     shown = panels([Panel(fit(picture, 64)[:, :, ::-1].copy(), "", "")], side=192)[8:200, 8:200]
     assert sheet.shape[1] == 2 * 192 + 3 * 8
     assert any(np.array_equal(sheet[top : top + 192, 8:200], shown) for top in range(60))
+
+
+def test_names_of_any_kind(tmp_path, prior, images):
+    """Names that no output can have, in a folder and to a folder whose own names are not UTF-8."""
+    for old, new in (("photo 0.png", b"a\nb.png"), ("photo 1.png", b"x\xe9.png"), ("photo 2.png", b"x\xea.png")):
+        (images / old).rename(images / os.fsdecode(new))
+    source = images.rename(tmp_path / os.fsdecode(b"in\xe9"))
+    out = _run("dmb", tmp_path / os.fsdecode(b"out\xe9"), prior, images=source, gallery=source, gallery_size=2)
+    names = sorted(p.name for p in (out / "reconstructions").iterdir())
+    assert names == ["a_b.png", "x_-2.png", "x_.png"]
+    with (out / "rows.parquet").open("rb") as file:
+        assert sorted(row["name"] + ".png" for row in pq.read_table(file).to_pylist()) == names
+    assert read_summary(out / "summary.json").methods["dmb"].n == 3
+    assert os.fsencode(json.loads((out / "config.json").read_text())["input"]).endswith(b"in\xe9")
 
 
 def test_another_device_gives_the_same_images(tmp_path, prior, images):

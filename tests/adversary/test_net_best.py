@@ -1,4 +1,4 @@
-"""net-best: a student of F1 from pairs alone, a choice by held-out pairs, attacks through it, files."""
+"""net-best: a surrogate of F1 from pairs alone, a choice by held-out pairs, attacks through it, files."""
 
 import json
 import math
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from adversary.attacks import ATTACKS, Problem
+from adversary.attacks.blackbox import method_of
 from adversary.blackbox import _train_best, networks
 from adversary.blackbox._batches import Batch, Batches, held_out
-from adversary.blackbox._train_best import Pictures, choose, follow, following, invert
-from adversary.blackbox._train_pairs import PERCEPTUAL, pair_quality, setting_of, train_pairs
+from adversary.blackbox._train_best import Pictures, choose, invert_loss, surrogate_error, surrogate_loss
 from adversary.blackbox.networks import (
     AttackNetwork,
     Made,
@@ -24,10 +24,11 @@ from adversary.blackbox.networks import (
     save_network,
 )
 from adversary.blackbox.queries import Pairs
-from adversary.blackbox.surrogate import LatentNetwork, Student
-from adversary.live.engine import Engine
+from adversary.blackbox.surrogate import LatentNetwork, Surrogate
+from adversary.blackbox.training import pair_quality, train_pairs
 from splitsight.data import image_hash, to_tensor
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 
 def _head():
@@ -43,50 +44,65 @@ def _pairs(count, seed=0):
     return Pairs(images, [z], [""] * count, [image_hash(image) for image in images])
 
 
-def _made(prior, **more):
-    about = {"target": "net", "split": "L1", "target_digest": "a" * 64, "defense": "identity", "image": 16, "width": 8}
-    about |= {"features": ((5, 4, 4),), "prior": prior.name, "prior_digest": prior_key(prior, "net-best")}
-    return Made(**{"method": "net-best", **about, "student": True, **more})
+SPECS = (FeatureSpec("z0", (5, 4, 4)),)
 
 
-def _fresh(prior, **more):
+def _values(**changes):
+    return method_of("net-best").training(None, {"width": 8, **changes})[1]
+
+
+def _made(prior, values=None, **more):
+    about = {
+        "target": "net",
+        "split": "L1",
+        "head_digest": "a" * 64,
+        "image": 16,
+        "training": _values(**(values or {})).dump(),
+    }
+    about |= {"features": SPECS, "prior": prior.name, "prior_digest": prior_key(prior, "net-best")}
+    return Made(**{"method": "net-best", **about, "surrogate": True, **more})
+
+
+def _fresh(prior, values=None, **more):
     torch.manual_seed(0)
-    return AttackNetwork(_made(prior, **more), prior)
+    return AttackNetwork(_made(prior, values, **more), prior)
 
 
 @pytest.mark.parametrize(
-    "shape", [(8, 16, 16), (8, 4, 4), (8, 1, 1), (17, 6), (16, 6), (7, 6), (9,), (8, 5, 3)], ids=str
+    "shape",
+    [(8, 16, 16), (8, 4, 4), (8, 1, 1), (17, 6), (16, 6), (7, 6), (9,), (8, 5, 3), (5, 5, 8), (2, 3, 4, 4)],
+    ids=str,
 )
-def test_a_student_has_the_shape_of_any_feature(shape):
-    student = Student([shape, (4, 8, 8)], 16)
+def test_a_surrogate_has_the_shape_of_any_feature(shape):
+    surrogate = Surrogate([FeatureSpec("z0", shape), FeatureSpec("z1", (4, 8, 8))], 16)
     rng = np.random.default_rng(0)
     first = rng.normal(3, 2, (6, *shape)).astype(np.float32)
-    student.measure([first, rng.random((6, 4, 8, 8), np.float32)])
-    assert student.rectified.tolist() == [bool((first >= 0).all()), True]
-    z = student.eval()(torch.rand(2, 3, 16, 16))
+    surrogate.measure([first, rng.random((6, 4, 8, 8), np.float32)])
+    assert surrogate.rectified.tolist() == [bool((first >= 0).all()), True]
+    z = surrogate.eval()(torch.rand(2, 3, 16, 16))
     assert [tuple(f.shape) for f in z] == [(2, *shape), (2, 4, 8, 8)] and (z[1] >= 0).all()
-    again = student.standard(student.standard.restored([f - 1 for f in z]))
+    again = surrogate.standard(surrogate.standard.restored([f - 1 for f in z]))
     torch.testing.assert_close(again[1], z[1] - 1)
 
 
-def test_a_student_learns_f1_from_pairs(flow_prior):
+def test_a_surrogate_learns_f1_from_pairs(flow_prior):
     torch.manual_seed(0)
     network, pairs, held = _fresh(flow_prior), _pairs(200), _pairs(50, 1)
-    network.student.measure(pairs.features)
+    network.surrogate.measure(pairs.features)
     x, z = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])]
     generator = torch.Generator()
     before = Pictures(network, pairs.images, held, share=0.5, crop=0.6, generator=generator).r2
-    optimizer = torch.optim.Adam(network.student.train().parameters(), 3e-3)
+    optimizer = torch.optim.Adam(network.surrogate.train().parameters(), 3e-3)
     for _ in range(80):
         optimizer.zero_grad()
-        follow(network, Batch(torch.arange(200), x, z)).backward()
+        surrogate_loss(network, Batch(torch.arange(200), x, z)).backward()
         optimizer.step()
     pictures = Pictures(network, pairs.images, held, share=0.5, crop=0.6, generator=generator)
     assert pictures.r2 > 0.6 > before and pictures.share(9.0) == pytest.approx(0.5 * pictures.r2)
     # what it draws is nearer to F1 than another picture's features, and is what it says plus a known residual
     images, features = pictures.draw(16)
     with torch.no_grad():
-        truth, own = _head()(images), network.student(images)[0]
+        truth, own = _head()(images), network.surrogate(images)[0]
     assert (features[0] - truth).square().mean() < 0.6 * (truth.roll(1, 0) - truth).square().mean()
     rest = (features[0] - own)[:, None] - pictures.residuals[0][None]
     assert rest.abs().amax((2, 3, 4)).amin(1).max() < 1e-5
@@ -94,28 +110,28 @@ def test_a_student_learns_f1_from_pairs(flow_prior):
 
 def test_pairs_that_are_new_are_not_displaced_by_pictures(flow_prior):
     network, pairs = _fresh(flow_prior), _pairs(20)
-    network.student.measure(pairs.features)
+    network.surrogate.measure(pairs.features)
     batches = Batches(pairs, 1, 4)
     pictures = Pictures(network, pairs.images, pairs, share=0.5, crop=0.6, generator=torch.Generator(), fresh=2.0)
     pictures._most = 0.5
     # five batches an epoch
     for step, share in ((0, 0.0), (5, 0.25), (10, 0.5), (30, 0.5)):
         assert pictures.share(batches.at(step).epoch) == share
-    with pytest.raises(UserError, match="fresh of net-best must be 0 or more"):
-        setting_of("net-best", None, {"fresh": -1.0})
+    with pytest.raises(UserError, match="fresh cannot be -1"):
+        _values(fresh=-1.0)
 
 
-def test_a_student_that_explains_nothing_makes_no_pictures(flow_prior):
+def test_a_surrogate_that_explains_nothing_makes_no_pictures(flow_prior):
     network, pairs = _fresh(flow_prior).eval(), _pairs(20)
-    for parameter in network.student.exits.parameters():
+    for parameter in network.surrogate.exits.parameters():
         nn.init.constant_(parameter, 5.0)
     pictures = Pictures(network, pairs.images, pairs, share=0.5, crop=0.6, generator=torch.Generator())
     assert pictures.r2 < 0 and pictures.share(9.0) == 0
     # so that every picture of a batch is one that was asked about
-    _, s = setting_of("net-best", None, {"perceptual_weight": 0.0, "gradient": 0.0, "value": 0.0})
+    s = _values(perceptual_weight=0.0, perceptual="none", gradient=0.0, value=0.0)
     x, z = to_tensor(pairs.images), [torch.from_numpy(pairs.features[0])]
     truths = torch.zeros(20, *flow_prior.latent_shape)
-    loss = invert(s, truths, pictures, PERCEPTUAL["none"])(network, Batch(torch.arange(20), x, z))
+    loss = invert_loss(s, truths, pictures)(network, Batch(torch.arange(20), x, z))
     y = flow_prior.decode(network(z))
     torch.testing.assert_close(loss, (y - x).abs().mean() + 4 * (y - x).square().mean())
 
@@ -130,7 +146,7 @@ def test_the_last_tenth_is_held_out():
     assert [len(held_out(pairs, 8, frames)[1]) for frames in (1, 4, 5, 20)] == [8, 8, 5, 20]
 
 
-def test_a_student_is_believed_only_where_it_helps_and_dropped_where_it_explains_nothing(flow_prior, monkeypatch):
+def test_a_surrogate_is_believed_only_where_it_helps_and_dropped_where_it_explains_nothing(flow_prior, monkeypatch):
     network, held = _fresh(flow_prior).eval(), _pairs(24)
     gains = {0.03: 0.1, 0.1: 0.5, 0.3: 0.4, 1.0: -2.0}
     seen = []
@@ -148,33 +164,33 @@ def test_a_student_is_believed_only_where_it_helps_and_dropped_where_it_explains
     monkeypatch.setattr(_train_best, "_psnr", psnr)
     scale = 1.0
     found = choose(network, held, -0.1)
-    assert (found["refine_trust"], found["refine_gain"], found["refine_tried"]) == (0.1, 0.5, 12)
-    assert network.made.trust == 0.1 and network.student is not None
+    assert (found["refine_weight"], found["refine_gain"], found["refine_tried"]) == (0.1, 0.5, 12)
+    assert network.made.likelihood_weight == 0.1 and network.surrogate is not None
     # a gain within twice its standard error is none
     scale = 0.05
     seen.clear()
-    assert choose(network, held, 0.1)["refine_trust"] == 0.0
-    assert network.student is not None and network.made.student and network.made.trust == 0.0
+    assert choose(network, held, 0.1)["refine_weight"] == 0.0
+    assert network.surrogate is not None and network.made.surrogate and network.made.likelihood_weight == 0.0
     seen.clear()
-    assert choose(network, held, -0.1)["refine_trust"] == 0.0
-    assert network.student is None and not network.made.student and network.made.trust == 0.0
+    assert choose(network, held, -0.1)["refine_weight"] == 0.0
+    assert network.surrogate is None and not network.made.surrogate and network.made.likelihood_weight == 0.0
 
 
 @pytest.mark.parametrize("unasked", [None, 12])
 def test_training_brings_answers_nearer_and_says_what_it_found(flow_prior, tmp_path, unasked):
     train, test = _pairs(64), _pairs(16, 1)
     more = None if unasked is None else _pairs(unasked, 2).images
-    _, s = setting_of("net-best", None, {"batch": 8, "width": 8, "lr": 0.01})
-    _, first = train_pairs(_fresh(flow_prior), train, test, tmp_path / "a", s, steps=2)
-    trained, figures = train_pairs(_fresh(flow_prior), train, test, tmp_path / "b", s, steps=60, unasked=more)
+    s = {"batch": 8, "lr": 0.01}
+    _, first = train_pairs(_fresh(flow_prior, s), train, test, tmp_path / "a", steps=2)
+    trained, figures = train_pairs(_fresh(flow_prior, s), train, test, tmp_path / "b", steps=60, unasked=more)
     assert figures["psnr"] > first["psnr"] and figures["finished"] and figures["images_seen"] == 60 * 8
-    assert {"student_r2", "refine_trust", "refine_gain", "refine_gain_error", "refine_tried"} <= set(figures)
-    assert trained.made.trust == figures["refine_trust"]
-    assert (trained.student is not None) == (figures["student_r2"] > 0)
+    assert {"surrogate_r2", "refine_weight", "refine_gain", "refine_gain_error", "refine_tried"} <= set(figures)
+    assert trained.made.likelihood_weight == figures["refine_weight"]
+    assert (trained.surrogate is not None) == (figures["surrogate_r2"] > 0)
     errors = trained.core.errors
     assert not torch.equal(errors.latent, torch.eye(flow_prior.latent_shape[0]).expand_as(errors.latent))
-    # what a student is wrong about goes with it; the network's own errors are needed for live windows
-    assert hasattr(errors, "feature0") == (trained.student is not None)
+    # what a surrogate is wrong about goes with it; the network's own errors are needed for live windows
+    assert hasattr(errors, "feature0") == (trained.surrogate is not None)
 
 
 def _log(folder):
@@ -186,62 +202,64 @@ def _log(folder):
 def test_few_pairs_are_not_learnt_by_heart(flow_prior, tmp_path, average):
     train, test = _pairs(24), _pairs(8, 1)
     learnt, held = held_out(train)
-    changes = {"batch": 8, "width": 8, "lr": 0.01, "student_lr": 0.02, "average": average}
+    changes = {"batch": 8, "lr": 0.01, "surrogate_lr": 0.02, "average": average}
     steps = 150
     ends = {}
     for stop in (True, False):
-        _, s = setting_of("net-best", None, {**changes, "early_stopping": stop})
-        network, _ = train_pairs(_fresh(flow_prior), train, test, tmp_path / str(stop), s, steps=steps)
+        fresh = _fresh(flow_prior, {**changes, "early_stopping": stop})
+        network, _ = train_pairs(fresh, train, test, tmp_path / str(stop), steps=steps)
         ends[stop] = -pair_quality(network, held)["psnr"]
         if stop:
-            best = following(network, held)
+            best = surrogate_error(network, held)
     looked = _log(tmp_path / "True" / "run-invert")
     # pairs put aside are looked at at most twenty times, and in the end
     assert 15 <= len(looked) <= 21 and len(learnt) + len(held) == 24
     # the last weights are worse than the best ones, which are those that are kept
     assert ends[True] == pytest.approx(min(looked), abs=1e-5) and looked[-1] > min(looked)
     assert ends[True] < ends[False] and not _log(tmp_path / "False" / "run-invert")
-    # the student, too
-    assert best == pytest.approx(min(_log(tmp_path / "True" / "run-student")), abs=1e-5)
+    # the surrogate, too
+    assert best == pytest.approx(min(_log(tmp_path / "True" / "run-surrogate")), abs=1e-5)
 
 
 def test_a_training_that_goes_on_remembers_its_best_weights(flow_prior, tmp_path):
     train, test = _pairs(24), _pairs(8, 1)
-    _, s = setting_of("net-best", None, {"batch": 8, "width": 8, "lr": 0.01})
     for steps in (40, 80):
-        network, _ = train_pairs(_fresh(flow_prior), train, test, tmp_path, s, steps=steps)
+        fresh = _fresh(flow_prior, {"batch": 8, "lr": 0.01})
+        network, _ = train_pairs(fresh, train, test, tmp_path, steps=steps)
     looked = _log(tmp_path / "run-invert")
     assert -pair_quality(network, held_out(train)[1])["psnr"] == pytest.approx(min(looked), abs=1e-5)
 
 
-@pytest.mark.parametrize(("trust", "student"), [(0.0, False), (0.0, True), (0.3, True)])
+@pytest.mark.parametrize(("weight", "surrogate"), [(0.0, False), (0.0, True), (0.3, True)])
 @pytest.mark.parametrize("name", ["faithful", "sharp", "one-pass"])
-def test_it_attacks_without_f1(flow_prior, name, trust, student):
-    pairs, attack = _pairs(2), ATTACKS.get("net-best")()
+def test_it_attacks_without_f1(flow_prior, name, weight, surrogate):
+    pairs = _pairs(2)
     network = _fresh(flow_prior).eval()
-    network.student.measure(pairs.features)
-    network.decide(trust, student=student)
+    network.surrogate.measure(pairs.features)
+    network.decide(weight, surrogate=surrogate)
     z = [torch.from_numpy(pairs.features[0])]
-    problem = Problem(flow_prior, None, z, lambda: pytest.fail("not the preview's network"), network=lambda: network)
+    no_preview = lambda: pytest.fail("not the preview's network")  # noqa: E731
+    problem = Problem(z, prior=flow_prior, initial=no_preview, network=lambda: network)
     changes = (
         {} if name == "one-pass" else {"fit_samples": 1, "fit_evaluations": 3, "samples": 1, "round_evaluations": 2}
     )
-    answer = attack.solve(problem, **attack.setting(name, None, changes)[1])
+    attack = ATTACKS.get("net-best").configured(name, changes=changes)
+    answer = attack.reconstruct(problem)
     assert answer.images.shape == (2, 3, 16, 16) and answer.images.min() >= 0 and answer.images.max() <= 1
     # near answers believe it as held-out pairs say; those that are to be recognised fit it whenever it is there
-    believed = {"faithful": trust, "sharp": float(student), "one-pass": 0.0}[name]
-    by_student = believed > 0
-    assert answer.about["student"] == (f"trust {believed:g}" if by_student else "not used")
-    assert math.isnan(answer.loss) != by_student and (answer.iterations > 0) == by_student
+    believed = {"faithful": weight, "sharp": float(surrogate), "one-pass": 0.0}[name]
+    by_surrogate = believed > 0
+    assert answer.about["surrogate"] == (f"likelihood weight {believed:g}" if by_surrogate else "not used")
+    assert math.isnan(answer.loss) != by_surrogate and (answer.iterations > 0) == by_surrogate
     plain = flow_prior.decode(network(z)).clamp(0, 1).detach()
-    if not by_student:
+    if not by_surrogate:
         assert torch.equal(answer.images, plain) == (name != "sharp")
         assert answer.model_evaluations == (1 if name == "sharp" else 0)
-    again = attack.solve(problem, **attack.setting(name, None, changes)[1])
+    again = attack.reconstruct(problem)
     torch.testing.assert_close(again.images, answer.images)
 
 
-def test_a_fit_through_a_perfect_student_finds_more(flow_prior):
+def test_a_fit_through_a_perfect_surrogate_finds_more(flow_prior):
     class Same(nn.Module):
         def forward(self, images):
             return (_head()(images),)
@@ -253,10 +271,10 @@ def test_a_fit_through_a_perfect_student_finds_more(flow_prior):
         z = [_head()(x)]
         network.core.errors.measure(torch.randn(200, *flow_prior.latent_shape), [0.01 * torch.randn(200, 5, 4, 4)])
     network.decide(1.0)
-    network.student = Same()
-    problem = Problem(flow_prior, None, z, lambda: None, network=lambda: network)
-    attack = ATTACKS.get("net-best")()
-    answers = {name: attack.solve(problem, **attack.setting(name)[1]).images for name in ("faithful", "one-pass")}
+    network.surrogate = Same()
+    problem = Problem(z, prior=flow_prior, network=lambda: network)
+    names, attack = ("faithful", "one-pass"), ATTACKS.get("net-best")
+    answers = {name: attack.configured(name).reconstruct(problem).images for name in names}
     with torch.no_grad():
         left = {name: float((_head()(y) - z[0]).square().mean()) for name, y in answers.items()}
     assert left["faithful"] < 0.3 * left["one-pass"]
@@ -266,25 +284,24 @@ def test_a_file_keeps_the_choice_and_what_was_seen(flow_prior, tmp_path, monkeyp
     monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(networks, "asset", lambda *parts: tmp_path.joinpath("package", *parts))
     pairs, more = _pairs(4), _pairs(2, 5)
-    wanted = _made(flow_prior, features=(), student=False)
-    for trust, student in ((0.0, False), (0.0, True), (0.3, True)):
+    wanted = _made(flow_prior, features=(), surrogate=False)
+    for weight, surrogate in ((0.0, False), (0.0, True), (0.3, True)):
         network = _fresh(flow_prior).eval()
         measured = torch.randn(40, *flow_prior.latent_shape), [torch.randn(40, 5, 4, 4)]
         network.core.errors.measure(*measured)
         latent = network.core.errors.latent.clone()
-        network.decide(trust, student=student)
+        network.decide(weight, surrogate=surrogate)
         save_network(cache_file(network.made), network, pairs.hashes, {"psnr": 9.0}, more.hashes)
         again = load_network(wanted, flow_prior)
-        assert again.made.trust == trust and again.made.queries == 4
-        assert (again.student is not None) == hasattr(again.core.errors, "feature0") == student
+        assert again.made.likelihood_weight == weight and again.made.queries == 4
+        assert (again.surrogate is not None) == hasattr(again.core.errors, "feature0") == surrogate
         torch.testing.assert_close(again.core.errors.latent, latent, atol=2e-3, rtol=2e-3)
-        Engine(flow_prior, again.student, again.core)  # live windows accept it with a student and without
         with pytest.raises(UserError, match="'b' is among the pictures"):
             again.check_unseen(["a", "b"], [_pairs(1, 9).images[0], more.images[1]])
     # an attacker that has not met its victim takes what there is, unless there are several
-    any_weights = replace(wanted, target_digest="")
-    assert load_network(any_weights, flow_prior).made.target_digest == "a" * 64
-    other = _fresh(flow_prior, target_digest="b" * 64)
+    any_weights = replace(wanted, head_digest="")
+    assert load_network(any_weights, flow_prior).made.head_digest == "a" * 64
+    other = _fresh(flow_prior, head_digest="b" * 64)
     save_network(cache_file(other.made), other, pairs.hashes, {})
     with pytest.raises(UserError, match="holds 2 net-best networks for net at L1: say which one with --network"):
         load_network(any_weights, flow_prior)
@@ -302,17 +319,17 @@ def test_the_package_comes_before_the_cache(flow_prior, tmp_path, monkeypatch):
     save_network(embedded_file(wanted), network, ["0" * 64] * 2, {})
     assert load_network(wanted, flow_prior).made.queries == 2
     # the package's is for other weights: the cache's serves, and without one the reason is said
-    own = replace(network.made, target_digest="b" * 64)
+    own = replace(network.made, head_digest="b" * 64)
     network.made = own
     save_network(cache_file(own), network, ["0" * 64] * 3, {})
     assert load_network(own, flow_prior).made.queries == 3
     cache_file(own).unlink()
-    with pytest.raises(UserError, match=r"another weights' digest \(aaaaaaaaaaaa…, not bbbbbbbbbbbb…\)"):
+    with pytest.raises(UserError, match=r"another digest of F1's weights \(aaaaaaaaaaaa…, not bbbbbbbbbbbb…\)"):
         load_network(own, flow_prior)
 
 
 def test_a_network_answers_features_as_they_were_tapped(flow_prior):
-    core = LatentNetwork([(5, 4, 4)], flow_prior.latent_shape, 8).eval()
+    core = LatentNetwork(SPECS, flow_prior.latent_shape, 8).eval()
     z = torch.rand(3, 5, 4, 4)
     before = core([z])
     core.standard.measure([(100 * torch.randn(50, 5, 4, 4) + 7).numpy()])
@@ -321,19 +338,16 @@ def test_a_network_answers_features_as_they_were_tapped(flow_prior):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"pictures": 0.95}, "pictures of net-best must be from 0 to 0.9"),
-        ({"crop": 0.0}, "crop of net-best must be more than 0"),
-        ({"crop": 1.5}, "crop of net-best must be from 0 to 1"),
-        ({"student_share": -1.0}, "student_share of net-best must be from 0 to 0.9"),
-        ({"student_lr": 0.0}, "student_lr of net-best must be more than 0"),
-    ],
+    "changes",
+    [{"pictures": 0.95}, {"crop": 0.0}, {"crop": 1.5}, {"surrogate_share": -1.0}, {"surrogate_lr": 0.0}],
     ids=str,
 )
-def test_bad_values_are_one_sentence(changes, words):
-    with pytest.raises(UserError, match=words) as caught:
-        setting_of("net-best", None, changes)
+def test_bad_values_are_one_sentence(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(
+        UserError, match=f"net-best's training value {name} cannot be {value}: input should be"
+    ) as caught:
+        _values(**changes)
     assert "\n" not in str(caught.value)
 
 

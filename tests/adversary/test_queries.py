@@ -1,5 +1,7 @@
 """Asking an oracle: what is kept whatever happens, what is asked again, what is refused."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,13 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adversary.blackbox.pictures import draw_groups, pan
-from adversary.blackbox.queries import OracleClient, Picture, QueryStore, Tapped, Victim, collect
+from adversary.blackbox.queries import OracleClient, Picture, QueryStore, collect, victim_of
 from splitsight.data import image_hash, load_images, write_png
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
+from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import tensor_pb2
 
-VICTIM = Victim("net", "L1", "a" * 64, (Tapped("z0", (3, 4, 4)),), "identity", 16)
+VICTIM = victim_of(
+    SessionDescription("net", "L1", (FeatureSpec("z0", (3, 4, 4)),), head_digest="a" * 64, input_size=16)
+)
 
 
 def pictures(count, seed=0, size=16):
@@ -57,17 +63,20 @@ def test_a_store_gives_back_any_features_in_any_codec(tmp_path_factory, data):
     )
     number = st.floats(-100, 100, width=16)
     arrays = [np.array(data.draw(st.lists(number, min_size=int(np.prod(s)), max_size=int(np.prod(s))))) for s in shapes]
-    answer = [encode(a.reshape(s), codec) for a, s in zip(arrays, shapes, strict=True)]
-    victim = Victim("n", "s", "0" * 64, tuple(Tapped(f"z{i}", s) for i, s in enumerate(shapes)), "identity", 4)
+    specs = tuple(FeatureSpec(f"z{i}", s) for i, s in enumerate(shapes))
+    answer = [encode(a.reshape(s.shape), codec, s) for a, s in zip(arrays, specs, strict=True)]
+    victim = replace(VICTIM, features=specs, input_size=4)
     store = QueryStore.open(tmp_path_factory.mktemp("s"), victim)
     picture = Picture(np.full((4, 4, 3), data.draw(st.integers(0, 255)), np.uint8))
     store.add("test", [picture], [answer])
     again = QueryStore.open(store.folder)
     assert again.victim == victim and picture in again
-    for found, array, shape in zip(again.pairs("test").features, arrays, shapes, strict=True):
-        scale = np.abs(array.reshape(shape)).reshape(shape[0], -1).max(1) / 254 if codec.dtype == "int8" else 0
-        error = np.abs(found[0] - array.reshape(shape)).reshape(shape[0], -1).max(1)
-        assert (error <= scale + 1e-5).all()
+    for found, array, spec in zip(again.pairs("test").features, arrays, specs, strict=True):
+        wanted = array.reshape(spec.shape)
+        # one scale a channel, or one in all, as the layout says
+        axes = None if spec.scale_axis is None else tuple(i for i in range(wanted.ndim) if i != spec.scale_axis)
+        scale = np.abs(wanted).max(axes, keepdims=True) / 254 if codec.dtype == "int8" else 0
+        assert (np.abs(found[0] - wanted) <= scale + 1e-5).all()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_what_was_answered_is_kept_and_the_next_run_goes_on(tmp_path, trouble, k
 
 def test_an_oracle_that_comes_back_is_asked_on_and_another_one_is_not(tmp_path):
     groups = pictures(20)
-    for digest, words in (("a" * 64, None), ("b" * 64, "came back with weights' digest bbbb")):
+    for digest, words in (("a" * 64, None), ("b" * 64, "came back with weights of F1 with digest bbbb")):
         first = FakeOracle()
         with OracleClient(first.address, patience=10) as client:
             store = QueryStore.open(tmp_path / digest[0], client.connect())
@@ -114,9 +123,11 @@ def test_an_oracle_that_comes_back_is_asked_on_and_another_one_is_not(tmp_path):
         ({"token": "secret"}, "asks for a token"),
         ({"target": "../../x"}, "'../../x' as the name of its target"),
         ({"split": ""}, "'' as the name of its split"),
-        ({"digest": "beef"}, "weights without a SHA-256"),
+        ({"digest": "beef"}, "weights of F1 without a SHA-256"),
         ({"features": [tensor_pb2.TensorSpec(name="z", shape=(1 << 20, 1 << 10))]}, "features of shape 1048576×1024"),
         ({"features": []}, "no features"),
+        ({"features": [tensor_pb2.TensorSpec(name="z", shape=(3, 4), layout="map")]}, "features that cannot be"),
+        ({"defense": "x/y"}, "'x/y' as the name of its defense"),
         ({"size": 0}, "images of 0 pixels"),
     ],
     ids=lambda x: str(x)[:30],
@@ -177,17 +188,19 @@ def test_windows_are_whole_or_not_used(tmp_path):
 
 def test_other_networks_and_damage_are_named(tmp_path):
     store = QueryStore.open(tmp_path / "q", VICTIM)
-    answer = [encode(np.zeros((3, 4, 4)), CodecSpec())]
+    answer = [encode(np.zeros((3, 4, 4)), CodecSpec(), VICTIM.features[0])]
     for group in pictures(2):
         store.add("train", group, [answer])
     for change, words in (
-        ({"split": "L9"}, "split L1, not L9"),
-        ({"digest": "c" * 64}, "weights' digest"),
-        ({"features": (Tapped("z0", (3, 2, 2)),)}, "features 3×4×4, not 3×2×2"),
+        ({"split": "L9"}, "split point L1, not L9"),
+        ({"head_digest": "c" * 64}, "weights of F1 with digest"),
+        ({"features": (FeatureSpec("z0", (3, 2, 2)),)}, r"features z0 3×4×4 \(map\), not z0 3×2×2"),
+        ({"defense": "gaussian:sigma=0.5"}, "defence identity, not gaussian:sigma=0.5"),
     ):
-        other = Victim(**{**{f: getattr(VICTIM, f) for f in VICTIM.__dataclass_fields__}, **change})
         with pytest.raises(UserError, match=words):
-            QueryStore.open(tmp_path / "q", other)
+            QueryStore.open(tmp_path / "q", replace(VICTIM, **change))
+    # what comes behind the features changes no answer
+    QueryStore.open(tmp_path / "q", victim_of(replace(VICTIM, tail_digest="d" * 64, task="embed")))
     part = tmp_path / "q" / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     again = QueryStore.open(tmp_path / "q", VICTIM)

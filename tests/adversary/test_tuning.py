@@ -42,8 +42,8 @@ def test_a_lab_reads_features_and_ranks_in_the_named_space(pictures):
         assert lab.ranks(lab.originals[[3, 1]], [3, 1], name) == [1, 1]
     expected = matched(guesses, lab.originals, [1, 3]).ranks.tolist()
     assert lab.ranks(guesses, [1, 3], "pixels") == expected
-    with pytest.raises(UserError, match="unknown --match-features 'judge': choose one of pixels, target"):
-        lab.ranks(guesses, [1, 3], "judge")
+    with pytest.raises(UserError, match="unknown --match-features 'evaluator': choose one of pixels, target"):
+        lab.ranks(guesses, [1, 3], "evaluator")
     assert set(lab.digests(["S1"])) == {"target", "prior"}
 
 
@@ -173,7 +173,7 @@ def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkey
     [
         ("preview", {}, "preview has nothing to tune"),
         ("do", {"objective": "beauty"}, "unknown objective 'beauty'"),
-        ("do", {"match_features": "judge"}, "unknown --match-features 'judge'"),
+        ("do", {"match_features": "evaluator"}, "unknown --match-features 'evaluator'"),
         ("do", {"setting": "paper"}, "no setting 'paper' that may be tuned: choose one of tuned"),
         ("dmb-multi", {"setting": "tuned-single"}, "no setting 'tuned-single' that may be tuned"),
         ("dmb-multi", {"limit": 6}, "windows of 4"),

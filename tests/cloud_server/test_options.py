@@ -17,6 +17,10 @@ from splitsight.errors import UserError
         ({"batch_window_ms": -1}, "batch_window_ms"),
         ({"batch_window_ms": float("nan")}, "batch_window_ms"),
         ({"max_message_mb": 0}, "max_message_mb"),
+        ({"host": "unix:/tmp/s"}, "local socket"),
+        ({"host": "http://0.0.0.0"}, "--host 127.0.0.1"),
+        ({"host": "127.0.0.1:50051"}, "holds a port"),
+        ({"tap_port": 0, "tap_host": "unix:/tmp/s"}, "--tap-host 127.0.0.1"),
         ({"tap_port": 0, "tap_cert": "c.pem"}, "both or neither"),
         ({"tap_port": 0, "tap_host": "0.0.0.0"}, "token, a certificate and a key"),
         ({"tap_port": 0, "tap_host": "::", "tap_token": "t"}, "token, a certificate and a key"),
@@ -32,7 +36,8 @@ def test_bad_settings_are_one_sentence(settings, text):
 
 def test_the_tap_may_be_open_on_loopback_and_guarded_elsewhere():
     CloudOptions(tap_port=0)
-    CloudOptions(tap_port=0, tap_host="::1")
+    for host in ("::1", "[::1]", "localhost"):
+        CloudOptions(host=host, tap_port=0, tap_host=host)
     CloudOptions(tap_port=0, tap_host="0.0.0.0", tap_token="t", tap_cert="c", tap_key="k")
     CloudOptions(tap_host="0.0.0.0")  # off
 

@@ -100,6 +100,30 @@ def test_a_run_sends_f1_of_the_sampled_frames(cloud, clip, target, tmp_path):
     assert not list((tmp_path / "truth").glob("*.partial"))
 
 
+def test_frames_that_do_not_decode_are_reported(cloud, tmp_path, caplog):
+    """An AVI of JPEGs, each a packet of its own."""
+    clip = tmp_path / "damaged.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
+    for i in range(20):
+        writer.write(np.full((64, 96, 3), 10 * i, np.uint8))
+    writer.release()
+    data = bytearray(clip.read_bytes())
+    starts = [at for at in range(len(data)) if data[at : at + 3] == b"\xff\xd8\xff"]
+    assert len(starts) == 20
+    for k in (7, 8):
+        data[starts[k] : starts[k + 1] - 8] = bytes(starts[k + 1] - 8 - starts[k])
+    clip.write_bytes(data)
+    with open_source(clip) as source:
+        kept = len(list(source))
+    assert kept == 18
+    options = EdgeOptions(cloud().address, str(clip), fps=10, pace=False, report=tmp_path / "edge.jsonl")
+    report = run_edge(options)
+    assert report.undecoded == 2 and report.captured == report.answered
+    assert json.loads((tmp_path / "edge.summary.json").read_text())["undecoded"] == 2
+    assert "damaged.avi is damaged: 2 of its frames" in caplog.text
+    assert run_edge(EdgeOptions(cloud().address, str(clip), fps=10, pace=False, seconds=5)).undecoded == 2
+
+
 def test_paced_without_drift(cloud, clip, tmp_path):
     server = cloud()
     start = time.monotonic()

@@ -21,6 +21,7 @@ from splitsight import targets
 from splitsight.data import fit, to_tensor
 from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline
+from splitsight.wire.channels import Address, channel
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, decode, encode
 from splitsight.wire.v1 import oracle_pb2 as pb
@@ -152,12 +153,10 @@ def oracle(tmp_path_factory):
 
 def test_a_real_oracle_answers_what_the_edge_would_send(oracle):
     metadata = [("authorization", "Bearer a secret")]
-    with grpc.insecure_channel(f"127.0.0.1:{oracle.port}") as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service="splitsight.v1.Oracle")
-        )
+    with channel(Address("127.0.0.1", oracle.port)) as opened:
+        health = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(service="splitsight.v1.Oracle"))
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        stub = rpc.OracleStub(channel)
+        stub = rpc.OracleStub(opened)
         for given_token in ([], [("authorization", "Bearer wrong")]):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Query(pb.QueryRequest(), metadata=given_token)

@@ -124,6 +124,13 @@ def test_interval_known_quantiles_and_corners():
     assert percentile([3, 1, 2], 50) == 2 and percentile([], 50) is None
 
 
+def test_an_interval_ends_where_the_values_end():
+    whole, cut = mean_interval([0.2, 0.9]), mean_interval([0.2, 0.9], (-1, 1))
+    assert whole["low"] < -1 and whole["high"] > 1
+    assert cut == {"mean": whole["mean"], "low": -1, "high": 1}
+    assert mean_interval([0.5, 0.51], (-1, 1)) == mean_interval([0.5, 0.51])
+
+
 def test_retrieval_finds_noisy_copies():
     gallery = images(100, seed=3)
     noisy = gallery[10:20] + 0.05 * torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))

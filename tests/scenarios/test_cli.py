@@ -2,18 +2,21 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
+import typer
 
 from scenarios import cli
+from scenarios.cli.guard import guarded
 from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 
 COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
-COMMANDS += [f"train {what}" for what in ("target", "judge", "prior", "inversion")]
+COMMANDS += [f"train {what}" for what in ("target", "evaluator", "prior", "inversion")]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -62,10 +65,10 @@ def test_help_is_fast_and_light() -> None:
         (["edge", "--server", "127.0.0.1:1", "--wait", "0"], "127.0.0.1:1"),
         (["oracle", "--host", "0.0.0.0"], "answer anyone on the network"),
         (["train", "prior", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
-        (["train", "judge", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
+        (["train", "evaluator", "--data", "/nowhere", "--out", "{out}"], "--minutes or --steps"),
         (["run", "table-0", "--out", "{out}"], "table-1"),
-        (["run", "table-1", "--judge", "none", "--out", "{out}"], "--data"),
-        (["run", "table-1", "--judge", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
+        (["run", "table-1", "--evaluator", "none", "--out", "{out}"], "--data"),
+        (["run", "table-1", "--evaluator", "none", "--data", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["bench", "tune", "preview", "--images", "/nowhere", "--out", "{out}"], "has nothing to tune"),
         (["bench", "tune", "do", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["bench", "attack", "--method", "dmb-multi", "--images", "/nowhere", "--out", "{out}"], "single images"),
@@ -137,3 +140,42 @@ def test_lists(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     code, out, _ = run(capsys, "list", kind)
     assert code == 0
     assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1:strict", "utf-8"])
+@pytest.mark.parametrize("command", ["list attacks", "list splits", "attack --help", "bench tune --help"])
+def test_output_degrades_where_the_encoding_lacks_a_character(encoding: str, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scenarios", *command.split()],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode(encoding.partition(":")[0])  # which is what it was written in
+    assert len(text) > 100
+
+
+def test_a_name_that_is_not_utf8_is_printed_as_it_is() -> None:
+    code = (
+        "from scenarios.cli.output import prepare_streams\nprepare_streams()\n"
+        "print('latin\\udce9 \u03b1 \ud800')\nimport logging\n"
+        "logging.getLogger('splitsight.data').warning('two\\nlines of %s', 'x')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("\ud800", "\\ud800")], env=environment, capture_output=True
+    )
+    assert done.returncode == 0 and done.stdout == b"latin\xe9 ? ?\n"
+    assert done.stderr.decode() == PREFIX + "two lines of x\n"
+
+
+def test_a_library_that_needs_utf8_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded()
+    def command() -> None:
+        "x\udce9".encode()
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == 2
+    assert "the name x\\xe9 is not UTF-8" in capsys.readouterr().err

@@ -32,7 +32,9 @@ from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"splitsight", "adversary", "edge_client", "cloud_server", "scenarios"}
 F1 = {"splitsight.targets", "splitsight.split", "edge_client", "cloud_server", "scenarios"}
-PATH = ["adversary.blackbox.command", "adversary.attacks.blackbox", "adversary.attacks.net_best"]
+PATH = ["adversary.blackbox.command"]
+# a method is found by name among all attacks, which the registry imports
+PATH += [f"adversary.attacks.{file.stem}" for file in (ROOT / "adversary" / "attacks").glob("[a-z_]*.py")]
 PATH += ["adversary.live.run", "adversary.live.blackbox"]
 # as `splitsight` starts, with whatever could build a target out of reach
 BLIND = """

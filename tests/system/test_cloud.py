@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from cloud_server.__main__ import main
 from splitsight import targets
 from splitsight.pipeline import EdgePipeline
+from splitsight.wire.channels import Address, channel
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -118,7 +119,7 @@ class Edge:
     """One stream; requests are bytes, so that tests can send what no client of ours would."""
 
     def __init__(self, port, about, *, open=True, timeout=60, **opening):
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        self.channel = channel(Address("127.0.0.1", port))
         self.requests = queue.SimpleQueue()
         infer = self.channel.stream_stream(
             INFER, request_serializer=None, response_deserializer=pb.InferResponse.FromString
@@ -171,8 +172,8 @@ class Edge:
 
 @contextlib.contextmanager
 def subscribed(port, **request):
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call = TapStub(channel).Subscribe(tap_pb2.SubscribeRequest(**request))
+    with channel(Address("127.0.0.1", port)) as opened:
+        call = TapStub(opened).Subscribe(tap_pb2.SubscribeRequest(**request))
         call.initial_metadata()
         yield call
         call.cancel()
@@ -182,17 +183,17 @@ def subscribed(port, **request):
 
 
 def test_describe_health_reflection_metrics(server, target, about):
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        served = SplitInferenceStub(channel).Describe(pb.DescribeRequest())
+    with channel(Address("127.0.0.1", server.port)) as opened:
+        served = SplitInferenceStub(opened).Describe(pb.DescribeRequest())
         assert SessionDescription.read(served.session) == replace(about, defense="")
         assert [tuple(f.shape) for f in served.session.features] == [SHAPE]
         assert list(served.labels) == target.labels and served.session.input_size == 64 and served.version
         assert (served.max_sessions, served.max_message_bytes, served.max_in_flight) == (10, 1 << 18, 8)
-        health = health_pb2_grpc.HealthStub(channel)
+        health = health_pb2_grpc.HealthStub(opened)
         for name in ("", "splitsight.v1.SplitInference"):
             status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection = reflection_pb2_grpc.ServerReflectionStub(opened)
         asked = [
             reflection_pb2.ServerReflectionRequest(list_services=""),
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="splitsight.v1.SplitInference"),
@@ -458,8 +459,8 @@ def test_a_subscriber_that_hangs_holds_up_nothing(server, about):
 
 
 def test_the_tap_is_nowhere_but_on_its_own_port(server):
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel, pytest.raises(grpc.RpcError) as caught:
-        next(TapStub(channel).Subscribe(tap_pb2.SubscribeRequest()))
+    with channel(Address("127.0.0.1", server.port)) as opened, pytest.raises(grpc.RpcError) as caught:
+        next(TapStub(opened).Subscribe(tap_pb2.SubscribeRequest()))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -474,9 +475,8 @@ def test_a_guarded_tap_asks_for_the_token_over_tls(start, about, tmp_path):
     server = start(
         "--tap-port", 0, "--tap-token", "s3cret", "--tap-cert", cert, "--tap-key", key, "--max-subscribers", 1
     )
-    credentials = grpc.ssl_channel_credentials(cert.read_bytes())
-    with grpc.secure_channel(f"localhost:{server.tap_port}", credentials) as channel:
-        stub = TapStub(channel)
+    with channel(Address("localhost", server.tap_port), ca=cert) as opened:
+        stub = TapStub(opened)
         for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", "s3cret"),)):
             with pytest.raises(grpc.RpcError) as caught:
                 next(stub.Subscribe(tap_pb2.SubscribeRequest(), metadata=metadata))
@@ -491,8 +491,8 @@ def test_a_guarded_tap_asks_for_the_token_over_tls(start, about, tmp_path):
             next(stub.Subscribe(tap_pb2.SubscribeRequest(), metadata=(("authorization", "Bearer s3cret"),)))
         assert caught.value.code() is EXHAUSTED and "1 subscribers" in caught.value.details()
         call.cancel()
-    with grpc.insecure_channel(f"127.0.0.1:{server.tap_port}") as channel, pytest.raises(grpc.RpcError):
-        next(TapStub(channel).Subscribe(tap_pb2.SubscribeRequest(), timeout=5))
+    with channel(Address("127.0.0.1", server.tap_port)) as opened, pytest.raises(grpc.RpcError):
+        next(TapStub(opened).Subscribe(tap_pb2.SubscribeRequest(), timeout=5))
 
 
 # -- coming and going --------------------------------------------------------------------------------------

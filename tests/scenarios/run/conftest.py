@@ -20,7 +20,7 @@ from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.artifacts import save_weights
-from splitsight.judges import mbconv
+from splitsight.evaluators import mbconv
 from splitsight.targets.resnet18 import build
 
 FAKE = '''
@@ -100,18 +100,18 @@ def registered(fakes, monkeypatch):
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Target weights, prior and judge: random, in the formats of the real ones."""
+    """Target weights, prior and evaluator: random, in the formats of the real ones."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     save_weights(folder / "target.safetensors", build().state_dict())
     tokenizer = build_tokenizer([["goldfish"]])
     parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
     Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder / "prior")
-    save_weights(folder / "judge" / "model.safetensors", mbconv.build(5).state_dict())
+    save_weights(folder / "evaluator" / "model.safetensors", mbconv.build(5).state_dict())
     config = {"name": "tiny", "architecture": "mbconv", "num_classes": 5, "input_size": 64}
     config |= {"mean": [0.5] * 3, "std": [0.25] * 3}
-    (folder / "judge" / "config.json").write_text(json.dumps(config))
-    (folder / "judge" / "classes.tsv").write_text("".join(f"{i}\tn{i}\tclass {i}\n" for i in range(5)))
+    (folder / "evaluator" / "config.json").write_text(json.dumps(config))
+    (folder / "evaluator" / "classes.tsv").write_text("".join(f"{i}\tn{i}\tclass {i}\n" for i in range(5)))
     return folder
 
 
@@ -141,7 +141,7 @@ def scenario(models, parquet, tmp_path):
             "about": "for tests",
             "weights": str(models / "target.safetensors"),
             "prior": str(models / "prior"),
-            "judge": str(models / "judge"),
+            "evaluator": str(models / "evaluator"),
             "batch": 2,
             "data": {"path": str(parquet), "count": 4, "gallery": 10},
             "cells": [{"split": ["L8", "L16"], "method": "fake", "setting": ["dark", "bright"]}],

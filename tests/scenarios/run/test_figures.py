@@ -5,12 +5,12 @@ import re
 import pytest
 
 from scenarios.run import page, plots
-from scenarios.run.figures import cell_summaries, comparisons, interval_of
+from scenarios.run.figures import cell_summaries, comparisons
 from scenarios.run.plan import Unit
 from scenarios.run.progress import Estimate, duration
 from scenarios.run.spec import load_scenario
 from splitsight.errors import UserError
-from splitsight.metrics import mean_interval, proportion_interval
+from splitsight.metrics import METRICS, PSNR_CAP, mean_interval, proportion_interval
 from splitsight.summary import Interval
 
 
@@ -36,20 +36,20 @@ def scenario():
 
 def test_means_and_parts(scenario):
     rows = [row(0, i, 10.0 + i, rank=i + 1) for i in range(6)]
-    (cell,) = cell_summaries(scenario, rows, {"c000": {"s": 2.0}}, planned={"c000": 8}, features="judge")
+    (cell,) = cell_summaries(scenario, rows, {"c000": {"s": 2.0}}, planned={"c000": 8}, features="evaluator")
     assert (cell.n, cell.planned, cell.scores) == (6, 8, {"s": 2.0})
     assert cell.psnr.model_dump() == mean_interval([10, 11, 12, 13, 14, 15]) and cell.ssim is None
     assert cell.recognised.model_dump() == proportion_interval([True, False] * 3)
-    assert interval_of(cell, "matched_top1").mean == pytest.approx(1 / 6)
-    assert interval_of(cell, "matched_top5").mean == pytest.approx(5 / 6)
-    assert cell.match.gallery == 100 and cell.match.features == "judge"
+    assert cell.interval("matched_top1").mean == pytest.approx(1 / 6)
+    assert cell.interval("matched_top5").mean == pytest.approx(5 / 6)
+    assert cell.match.gallery == 100 and cell.match.features == "evaluator"
 
 
 def test_losses_on_different_scales_have_panels_of_their_own():
     cells = [{"split": "L8", "method": m, "training": t} for t in (None, "paper") for m in ("net-do", "net-db")]
     rows = [row(i, 0, 10.0, curve=[100.0**i, 50.0**i]) for i in range(4)]
     found = cell_summaries(
-        load_scenario({"title": "", "about": "", "cells": cells}), rows, {}, planned={}, features="judge"
+        load_scenario({"title": "", "about": "", "cells": cells}), rows, {}, planned={}, features="evaluator"
     )
     assert [cell.options for cell in found] == [{}, {}, {"training": "paper"}, {"training": "paper"}]
     html = plots.curves(found, rows)
@@ -63,7 +63,7 @@ def test_what_grows_by_multiples_has_an_axis_of_multiples(most, kind):
     cells = [{"split": "L8", "method": "net-db", "queries": q} for q in (256, 512, most)]
     scenario = load_scenario({"title": "", "about": "", "cells": cells})
     rows = [row(i, 0, 10.0 + i) for i in range(3)]
-    ((name, html),) = plots.sweeps(cell_summaries(scenario, rows, {}, planned={}, features="judge"))
+    ((name, html),) = plots.sweeps(cell_summaries(scenario, rows, {}, planned={}, features="evaluator"))
     kinds = re.findall(r'"title":{"text":"queries"},"type":"(\w+)"', html)
     assert name == "queries" and kinds and set(kinds) == {kind}
 
@@ -75,7 +75,8 @@ def test_lines_can_be_told_apart():
 
 def test_one_observation_is_not_told_apart_from_nothing():
     one, three = (
-        page._measured(Interval(**mean_interval(seen)), "psnr", sign=True) for seen in ([2.0], [2.0, 2.1, 2.2])
+        page._measured(Interval(**mean_interval(seen)), METRICS.get("psnr"), sign=True)
+        for seen in ([2.0], [2.0, 2.1, 2.2])
     )
     assert (one.text, one.range, one.win) == ("+2.00", "", False)
     assert (three.text, three.win) == ("+2.10", True) and three.range.startswith("+1.85")
@@ -88,7 +89,8 @@ def test_differences_are_paired(scenario):
     assert (whole.n, whole.clip, whole.split) == (3, None, "L8")
     # images differ by tens of dB, the gains by three; each clip counts once
     assert whole.differences["psnr"].model_dump() == mean_interval([1, 3])
-    assert whole.differences["matched_top1"].mean == -1 and "ssim" not in whole.differences
+    found = whole.differences["matched_top1"]
+    assert found.mean == found.low == -1 and "ssim" not in whole.differences
     assert (a.clip, a.n, a.differences["psnr"].mean) == ("a", 1, 1.0)
     assert (b.clip, b.n, b.differences["psnr"].mean) == ("b", 2, 3.0)
 
@@ -103,11 +105,11 @@ def test_frames_that_belong_together_count_once(scenario):
     one = {"planned": {}, "features": ""}
     clips = [row(0, i, float(i), rank=1 + i // 3, clip="aab"[i // 2], window=i // 2) for i in range(6)]
     (cell,) = cell_summaries(scenario, clips, {}, **one)
-    assert cell.n == 6 and cell.psnr.model_dump() == mean_interval([1.5, 4.5])
+    assert cell.n == 6 and cell.psnr.model_dump() == mean_interval([1.5, 4.5], (0, PSNR_CAP))
     assert cell.match.top1.mean == pytest.approx((3 / 4 + 0) / 2)
     assert cell.match.top1.low >= 0 and cell.match.top1.high <= 1
     (cell,) = cell_summaries(scenario, clips[:4], {}, **one)
-    assert cell.psnr.model_dump() == mean_interval([0.5, 2.5])
+    assert cell.psnr.model_dump() == mean_interval([0.5, 2.5], (0, PSNR_CAP))
 
 
 def test_a_comparison_must_select_one_cell(scenario):

@@ -1,6 +1,10 @@
 """What is attacked: draws, windows, galleries, prompts."""
 
+import os
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scenarios.run.inputs import load_inputs
@@ -29,6 +33,20 @@ def test_stills_that_are_too_few(parquet):
         load_inputs(Data(), 64)
     with pytest.raises(UserError, match="no such file"):
         load_inputs(Data(path=parquet.parent / "none"), 64)
+
+
+def test_labels_that_are_names_are_those_of_the_classes(parquet, tmp_path):
+    table = pq.read_table(parquet)
+    names = pa.array([("cat", "dog", None, "newt", "Dog")[i % 5] for i in range(20)])
+    pq.write_table(table.set_column(1, "label", names), tmp_path / "names.parquet")
+    data = Data(path=tmp_path / "names.parquet", count=20, gallery=20)
+    known = load_inputs(data, 64, [["hound", "dog"], ["cat"]])
+    numbers = load_inputs(data.model_copy(update={"path": parquet}), 64)
+    assert known.hashes == numbers.hashes
+    assert known.labels.tolist() == [{0: 1, 1: 0, 2: -1, 3: -1, 4: 0}[i] for i in numbers.labels.tolist()]
+    # what is no label at all is none that is known
+    pq.write_table(table.set_column(1, "label", pa.array([[i] for i in range(20)])), tmp_path / "lists.parquet")
+    assert (load_inputs(data.model_copy(update={"path": tmp_path / "lists.parquet"}), 64).labels == -1).all()
 
 
 @pytest.fixture
@@ -60,6 +78,15 @@ def test_windows_of_clips_come_by_turns(clips, parquet):
     stills = load_inputs(data, 64)
     assert stills.rivals(4).tolist() == [0, 1, 2, 3, 4] and len(stills.pool) == 5 + 6
     assert (stills.pool[stills.places[4]] == stills.images[4]).all()
+
+
+def test_clips_come_in_natural_order_whatever_their_names(clips):
+    (clips / "b.mp4").rename(clips / "10.mp4")
+    (clips / "a.mp4").rename(clips / os.fsdecode(b"9\xe9.mp4"))
+    (clips / "._10.mp4").write_bytes(b"\x00\x05\x16\x07")
+    inputs = load_inputs(Data(kind="clips", path=clips, count=1, frames=3, stride=0.5), 64)
+    assert [inputs.clips[w[0]] for w in inputs.windows] == ["9\\xe9.mp4", "10.mp4"]
+    "".join([*inputs.names, *inputs.clips]).encode()  # so that rows can be written
 
 
 def test_a_clip_shorter_than_a_window(clips):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,12 +15,13 @@ import yaml
 from elsewhere import ELSEWHERE, SecondDevice
 
 from scenarios import cli
+from scenarios.run.rows import read_rows, row_schema
 from scenarios.run.run import RunOptions, run_scenario
 from scenarios.run.spec import load_scenario, read_scenario
-from scenarios.run.store import ROW, Store
+from scenarios.run.store import Store
 from scenarios.run.work import Bench
 from splitsight.errors import UserError
-from splitsight.metrics import image_quality, mean_interval
+from splitsight.metrics import METRICS, Metric, image_quality, mean_interval
 from splitsight.summary import read_summary
 
 pytestmark = pytest.mark.usefixtures("registered")
@@ -49,7 +52,7 @@ def test_a_run_leaves_what_the_contract_says(scenario, tmp_path):
     out = run(scenario(cells=cells, compare=compare, paper=paper), tmp_path / "out")
 
     table = pq.read_table(out / "rows.parquet")
-    assert table.schema.equals(ROW)
+    assert table.schema.equals(row_schema()) and table.schema.metadata[b"splitsight.rows"] == b"2"
     rows = table.to_pylist()
     assert len(rows) == 4 * 4 + 3 * 4 + 1 + 4
     first = rows[0]
@@ -92,7 +95,7 @@ def test_a_run_leaves_what_the_contract_says(scenario, tmp_path):
         assert words in page, words
     assert {p.name for p in out.glob("grid-*.png")} == {"grid-l8.png", "grid-l16.png", "grid-output.png"}
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert set(config["run"]["weights"]) == {"target", "prior", "judge"} and config["data"]["count"] == 4
+    assert set(config["run"]["weights"]) == {"target", "prior", "evaluator"} and config["data"]["count"] == 4
 
 
 def test_going_on_computes_nothing_twice(scenario, tmp_path, monkeypatch):
@@ -116,7 +119,7 @@ def test_a_changed_configuration_is_refused_by_key(scenario, tmp_path, models):
     changed = [
         ({"seed": 5}, {}, "seed = 0, not 5"),
         ({}, {"limit": 3}, "data.count = 4, not 3"),
-        ({}, {"judge": "none"}, "judge = "),
+        ({}, {"evaluators": ["none"]}, "evaluator = "),
         ({"cells": [{"split": "L8", "method": "fake", "with": {"level": 0.9}}]}, {}, "cells.0."),
         ({"batch": 3}, {}, "batch = 2, not 3"),
     ]
@@ -265,3 +268,97 @@ def test_black_box_attacks_get_their_network_and_no_f1(scenario, tmp_path, model
     with pytest.raises(UserError, match="'fake' has no use for a network"):
         run(scenario(cells=[{"method": "fake", "network": "x"}]), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_metric_of_another_package_is_in_rows_summary_tables_and_plots(scenario, tmp_path, monkeypatch):
+    def fn(batch):
+        return batch.reconstruction.mean((1, 2, 3))
+
+    METRICS.names()
+    metric = Metric(name="brightness", title="mean brightness", fn=fn, digits=4, bounds=(0, 1))
+    monkeypatch.setitem(METRICS._items, "brightness", metric)
+    cells = [{"split": "L16", "method": "fake", "with": {"level": [0.3, 0.4, 0.5]}}]
+    compare = [{"name": "more", "of": {"with": {"level": 0.5}}, "to": {"with": {"level": 0.3}}}]
+    compare[0]["paper"] = {"brightness": 0.125}
+    paper = [{"label": "THEIRS", "split": "L16", "brightness": 0.0625}]
+    out = run(scenario(cells=cells, compare=compare, paper=paper), tmp_path / "out")
+    rows = read_rows(out / "rows.parquet").to_pylist()
+    assert all(row["brightness"] == pytest.approx(json.loads(row["settings"])["level"] + 0.1, abs=0.02) for row in rows)
+    summary = read_summary(out / "summary.json")
+    first = summary.scenario.cells[0]
+    own = [row["brightness"] for row in rows if row["cell"] == "c000"]
+    assert first.interval("brightness").model_dump() == pytest.approx(mean_interval(own))
+    assert summary.methods[first.label].interval("brightness") == first.interval("brightness")
+    gain = summary.scenario.comparisons[0].differences["brightness"]
+    assert gain.mean == pytest.approx(0.2, abs=0.01)
+    page = (out / "index.html").read_text()
+    table = page[page.index("<table>") :]
+    assert "<th>mean brightness</th>" in table and f"{first.interval('brightness').mean:.4f}" in table
+    assert f"{gain.mean:+.4f}" in table and "<td>0.0625" in table and "<td>+0.1250" in table
+    assert page.count('"text":"mean brightness"') == 2  # over the level, and over time
+
+
+def test_several_evaluators(scenario, models, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(models / "evaluator", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"name": "second"}))
+    cells = [{"split": "L16", "method": "fake"}]
+    path = scenario(cells=cells, evaluator=[str(models / "evaluator"), str(other)])
+    out = run(path, tmp_path / "out")
+    rows = read_rows(out / "rows.parquet").to_pylist()
+    # the same weights under another name
+    assert all(row["recognised"] == row["recognised:second"] is not None for row in rows)
+    assert all(row["match_rank"] == row["match_rank:second"] for row in rows)
+    assert all(row["evaluator_digest"] == row["evaluator_digest:second"] for row in rows)
+    (cell,) = read_summary(out / "summary.json").scenario.cells
+    assert cell.interval("recognised:second") == cell.recognised
+    assert cell.interval("matched_top5:second") == cell.match.top5
+    assert "found first (second)" in (out / "index.html").read_text()
+    assert run(path, tmp_path / "out") == out  # and goes on
+    with pytest.raises(UserError, match="two evaluators have one name"):
+        run(scenario(cells=cells, evaluator=[str(other), str(other)]), tmp_path / "twice")
+
+
+def test_a_run_of_a_former_version_goes_on(scenario, tmp_path):
+    """Keys and columns that were renamed are read under their present names."""
+    out = run(scenario(), tmp_path / "out")
+    before = read_rows(out / "rows.parquet")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    config["judge"] = config.pop("evaluator")
+    config["run"]["weights"]["judge"] = config["run"]["weights"].pop("evaluator")
+    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    parts = sorted((out / "parts").glob("*.parquet"))
+    parts[0].unlink()
+    for part in parts[1:]:
+        table = pq.read_table(part).replace_schema_metadata(None)
+        names = [{"evaluator_digest": "judge_digest"}.get(name, name) for name in table.column_names]
+        pq.write_table(table.rename_columns(names), part)
+    (out / "rows.parquet").unlink()
+    run(scenario(), out)
+    assert read_rows(out / "rows.parquet").drop(["seconds"]).equals(before.drop(["seconds"]))
+
+
+def test_former_names_are_taken_with_a_note(scenario, models, tmp_path, capsys):
+    keys = yaml.safe_load(Path(scenario()).read_text())
+    keys["judge"] = keys.pop("evaluator")
+    keys["quick"] = {"judge": None}
+    path = tmp_path / "former.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    data, _ = read_scenario(str(path))
+    assert capsys.readouterr().err.count("the key 'judge' is now called 'evaluator'") == 2
+    assert load_scenario(data).evaluator == str(models / "evaluator")
+    assert load_scenario(data, quick=True).evaluator is None
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(path), "--out", str(tmp_path / "out"), "--judge", "nowhere"])
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and "--judge is now called --evaluator" in found and "unknown evaluator" in found
+
+
+def test_a_scenario_needs_no_words_about_it(scenario, tmp_path):
+    keys = yaml.safe_load(Path(scenario(cells=[{"split": "L16", "method": "fake", "count": 1}])).read_text())
+    del keys["about"]
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    page = (run(str(path), tmp_path / "out") / "index.html").read_text()
+    assert "<h1>A try</h1>" in page and 'class="lead"' not in page

@@ -29,9 +29,9 @@ def test_lists_are_axes_and_lists_in_lists_are_values():
 
 @pytest.mark.parametrize("name", scenario_names())
 def test_what_is_written_down_is_read_back(name):
-    scenario = load_scenario(read_scenario(name)[0], changes={"judge": None, "seconds": 2.5})
+    scenario = load_scenario(read_scenario(name)[0], changes={"evaluator": None, "seconds": 2.5})
     again = load_scenario(yaml.safe_load(yaml.safe_dump(scenario.dump())))
-    assert again == scenario and again.judge is None
+    assert again == scenario and again.evaluator is None
 
 
 @pytest.mark.parametrize(

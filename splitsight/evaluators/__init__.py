@@ -1,7 +1,7 @@
-"""Judges: classifiers that measure what a reconstruction gives away, and that no attack ever sees.
+"""Evaluators: classifiers that measure what a reconstruction gives away, and that no attack ever sees.
 
-PSNR and SSIM reward a blur. A judge asks what a person would ask: is this recognisable as what it was, and can it be
-told from a thousand other images? Its answers count as independent only because nothing under ``adversary`` may
+PSNR and SSIM reward a blur. An evaluator asks what a person would ask: is this recognisable as what it was, and can it
+be told from a thousand other images? Its answers count as independent only because nothing under ``adversary`` may
 import this package (a test holds that) and because its architecture is none of the attacked ones.
 """
 
@@ -17,19 +17,19 @@ from torch.nn.functional import interpolate
 
 from splitsight.artifacts import asset, digest
 from splitsight.errors import UserError
-from splitsight.judges import mbconv
+from splitsight.evaluators import mbconv
 from splitsight.metrics import Match, matched
 from splitsight.targets import Normalize, load_state, read_classes
 
-__all__ = ["EMBEDDED", "Judge", "judge_names", "load"]
+__all__ = ["EMBEDDED", "Evaluator", "evaluator_names", "load"]
 
 EMBEDDED = "mbconv"
-"""Name of the judge that ships with the package."""
+"""Name of the evaluator that ships with the package."""
 
 _ARCHITECTURES = {"mbconv": mbconv.build}
 
 
-class Judge:
+class Evaluator:
     """A classifier in eval mode, and the questions it answers.
 
     Args:
@@ -55,7 +55,11 @@ class Judge:
     def features(self, images: Tensor, *, batch: int = 250) -> Tensor:
         """Penultimate features ``(B, F)`` of ``(B, 3, H, W)`` in [0, 1]."""
         parts = [self.model.get_submodule("body")(self._input(part)) for part in images.split(batch)]
-        return torch.cat(parts) if parts else torch.zeros(0, self.model.get_submodule("classifier").in_features)
+        if parts:
+            return torch.cat(parts)
+        classifier = self.model.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        return torch.zeros(0, classifier.in_features)
 
     @torch.no_grad()
     def logits(self, images: Tensor, *, batch: int = 250) -> Tensor:
@@ -74,7 +78,7 @@ class Judge:
     ) -> Tensor:
         """Whether each reconstruction is put into its class, ``(B,)`` bool.
 
-        Where a label is unknown (−1: frames of a clip have none) the judge's own answer on the original takes its
+        Where a label is unknown (−1: frames of a clip have none) the evaluator's own answer on the original takes its
         place: "seen as the same thing as the original", which is no statement about what the original is.
 
         Args:
@@ -108,35 +112,38 @@ class Judge:
         return matched(self.features(reconstruction), known, true_index, lambda features: features)
 
 
-def judge_names() -> list[str]:
-    """Names of the embedded judges, sorted."""
-    folder = asset("judges")
+def evaluator_names() -> list[str]:
+    """Names of the embedded evaluators, sorted."""
+    folder = asset("evaluators")
     return sorted(p.name for p in folder.iterdir() if (p / "config.json").is_file()) if folder.is_dir() else []
 
 
-def load(judge: str | Path = EMBEDDED) -> Judge:
-    """Load a judge by name, or from the folder that ``splitsight train judge`` wrote.
+def load(evaluator: str | Path = EMBEDDED) -> Evaluator:
+    """Load an evaluator by name, or from the folder that ``splitsight train evaluator`` wrote.
 
     Args:
-        judge: an embedded judge's name, or a folder with ``config.json``, ``model.safetensors``, ``classes.tsv``.
+        evaluator: an embedded one's name, or a folder with ``config.json``, ``model.safetensors``, ``classes.tsv``.
 
     Raises:
         UserError: there is none of that name, or the folder is incomplete or does not fit.
     """
-    given = Path(judge)
-    folder = given if given.is_dir() else asset("judges", str(judge))
+    given = Path(evaluator)
+    folder = given if given.is_dir() else asset("evaluators", str(evaluator))
     if not (folder / "config.json").is_file():
         if given.is_dir():
             raise UserError(
-                f"{given} is not a judge: it has no config.json; give the folder `splitsight train judge` wrote"
+                f"{given} is not an evaluator: it has no config.json; give a folder that `splitsight train evaluator` "
+                "wrote"
             )
-        if judge == EMBEDDED:
+        if evaluator == EMBEDDED:
             raise UserError(
-                f"the judge '{EMBEDDED}' is not in this installation: make one with "
-                "`splitsight train judge` and give its folder"
+                f"the evaluator '{EMBEDDED}' is not in this installation: make one with "
+                "`splitsight train evaluator` and give its folder"
             )
-        known = "".join(f"{name}, " for name in judge_names())
-        raise UserError(f"unknown judge '{judge}': give {known}or a folder that `splitsight train judge` wrote")
+        known = "".join(f"{name}, " for name in evaluator_names())
+        raise UserError(
+            f"unknown evaluator '{evaluator}': give {known}or a folder that `splitsight train evaluator` wrote"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         build = _ARCHITECTURES[config["architecture"]]
@@ -145,9 +152,9 @@ def load(judge: str | Path = EMBEDDED) -> Judge:
         size = int(config["input_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / 'config.json'} does not describe a judge ({type(error).__name__}: {error}): retrain it with "
-            "`splitsight train judge`"
+            f"{folder / 'config.json'} does not describe an evaluator ({type(error).__name__}: {error}): retrain it "
+            "with `splitsight train evaluator`"
         ) from error
-    load_state(model, folder / "model.safetensors", name=f"the judge {folder.name}", classifier="classifier.weight")
+    load_state(model, folder / "model.safetensors", name=f"the evaluator {folder.name}", classifier="classifier.weight")
     name = config.get("name") or folder.name
-    return Judge(name, model, preprocess, read_classes(folder / "classes.tsv"), size)
+    return Evaluator(name, model, preprocess, read_classes(folder / "classes.tsv"), size)

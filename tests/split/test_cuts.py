@@ -290,7 +290,7 @@ def test_untraceable_models_are_refused_with_a_sentence():
 
 
 def test_symbolic_trace_is_the_fallback(monkeypatch):
-    import splitsight.split as module
+    from splitsight.split import tracing as module
 
     def broken(*_):
         raise RuntimeError("no export")

@@ -1,4 +1,4 @@
-"""``splitsight train judge`` makes a folder that loads."""
+"""``splitsight train evaluator`` makes a folder that loads."""
 
 import io
 import json
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from splitsight import judges
+from splitsight import evaluators
 from splitsight.errors import UserError
-from splitsight.judges.training import train_judge_command
+from splitsight.evaluators.training import train_evaluator_command
 
 
 @pytest.fixture
@@ -39,21 +39,21 @@ def data(tmp_path, monkeypatch):
 
 def test_trains_resumes_and_loads(data, tmp_path, capsys):
     out = tmp_path / "out"
-    folder = train_judge_command(data=data, out=out, minutes=None, steps=2, threads=1)
-    before = judges.load(folder)
-    assert before.name == judges.EMBEDDED and before.labels[2] == "colour 2" and len(before.labels) == 6
-    folder = train_judge_command(data=data, out=out, minutes=None, steps=3, threads=1)
-    after = judges.load(folder)
+    folder = train_evaluator_command(data=data, out=out, minutes=None, steps=2, threads=1)
+    before = evaluators.load(folder)
+    assert before.name == evaluators.EMBEDDED and before.labels[2] == "colour 2" and len(before.labels) == 6
+    folder = train_evaluator_command(data=data, out=out, minutes=None, steps=3, threads=1)
+    after = evaluators.load(folder)
     assert after.digest != before.digest
     said = capsys.readouterr().err
-    assert "train judge: resumed at step 2" in said and "train target" not in said
+    assert "train evaluator: resumed at step 2" in said and "train target" not in said
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "mbconv" and config["num_classes"] == 6
-    assert "splitsight train judge --data DIR --steps 3" in (folder / "README.md").read_text()
+    assert "splitsight train evaluator --data DIR --steps 3" in (folder / "README.md").read_text()
     with safe_open(str(folder / "model.safetensors"), "pt") as file:
         assert file.get_tensor("classifier.weight").dtype == torch.float16
 
 
 def test_needs_a_budget(data, tmp_path):
     with pytest.raises(UserError, match="--minutes or --steps"):
-        train_judge_command(data=data, out=tmp_path / "out", minutes=None, steps=None)
+        train_evaluator_command(data=data, out=tmp_path / "out", minutes=None, steps=None)

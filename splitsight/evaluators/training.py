@@ -1,4 +1,4 @@
-"""``splitsight train judge``: the independent classifier, from shards to an embeddable folder."""
+"""``splitsight train evaluator``: the independent classifier, from shards to an embeddable folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 
 from splitsight.artifacts import save_weights
 from splitsight.cards import write_card
-from splitsight.data import shards_of
 from splitsight.devices import pick_device
-from splitsight.judges import EMBEDDED
-from splitsight.judges.mbconv import build
+from splitsight.evaluators import EMBEDDED
+from splitsight.evaluators.mbconv import build
+from splitsight.files import write_text
 from splitsight.targets import Normalize
 from splitsight.targets._train import train_classifier
 from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
 
-__all__ = ["train_judge_command"]
+__all__ = ["train_evaluator_command"]
 
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _SIZE = 64
@@ -26,7 +27,7 @@ _SIZE = 64
 _WEIGHT_DECAY = 1e-4
 
 
-def train_judge_command(
+def train_evaluator_command(
     *,
     data: Path,
     out: Path,
@@ -36,11 +37,11 @@ def train_judge_command(
     seed: int = 0,
     threads: int | None = None,
 ) -> Path:
-    """Train (or go on training) the judge in ``out/run``; write the model to ``out/model``.
+    """Train (or go on training) the evaluator in ``out/run``; write the model to ``out/model``.
 
     Args:
-        data: folder of Parquet shards in Hugging Face image format with ``classes.tsv``; the last shard is
-            held out.
+        data: Parquet file, or folder of them, in Hugging Face image format with ``classes.tsv``; a part is held out
+            (:class:`~splitsight.training_data.TrainingSet`).
         out: folder of the run.
         minutes: time budget, summed over resumed runs.
         steps: step budget.
@@ -56,17 +57,19 @@ def train_judge_command(
     """
     if threads:
         torch.set_num_threads(threads)
-    shards, classes = shards_of(data)
+    pictures = TrainingSet.open(data, labelled=True)
+    classes = pictures.classes
+    assert classes is not None
     count = sum(1 for line in classes.read_text(encoding="utf-8").splitlines() if line.strip())
     torch.manual_seed(seed)
     budget = Budget(minutes * 60 if minutes else None, steps)
     state, figures = train_classifier(
         build(count),
         Normalize(_MEAN, _STD),
-        shards,
+        pictures,
         out / "run",
         budget,
-        title="train judge",
+        title="train evaluator",
         size=_SIZE,
         weight_decay=_WEIGHT_DECAY,
         seed=seed,
@@ -82,20 +85,17 @@ def train_judge_command(
         "mean": _MEAN,
         "std": _STD,
     }
-    (folder / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+    write_text(folder / "config.json", json.dumps(config) + "\n")
     shutil.copyfile(classes, folder / "classes.tsv")
     write_card(
         folder,
-        f"{EMBEDDED}, the judge",
+        f"{EMBEDDED}, the evaluator",
         what=(
-            f"A small network of inverted bottlenecks (`splitsight/judges/mbconv.py`), {count} classes, input "
+            f"A small network of inverted bottlenecks (`splitsight/evaluators/mbconv.py`), {count} classes, input "
             f"{_SIZE} × {_SIZE}, float16 weights. It measures what reconstructions give away; no attack uses it."
         ),
-        data=(
-            f"{len(shards) - 1} shards of {data.name}; the last shard ({shards[-1].name}) was held "
-            "out and gave the figures."
-        ),
-        command="splitsight train judge --data DIR"
+        data=f"{pictures.description}.",
+        command="splitsight train evaluator --data DIR"
         + (f" --minutes {minutes:g}" if minutes else "")
         + (f" --steps {steps}" if steps else ""),
         figures=figures,

@@ -6,6 +6,8 @@ former are the faster at equal accuracy. 1.24 million parameters at 200 classes,
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torchvision.models.efficientnet import FusedMBConv, FusedMBConvConfig, MBConv, MBConvConfig
 from torchvision.ops import Conv2dNormActivation
@@ -17,7 +19,7 @@ FEATURES = 768
 
 _STEM = 16
 # block and its configuration, expansion, stride of the first, channels, how many
-_STAGES = (
+_STAGES: tuple[tuple[Any, Any, int, int, int, int], ...] = (
     (FusedMBConv, FusedMBConvConfig, 1, 1, 16, 1),
     (FusedMBConv, FusedMBConvConfig, 4, 2, 32, 2),
     (FusedMBConv, FusedMBConvConfig, 4, 2, 64, 2),

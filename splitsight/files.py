@@ -1,0 +1,75 @@
+"""Files that appear complete or not at all: written beside their place under a hidden name, then renamed.
+
+A process that is killed leaves at most a hidden file, never half a file under the name that others read.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from splitsight.errors import UserError
+
+__all__ = ["cannot_write", "write_bytes", "write_json", "write_text", "writing"]
+
+_NUMBER = itertools.count()
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that could not be written; exit status 1 where the disk is full, else 2."""
+    # pyarrow and safetensors say so in words only
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return UserError(f"cannot write {path}: the disk is full (No space left on device): free some space", code=1)
+    return UserError(f"cannot write {path} ({error.strerror or error}): give another place")
+
+
+@contextmanager
+def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place when the block ends well.
+
+    Args:
+        path: the file; its folder is created. A file that is there is replaced.
+        sync: wait until the disk has the content before it gets its name.
+
+    Yields:
+        Where the block writes. Nothing needs to be there at the end of the block that is left by an exception.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    # with another ending, so that no search for files of a kind finds it
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBER)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if sync:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write ``data``; see :func:`writing` for arguments and errors."""
+    with writing(path, sync=sync) as partial, partial.open("wb") as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Write ``text`` in UTF-8; see :func:`writing` for arguments and errors."""
+    write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def write_json(path: Path, data: Any, *, sync: bool = False) -> None:
+    """Write JSON for people and programs, tuples and sets as lists; see :func:`writing` for arguments and errors."""
+    write_text(path, json.dumps(data, indent=2, default=list, ensure_ascii=False) + "\n", sync=sync)

@@ -1,0 +1,65 @@
+"""What an evaluator recognises: the class of a reconstruction, and which image of a gallery it is.
+
+* ``recognised``: it is put into its own class (or, where that is unknown, into what the original is put into).
+* ``matched_top1``, ``matched_top5``: its original is the first, or among the first five, of a gallery by similarity in
+  the evaluator's penultimate features; see :mod:`splitsight.metrics.retrieval`. Rows hold the rank.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from splitsight.metrics.metric import Batch, Metric, register
+from splitsight.metrics.retrieval import matched
+
+__all__ = ["rank", "recognised"]
+
+
+def rank(batch: Batch) -> list[int | None]:
+    """Place of each original among its gallery, 1 for found first; ``None`` where there is nothing to tell it from."""
+    assert batch.evaluator is not None and batch.gallery is not None
+    found: list[int | None] = []
+    for i, image in enumerate(batch.reconstruction):
+        gallery = batch.gallery(i)
+        if gallery is None:
+            found.append(None)
+            continue
+        features = batch.evaluator.features(image[None])
+        found.append(int(matched(features, gallery, [0], lambda known: known).ranks[0]))
+    return found
+
+
+def recognised(batch: Batch) -> Tensor:
+    """Whether each reconstruction is put into its class, ``(B,)`` bool."""
+    assert batch.evaluator is not None and batch.label is not None
+    return batch.evaluator.recognised(batch.reconstruction, batch.label, batch.original)
+
+
+register(
+    Metric(
+        name="recognised",
+        title="recognised",
+        fn=recognised,
+        needs=frozenset({"reconstruction", "original", "label", "evaluator"}),
+        kind="share",
+        digits=1,
+        side="perception",
+        place=30,
+    )
+)
+for k, title in ((1, "found first"), (5, "found in five")):
+    register(
+        Metric(
+            name=f"matched_top{k}",
+            title=title,
+            fn=rank,
+            needs=frozenset({"reconstruction", "evaluator", "gallery"}),
+            kind="share",
+            digits=1,
+            side="perception",
+            plotted=k == 1,
+            place=40,
+            column="match_rank",
+            hit=lambda place, k=k: place <= k,
+        )
+    )

@@ -1,0 +1,67 @@
+"""Training on pictures as they are: a folder of files, or one Parquet file."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from adversary.blackbox.pictures import draw_groups
+from adversary.priors._train_autoencoder import build_autoencoder
+from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
+from adversary.priors.captions import build_tokenizer
+from adversary.priors.prior import Prior
+from adversary.training import train_inversion_command
+from splitsight.artifacts import load_weights
+
+
+@pytest.fixture
+def prior(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([["goldfish"]])
+    parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def pictures(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+        yield buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_an_inversion_network_from_plain_pictures(tmp_path, monkeypatch, prior, kind):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    data = tmp_path / "photos"
+    if kind == "folder":
+        data.mkdir()
+        for i, content in enumerate(pictures(12)):
+            (data / f"{i}.png").write_bytes(content)
+    else:
+        rows = [{"bytes": content, "path": None} for content in pictures(12)]
+        pq.write_table(pa.table({"image": rows, "label": ["a"] * 12}), data)
+    file = train_inversion_command(
+        data=data, out=tmp_path / "out", minutes=None, steps=2, prior=prior, width=8, threads=1
+    )
+    assert all(bool(torch.isfinite(v).all()) for v in load_weights(file).values() if v.is_floating_point())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "photos, of which a tenth (at most 2,000 images) was held out" in card
+
+
+def test_who_is_asked_about_with_one_shard(tmp_path):
+    """Only of several shards is the last kept back."""
+    rows = [{"bytes": content, "path": None} for content in pictures(6)]
+    labels = ["cat", "dog", "cat", "newt", "dog", None]
+    pq.write_table(pa.table({"image": rows[:3], "label": labels[:3]}), tmp_path / "9.parquet")
+    assert len(draw_groups(tmp_path, 16, {"train": 9})["train"]) == 3
+    pq.write_table(pa.table({"image": rows[3:], "label": labels[3:]}), tmp_path / "10.parquet")
+    (tmp_path / "classes.tsv").write_text("0\tn0\tdog\n1\tn1\tcat, puss\n")
+    drawn = draw_groups(tmp_path, 16, {"train": 9})["train"]
+    assert sorted(g[0].caption for g in drawn) == ["a photo of a cat", "a photo of a cat", "a photo of a dog"]
