@@ -42,7 +42,8 @@ def know(options: LiveOptions) -> Known:
     except NoInversionNetwork as error:
         if "initial" in attack.needs:
             raise UserError(
-                f"{attack.name} starts from previews, and there is {error}, by --attack best or --attack window:denoised"
+                f"{attack.name} starts from previews, and there is {error}, by --attack best or "
+                "--attack window:denoised"
             ) from error
         network = None
     through_prior = "prior" in attack.needs | attack.uses
