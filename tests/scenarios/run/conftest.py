@@ -32,21 +32,27 @@ import time
 import torch
 
 from adversary.attacks import Attack, Reconstruction
+from adversary.attacks.base import Settings, option
 from splitsight.errors import UserError
 
 
 class Fake(Attack):
     """Noise that depends on the seed of each frame."""
 
-    name = "fake"
-    summary = "noise"
-    text = True
-    settings = {"dark": {"level": 0.2, "sleep": 0.0}, "bright": {"level": 0.8, "sleep": 0.0}}
+    class Settings(Settings):
+        level: float = option(0.2, "brightness")
+        sleep: float = option(0.0, "seconds")
 
-    def solve(self, problem, *, level, sleep):
+    name = "fake"
+    text = True
+    presets = {"dark": {}, "bright": {"level": 0.8}}
+    needs = frozenset({"prior"})
+
+    def reconstruct(self, problem, state=None, callback=None):
+        level = self.settings.level
         if level == 13:
             raise UserError("this machine lacks luck")
-        time.sleep(sleep)
+        time.sleep(self.settings.sleep)
         if "FAKE_LOG" in os.environ:
             with open(os.environ["FAKE_LOG"], "a") as log:
                 log.write(f"{level} {problem.first}\\n")
