@@ -2,29 +2,30 @@
 
 import pytest
 import torch
-from test_net_best import _fresh, _pairs
+from test_net_best import SPECS, _fresh, _pairs
 
+from adversary.attacks.window import Window as WindowAttack
 from adversary.blackbox.networks import save_network
 from adversary.live import blackbox
-from adversary.live.engine import Engine, WindowSettings
+from adversary.live.engine import Engine
 from adversary.live.run import LiveOptions
 from adversary.live.windows import Observation, Window
 from splitsight.errors import UserError
 
 
-@pytest.mark.parametrize("student", [False, True])
-def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, surrogate):
     monkeypatch.setattr(blackbox, "load_prior", lambda name: flow_prior)
     network, pairs = _fresh(flow_prior).eval(), _pairs(4)
-    network.student.measure(pairs.features)
-    network.decide(0.0, student=student)
+    network.surrogate.measure(pairs.features)
+    network.decide(0.0, surrogate=surrogate)
     save_network(tmp_path / "n.safetensors", network, ["0" * 64], {})
     common = {"tap": "", "out": tmp_path, "target": "net", "split": "L1", "network": tmp_path / "n.safetensors"}
     known = blackbox.know(LiveOptions(**common))
     assert (known.target, known.split, known.digest, known.defense) == ("net", "L1", "a" * 64, "identity")
     assert [s.shape for s in known.specs] == [(5, 4, 4)] and set(known.weights) == {"network", "prior"}
     engine = known.engine
-    assert (engine.head is not None) == student and engine.settings.trust == 1.0
+    assert (engine.pipeline is not None) == surrogate and engine.attack.settings.likelihood_weight == 1.0
     z = torch.from_numpy(pairs.features[0])
     frames = [Observation(i, 0, 0.0, (z[:1],)) for i in range(3)]
     with torch.no_grad():
@@ -33,10 +34,10 @@ def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
     result = engine.refine(Window(0, frames, True))
     assert result.images.shape == (3, 3, 16, 16) and result.images.isfinite().all()
     # frames that are all the same have nothing to tell each other
-    if not student:
+    if not surrogate:
         torch.testing.assert_close(result.images[1], plain, atol=0.03, rtol=0.03)
-        with pytest.raises(UserError, match="window solver pnp fits the features"):
-            blackbox.know(LiveOptions(**common, settings=WindowSettings.of("pnp")))
+        with pytest.raises(UserError, match="window needs the first part of the attacked network"):
+            blackbox.know(LiveOptions(**common, setting="denoised"))
     for name in ("weights", "inversion"):
         with pytest.raises(UserError, match=f"has no use for --{name}"):
             blackbox.know(LiveOptions(**common, **{name: tmp_path / "f"}))
@@ -44,14 +45,15 @@ def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
         blackbox.know(LiveOptions(**{**common, "split": "L2"}))
 
 
-def test_a_window_without_a_student_averages_what_agrees(flow_prior):
+def test_a_window_without_a_surrogate_averages_what_agrees(flow_prior):
     network = _fresh(flow_prior).eval()
-    network.decide(0.0, student=False)
+    network.decide(0.0, surrogate=False)
     z = torch.from_numpy(_pairs(1).features[0])
     noisy = [z + 0.01 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     apart = {}
     for smoothing in (0.0, 1e4):
-        engine = Engine(flow_prior, None, network.core, WindowSettings.of("map", smoothing=smoothing))
+        attack = WindowAttack.configured(changes={"smoothing": smoothing})
+        engine = Engine(attack, SPECS, prior=flow_prior, initial=network.core)
         frames = [Observation(i, 0, 0.0, (f,)) for i, f in enumerate(noisy)]
         for frame in frames:
             engine.preview(frame)

@@ -1,4 +1,4 @@
-"""Networks that a scenario needs: found, taught through an oracle of the scenario's own, refused, gone on with."""
+"""Networks that a scenario needs: found, trained through an oracle of the scenario's own, refused, gone on with."""
 
 import io
 import json
@@ -10,18 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adversary.blackbox._train_pairs import SETTINGS
+from adversary.attacks.net_db import NetDB
 from adversary.blackbox.networks import AttackNetwork, Made, read_made, save_network
 from adversary.priors.prior import load_prior
 from scenarios.run import train
 from scenarios.run.run import RunOptions, run_scenario
 from scenarios.run.spec import Scenario, load_scenario, read_scenario
 from scenarios.run.store import held
-from scenarios.run.train import Lesson, lesson_of, lessons
+from scenarios.run.train import TrainingJob, job_of, jobs
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 from splitsight.summary import read_summary
+from splitsight.wire.sessions import SessionDescription
 
-DIGESTS = {"target_digest": "a" * 64, "prior_digest": "b" * 64, "prior_name": "tiny"}
+PRIOR = {"prior_digest": "b" * 64, "prior_name": "tiny"}
+SPECS = (FeatureSpec("z0", (3, 4, 4)),)
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +38,17 @@ def _scenario(cells, **keys):
     return load_scenario({**base, **keys})
 
 
-def _lessons(cells, **keys):
-    return lessons(_scenario(cells, **keys), **DIGESTS)
+def _about(cell, **changes):
+    about = {"target": "resnet18", "split": cell.split, "defense": cell.defense, "head_digest": "a" * 64}
+    return SessionDescription(**{**about, "features": SPECS, **changes})
+
+
+def _jobs(cells, **keys):
+    return jobs(_scenario(cells, **keys), _about, **PRIOR)
 
 
 def test_what_must_be_learnt():
-    found = _lessons(
+    found = _jobs(
         [
             {"split": ["L4", "L8"], "method": "net-db"},
             # one network answers in three settings
@@ -51,6 +59,8 @@ def test_what_must_be_learnt():
             {"split": "L4", "method": "net-dmb", "prompt": ["", "a photo of a {class}", "a photo of a {other}"]},
             {"split": "L4", "method": "net-do", "queries": [16, 64], "label": None},
             {"split": "L4", "method": "net-do", "training": "paper"},
+            {"split": "L4", "method": "net-do", "training": {"setting": "paper", "lr": 0.01}},
+            {"split": "L4", "method": "net-do", "defense": "gaussian:ratio=0.5"},
         ]
     )
     kinds = [(x.split, x.method, x.queries, x.text, x.setting) for x in found]
@@ -63,72 +73,90 @@ def test_what_must_be_learnt():
         ("L4", "net-do", 16, False, None),
         ("L4", "net-do", 64, False, None),
         ("L4", "net-do", 64, False, "paper"),
+        ("L4", "net-do", 64, False, "paper"),
+        ("L4", "net-do", 64, False, None),
     ]
+    assert [x.changes for x in found if x.changes] == [{"lr": 0.01}] == [found[8].changes]
+    assert [x.defense for x in found] == ["identity"] * 9 + ["gaussian:ratio=0.5"]
     assert len({x.folder for x in found}) == len(found)
-    # all that attack the same split share the answers
-    assert len({x.pairs for x in found}) == 2
+    # all that attack the same split behind the same defence share the answers
+    assert len({x.pairs for x in found}) == 3
     assert all((x.steps, x.test_queries, x.seed) == (3, 16, 0) for x in found)
+
+
+def test_a_training_with_values_of_its_own_is_named():
+    training = [{"setting": "paper", "lr": 0.01}, {"lr": 0.01}, "paper"]
+    cells = _scenario([{"split": "L4", "method": "net-do", "training": training}]).cells
+    assert [cell.name for cell in cells] == [f"net-do trained {x}" for x in ("paper, lr 0.01", "lr 0.01", "paper")]
 
 
 def test_windows_learn_from_windows():
     cells = [{"split": "L8", "method": ["net-db-multi"], "setting": ["mixed", "control"]}, {"method": "net-db"}]
-    found = _lessons(cells, data={"kind": "clips", "frames": 4})
+    found = _jobs(cells, data={"kind": "clips", "frames": 4})
     assert [(x.frames, x.mixing) for x in found] == [(4, True), (4, False), (1, True)]
     assert found[0].pairs == found[1].pairs != found[2].pairs
 
 
-@pytest.mark.parametrize("change", ["queries", "test_queries", "steps", "seed", "target_digest", "prior_digest"])
+@pytest.mark.parametrize(
+    "change",
+    ["queries", "test_queries", "steps", "seed", "head_digest", "defense", "defense_digest", "prior_digest"],
+)
 def test_another_network_is_kept_somewhere_else(change):
-    cells, digests, training = [{"method": "net-db"}], dict(DIGESTS), {"queries": 64, "test_queries": 16, "steps": 3}
-    (before,) = _lessons(cells)
-    if change in digests:
-        digests[change] = "c" * 64
+    cells, prior, training = [{"method": "net-db"}], dict(PRIOR), {"queries": 64, "test_queries": 16, "steps": 3}
+    (before,) = _jobs(cells)
+    about = {}
+    if change == "defense":
+        cells = [{"method": "net-db", "defense": "gaussian:sigma=0.5"}]
+    elif change == "prior_digest":
+        prior[change] = "c" * 64
+    elif change.endswith("digest"):
+        about[change] = "c" * 64
     else:
         training[change] = 32
-    (after,) = lessons(_scenario(cells, train=training), **digests)
+    (after,) = jobs(_scenario(cells, train=training), lambda cell: _about(cell, **about), **prior)
     assert before.folder != after.folder
 
 
 def test_a_network_of_other_values_is_not_taken_for_it(monkeypatch):
-    (before,) = _lessons([{"method": "net-db"}])
-    monkeypatch.setitem(SETTINGS["net-db"]["tuned"], "lr", 1e-4)
-    (after,) = _lessons([{"method": "net-db"}])
+    (before,) = _jobs([{"method": "net-db"}])
+    monkeypatch.setattr(NetDB, "trainings", {"tuned": {**NetDB.trainings["tuned"], "lr": 1e-4}})
+    (after,) = _jobs([{"method": "net-db"}])
     assert before.folder != after.folder
 
 
 def test_without_a_section_nothing_is_trained():
     scenario = Scenario(title="t", about="a", cells=[{"method": "net-db"}])
-    assert lesson_of(scenario, scenario.cells[0], **DIGESTS) is None
+    assert job_of(scenario, scenario.cells[0], _about(scenario.cells[0]), **PRIOR) is None
 
 
-def _lesson(tmp_path, **more):
+def _job(tmp_path, **more):
     about = {"folder": str(tmp_path / "l"), "file": str(tmp_path / "l" / "n.safetensors"), "pairs": "", "target": "t"}
-    about |= {"weights": None, "split": "L8", "method": "net-db", "prior": "tiny", "setting": None, "queries": 64}
-    about |= {"test_queries": 16, "unasked": None, "frames": 1, "mixing": True, "text": False, "minutes": None}
-    return Lesson(**{**about, "steps": 3, "seed": 0, **more})
+    about |= {"weights": None, "split": "L8", "defense": "identity", "method": "net-db", "prior": "tiny"}
+    about |= {"setting": None, "changes": {}, "queries": 64, "test_queries": 16, "unasked": None, "frames": 1}
+    return TrainingJob(**{**about, "mixing": True, "text": False, "minutes": None, "steps": 3, "seed": 0, **more})
 
 
 def test_a_network_that_was_interrupted_is_not_done(models, tmp_path):
     prior = load_prior(str(models / "prior"))
-    made = Made("net-do", "t", "L8", "a" * 64, "identity", ((3, 4, 4),), 64, prior.name, "none", width=8)
-    lesson = _lesson(tmp_path)
-    assert not lesson.done and lesson.fraction == 0
+    made = Made("net-do", "t", "L8", "a" * 64, SPECS, 64, prior.name, "none", training={"width": 8})
+    job = _job(tmp_path)
+    assert not job.done and job.fraction == 0
     for finished in (False, True):
         save_network(tmp_path / "l" / "n.safetensors", AttackNetwork(made, prior), ["0" * 64], {"finished": finished})
-        assert lesson.done == finished
+        assert job.done == finished
 
 
 def test_how_far_a_network_is(tmp_path):
     run = tmp_path / "l" / "run-align"
     run.mkdir(parents=True)
     (run / "log.jsonl").write_text('{"step": 1, "loss": 2.0, "fraction": 0.25}\n{"step": 2, "fraction": 0.5}\n{"ste')
-    assert _lesson(tmp_path).fraction == 0.5
+    assert _job(tmp_path).fraction == 0.5
     # of two parts
-    assert _lesson(tmp_path, method="net-flow").fraction == 0.25
+    assert _job(tmp_path, method="net-flow").fraction == 0.25
 
 
 def test_what_is_being_done_is_said(tmp_path):
-    first, second = _lesson(tmp_path), _lesson(tmp_path, folder=str(tmp_path / "m"), method="net-do", queries=32)
+    first, second = _job(tmp_path), _job(tmp_path, folder=str(tmp_path / "m"), method="net-do", queries=32)
     assert train._now([first, second], [0.0, 0.0]) == "asking the oracle"
     (tmp_path / "m" / "run").mkdir(parents=True)
     assert train._now([first, second], [0.0, 0.0]) == second.name != first.name
@@ -136,23 +164,23 @@ def test_what_is_being_done_is_said(tmp_path):
     assert train._now([first, second], [1.0, 1.0]) == "measuring"
 
 
-def test_a_lesson_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
-    taught, release = [], threading.Event()
-    monkeypatch.setattr(train, "_train", lambda lesson, data, logs: taught.append(lesson.folder))
+def test_a_network_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
+    trained, release = [], threading.Event()
+    monkeypatch.setattr(train, "_train", lambda job, data, logs: trained.append(job.folder))
     monkeypatch.setattr(train, "_LOOK_S", 0.01)
     monkeypatch.setattr(
-        Lesson, "done", property(lambda self: self.folder in taught or (self == first and release.is_set()))
+        TrainingJob, "done", property(lambda self: self.folder in trained or (self == first and release.is_set()))
     )
-    first, second = _lesson(tmp_path), _lesson(tmp_path, folder=str(tmp_path / "m"))
+    first, second = _job(tmp_path), _job(tmp_path, folder=str(tmp_path / "m"))
     with held(tmp_path / "l" / "claim"):
-        thread = threading.Thread(target=train.study, args=([first, second], tmp_path, tmp_path))
+        thread = threading.Thread(target=train.train_all, args=([first, second], tmp_path, tmp_path))
         thread.start()
-        while not taught:
+        while not trained:
             thread.join(0.01)
         release.set()
     thread.join(10)
     # the other process had finished it, so that nobody trains it twice
-    assert taught == [second.folder] and not thread.is_alive()
+    assert trained == [second.folder] and not thread.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -179,19 +207,19 @@ def test_what_is_refused(scenario, tmp_path, train_keys, options, words):
 def test_the_package_s_scenarios_ask_for_the_networks_of_the_issue(name):
     data, _ = read_scenario(name)
     for quick in (False, True):
-        found = lessons(load_scenario(data, quick=quick), **DIGESTS)
-        methods = {lesson.method for lesson in found}
-        assert methods and all(lesson.steps or lesson.minutes for lesson in found)
+        found = jobs(load_scenario(data, quick=quick), _about, **PRIOR)
+        methods = {job.method for job in found}
+        assert methods and all(job.steps or job.minutes for job in found)
         if name == "table-4":
             assert methods == {"net-do", "net-db", "net-dmb", "net-flow", "net-best"}
         if not quick:
             # the same effort for all
             minutes = {"black-box-frames": 3.0}.get(name, 5.0)
-            assert {(lesson.minutes, lesson.test_queries) for lesson in found} == {(minutes, 1024)}
+            assert {(job.minutes, job.test_queries) for job in found} == {(minutes, 1024)}
         elif name == "figure-20b":
-            assert {lesson.queries for lesson in found} == {16, 32, 64}
+            assert {job.queries for job in found} == {16, 32, 64}
     if name == "figure-20b":
-        assert {x.queries for x in lessons(load_scenario(data), **DIGESTS)} == {256, 512, 1024, 2048, 4096}
+        assert {x.queries for x in jobs(load_scenario(data), _about, **PRIOR)} == {256, 512, 1024, 2048, 4096}
 
 
 def _pictures(path, count):
@@ -220,7 +248,7 @@ def test_from_nothing_to_a_table(scenario, tmp_path, home):
     assert all(json.loads(row["about"])["queries"] == "16" for row in rows)
     assert all(len(row["curve"]) == 100 for row in rows if row["method"] == "net-do")
     assert read_summary(out / "summary.json").scenario.complete
-    files = sorted((home / "inversion" / "lessons").glob("*/*.safetensors"))
+    files = sorted((home / "inversion" / "scenarios").glob("*/*.safetensors"))
     assert len(files) == 2 and all(read_made(file).figures["finished"] for file in files)
     assert len(list((home / "queries").glob("*/oracle.json"))) == 1
     # another scenario of the same networks asks and trains nothing, and needs no pictures for it
