@@ -12,6 +12,7 @@ import typer
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import Defense, Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
+from splitsight.files import write_json
 
 __all__ = ["bench"]
 
