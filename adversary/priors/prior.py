@@ -33,10 +33,11 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from splitsight.artifacts import asset, digest
+from adversary.priors import PRIORS
+from splitsight.artifacts import digest
 from splitsight.errors import UserError, unknown_name
 
-__all__ = ["EMBEDDED", "Prior", "Text", "load_prior", "prior_names"]
+__all__ = ["EMBEDDED", "Prior", "Text", "load_prior"]
 
 EMBEDDED = "small"
 """Name of the prior that ships with the package."""
@@ -97,8 +98,12 @@ class Prior(nn.Module):
         self._empty: Text | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Prior:
+    def from_folder(cls, folder: Path, name: str | None = None) -> Prior:
         """Load a prior in diffusers layout (sub-folders ``vae``, ``transformer`` or ``unet``, ``scheduler``, …).
+
+        Args:
+            folder: where it is.
+            name: shown in summaries; the folder's by default.
 
         Raises:
             UserError: a part is missing, unreadable, or of a kind that is not supported.
@@ -139,7 +144,7 @@ class Prior(nn.Module):
             raise UserError(
                 f"the prior at {folder} cannot be loaded ({reason}): restore its folder or retrain it"
             ) from error
-        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, folder.name)
+        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, name or folder.name)
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
@@ -273,20 +278,14 @@ class Prior(nn.Module):
         return (x - s * out) / a
 
 
-def prior_names() -> list[str]:
-    """Names of the embedded priors."""
-    root = asset("priors")
-    return sorted(p.name for p in root.iterdir() if (p / "vae").is_dir()) if root.is_dir() else []
-
-
 def load_prior(name: str) -> Prior:
-    """An embedded prior by name, or any folder in diffusers layout by path.
+    """A prior by name (``splitsight list priors``), or any folder in diffusers layout by path.
 
     Raises:
         UserError: neither such a name nor such a folder, or the folder is damaged.
     """
-    if name in prior_names():
-        return Prior.from_folder(asset("priors", name))
+    if name in PRIORS.names():
+        return Prior.from_folder(PRIORS.get(name), name)
     if "/" in name or Path(name).is_dir():
         return Prior.from_folder(Path(name))
-    raise unknown_name("prior", name, prior_names())
+    raise unknown_name("prior", name, PRIORS.names())
