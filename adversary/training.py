@@ -10,10 +10,13 @@ from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
 from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name
+from adversary.priors._pictures import Pictures
+from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import train_autoencoder
 from adversary.priors._train_denoiser import train_denoiser
-from adversary.priors.captions import caption, measure, read_class_names
+from adversary.priors._train_pixels import train_pixels
 from adversary.priors.evaluate import frechet_distance
+from adversary.priors.pixels import SIGMAS
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.cards import write_card
@@ -21,7 +24,7 @@ from splitsight.devices import pick_device
 from splitsight.errors import UserError
 from splitsight.names import printable
 from splitsight.pipeline import EdgePipeline
-from splitsight.training import Budget, progress_of
+from splitsight.training import Budget, learning_curve, progress_of
 from splitsight.training_data import TrainingSet
 from splitsight.wire.sessions import UNDEFENDED
 
@@ -30,10 +33,15 @@ __all__ = ["MINUTES", "train_inversion_command", "train_prior_command"]
 MINUTES = 30.0
 """Budget of an inversion network's training, where none is given."""
 _SAMPLES = 2000
+_SIZE = 64
+"""Pixels of the prior's images."""
 
 
 def _flags(minutes: float | None, steps: int | None) -> str:
     return (f" --minutes {minutes:g}" if minutes else "") + (f" --steps {steps}" if steps else "")
+
+
+_SHARES = {"autoencoder": 0.3, "denoiser": 0.5, "pixels": 0.2}
 
 
 def train_prior_command(
@@ -48,110 +56,192 @@ def train_prior_command(
     part: str = "all",
     target: str = "resnet18",
     start: str | None = None,
+    autoencoder: str | None = None,
+    settings: Settings | None = None,
 ) -> Path:
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
     Args:
         data: Parquet file or folder of them, or folder of PNG/JPEG; a part is held out
             (:class:`~splitsight.training_data.TrainingSet`). With labels and ``classes.tsv``, captions name the class.
-        out: folder of the runs (``autoencoder``, ``denoiser``).
-        minutes: time budget a part; ``all`` gives the autoencoder a third of it.
+        out: folder of the runs (``autoencoder``, ``denoiser``, ``pixels``).
+        minutes: time budget a part, of a CPU's own time; ``all`` divides it over the three.
         steps: step budget a part.
         device: ``auto``, ``cpu``, ``cuda``.
         seed: of weights and draws.
         threads: CPU threads.
-        part: ``autoencoder``, ``denoiser`` (needs the former), or ``all``.
+        part: ``autoencoder``, ``denoiser`` (needs an autoencoder), ``pixels``, or ``all``.
         target: network whose features measure the samples' Fréchet distance.
         start: name or folder of an earlier prior, whose denoiser and text encoder are gone on from.
+        autoencoder: name or folder of a prior whose autoencoder is kept; its held-out errors are logged beside the new
+            ones. ``None`` takes the one trained in ``out``.
+        settings: of both denoisers; default: those of :class:`Settings`.
 
     Returns:
-        The prior's folder; for ``autoencoder`` alone, the autoencoder's.
+        The prior's folder; for ``autoencoder`` and ``pixels`` alone, theirs.
+
+    Raises:
+        UserError: there is no autoencoder, or it is given twice; data are missing.
     """
     if threads:
         torch.set_num_threads(threads)
-    pictures = TrainingSet.open(data)
-    if part != "autoencoder" and len(pictures.labels(64)[1]) < 2:  # worth knowing before the autoencoder is trained
+    settings = settings or Settings()
+    source = TrainingSet.open(data)
+    if part != "autoencoder" and len(source.labels(_SIZE)[1]) < 2:  # worth knowing before the autoencoder is trained
         raise UserError(
             f"{printable(data)} leaves fewer than two images to measure samples with: give at least 20 different ones"
         )
     where = pick_device(device)
-    vae_folder = out / "autoencoder" / "model"
-    folder = out / "model"
-    if part in ("autoencoder", "all"):
-        share = 1 / 3 if part == "all" else 1.0
-        vae, figures = train_autoencoder(
-            pictures,
-            out / "autoencoder",
-            Budget(minutes * 60 * share if minutes else None, steps),
-            seed=seed,
-            device=where,
-        )
-        vae.save_pretrained(vae_folder)
-        write_card(
-            vae_folder,
-            "autoencoder of the small prior",
-            what=(
-                "diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at "
-                "half and quarter resolution."
-            ),
-            data=f"{pictures.description} (PSNR in dB); trained on crops.",
-            command=f"splitsight train prior --part autoencoder --data DIR{_flags(minutes, steps)}",
-            figures=figures,
-        )
+    chosen = list(_SHARES) if part == "all" else [part]
+    kept = load_prior(autoencoder) if autoencoder else None
+    if kept is not None and "autoencoder" in chosen:
+        raise UserError("an autoencoder is either trained or kept: leave out --autoencoder, or give --part denoiser")
+
+    def budget(of: str) -> Budget:
+        share = _SHARES[of] if part == "all" else 1.0
+        # of a CPU's own time, so that what shares the machine takes none of it
+        return Budget(minutes * 60 * share if minutes else None, steps, computing=where.type == "cpu")
+
+    made = _flags(minutes, steps)
+    if "autoencoder" in chosen:
+        answer = _autoencoder(source, out, budget("autoencoder"), made, seed, where)
         if part == "autoencoder":
-            return vae_folder
-    if not vae_folder.is_dir():
+            return answer
+    pictures = Pictures(source, settings.photos, _SIZE)
+    if "pixels" in chosen:
+        answer = _pixels(pictures, out, budget("pixels"), settings, made, seed, where)
+        if part == "pixels":
+            return answer
+    vae_folder = out / "autoencoder" / "model"
+    if kept is None and not vae_folder.is_dir():
         raise UserError(
             f"no autoencoder at {vae_folder}: train it first with `splitsight train prior --part "
-            f"autoencoder --out {out}`"
+            f"autoencoder --out {out}`, or keep a prior's with --autoencoder"
         )
-    vae = AutoencoderDC.from_pretrained(vae_folder, low_cpu_mem_usage=False)
-    share = 2 / 3 if part == "all" else 1.0
+    vae = kept.vae if kept else AutoencoderDC.from_pretrained(vae_folder, low_cpu_mem_usage=False)
+    if not isinstance(vae, AutoencoderDC):
+        raise UserError(f"prior '{autoencoder}' has no AutoencoderDC: give another --autoencoder")
+    folder = out / "model"
     trained = train_denoiser(
         vae,
         pictures,
         out / "denoiser",
-        Budget(minutes * 60 * share if minutes else None, steps),
+        budget("denoiser"),
+        settings,
         seed=seed,
         device=where,
         start=load_prior(start) if start else None,
+        reference=kept,
     )
     prior = Prior(
         vae.cpu(), trained.denoiser.cpu(), trained.scheduler, trained.text_encoder.cpu(), trained.tokenizer, EMBEDDED
     )
     prior.save(folder)
-    held, labels = pictures.images(prior.image_size)[1], pictures.labels(prior.image_size)[1]
-    rng = np.random.default_rng(seed)
-    names = read_class_names(pictures.classes) if pictures.classes else []
-    known = [names[y] if 0 <= y < len(names) else None for y in labels[:_SAMPLES]]
-    prompts = [caption(name, measure(x), rng) for x, name in zip(held[:_SAMPLES], known, strict=True)]
     figures = dict(trained.figures)
-    for steps_ in (4, 8):
-        with progress_of(f"samples of the prior, {steps_} steps each", _SAMPLES) as done:
-            figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(
-                prior, targets.load(target), held, prompts=prompts, steps=steps_, count=_SAMPLES, done=done
-            )
+    notes = "The autoencoder's own card is in vae/README.md."
+    if figures["finished"]:
+        prompts = pictures.held_captions(_SAMPLES, np.random.default_rng(seed))
+        network = ""
+        for steps_ in (4, 8):
+            with progress_of(f"samples of the prior, {steps_} steps each", _SAMPLES) as done:
+                figures[f"frechet_distance_{steps_}_steps"], network = frechet_distance(
+                    prior, targets.load(target), pictures.held, prompts=prompts, steps=steps_, count=_SAMPLES, done=done
+                )
+        notes = (
+            f"The Fréchet distance is taken in features of {network} ({_SAMPLES:,} samples, held-out captions); it is "
+            f"not an Inception FID. {notes}"
+        )
+    else:
+        notes = f"Interrupted before the budget's end, so its samples were not measured. {notes}"
+    columns = ["images", "val_loss", *[f"{name}_loss" for name in ("photos", "large") if settings.photos]]
+    curve = learning_curve(
+        out / "denoiser", [*columns, "loss_t0.1", "loss_t0.3", "loss_t0.5", "loss_t0.7", "loss_t0.9"]
+    )
+    denoiser = prior.denoiser
+    width = denoiser.config.get("block_out_channels") or denoiser.config["num_layers"]
     write_card(
         folder,
         "small text-conditional prior",
         what=(
-            "Rectified flow in the latents of a small autoencoder: PixArt transformer (patch 2, 8 × 8 tokens), CLIP "
-            "text model of two layers with a word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
+            f"Rectified flow in the latents of a small autoencoder: diffusers {type(denoiser).__name__} ("
+            f"{'layers' if isinstance(width, int) else 'channels'} {width}), CLIP text model of two layers with a "
+            "word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
-        data=(
-            f"{pictures.description}; captions from {'class names and ' if names else ''}measured words "
-            "(adversary/priors/captions.py), dropped at random."
-        ),
-        command=f"splitsight train prior --data DIR{_flags(minutes, steps)}" + (" --start PRIOR" if start else ""),
+        data=f"{_described(pictures)} Captions from {'class names and ' if pictures.vocabulary else ''}measured words "
+        "(adversary/priors/captions.py), dropped at random.",
+        command=f"splitsight train prior --part {part} --data DIR{made}{_choices(settings)}"
+        + (" --start PRIOR" if start else "")
+        + (" --autoencoder PRIOR" if autoencoder else ""),
         figures=figures,
-        notes=(
-            f"The Fréchet distance is taken in features of {network} ({_SAMPLES:,} samples, held-out "
-            "captions); it is not an Inception FID. The autoencoder's own card is in vae/README.md."
-        ),
+        notes=f"{notes}\n\nHeld-out velocity errors during training, at uniform times and at fixed times t (t² times "
+        f"the latter is the mean squared error of denoised latents):\n\n{curve}",
     )
     card = vae_folder / "README.md"
-    if card.is_file():
+    if kept is None and card.is_file():
         (folder / "vae" / "README.md").write_text(card.read_text())
+    return folder
+
+
+def _described(pictures: Pictures) -> str:
+    text = f"{pictures.data.description}; {len(pictures.images):,} images and their mirror images."
+    if pictures.photos is None:
+        return text
+    count = len(pictures.photos.train)
+    return f"{text} Crops of {count:,} larger photographs, a fifth of each batch; every tenth was held out."
+
+
+def _choices(settings: Settings) -> str:
+    return (
+        f" --network {settings.network} --schedule {settings.schedule} --average {settings.average:g}"
+        + " --photos FILE" * len(settings.photos)
+        + " --bfloat16" * settings.bfloat16
+    )
+
+
+def _autoencoder(data: TrainingSet, out: Path, budget: Budget, made: str, seed: int, device: torch.device) -> Path:
+    vae, figures = train_autoencoder(data, out / "autoencoder", budget, seed=seed, device=device)
+    folder = out / "autoencoder" / "model"
+    vae.save_pretrained(folder)
+    write_card(
+        folder,
+        "autoencoder of the small prior",
+        what=(
+            "diffusers AutoencoderDC, 64 × 64 images ↔ 8 × 16 × 16 latents; all convolutions at "
+            "half and quarter resolution."
+        ),
+        data=f"{data.description} (PSNR in dB); trained on crops.",
+        command=f"splitsight train prior --part autoencoder --data DIR{made}",
+        figures=figures,
+    )
+    return folder
+
+
+def _pixels(
+    pictures: Pictures,
+    out: Path,
+    budget: Budget,
+    settings: Settings,
+    made: str,
+    seed: int,
+    device: torch.device,
+) -> Path:
+    denoiser, figures = train_pixels(pictures, out / "pixels", budget, settings, seed=seed, device=device)
+    folder = out / "model" / "pixel_denoiser"
+    denoiser.cpu().save(folder)
+    low, high = SIGMAS
+    write_card(
+        folder,
+        "denoiser of pixels",
+        what=(
+            f"diffusers UNet2DModel on 2 × 2 blocks of pixels, convolutional, any size; predicts the noise of images "
+            f"in [0, 1] at levels σ of {low:g} to {high:g} (time 1000 σ; input scaled to [−1, 1])."
+        ),
+        data=_described(pictures),
+        command=f"splitsight train prior --part pixels --data DIR{made}{_choices(settings)}",
+        figures=figures,
+        notes="Gains are in dB of the mean squared error on held-out images, against the noisy ones, by σ.\n\n"
+        + learning_curve(out / "pixels", ["images", "gain_0.06"]),
+    )
     return folder
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import signal
 import subprocess
@@ -251,10 +250,15 @@ class Session:
 # -- child processes ---------------------------------------------------------------------------------------
 
 
-def _die_with_parent() -> None:
-    """In a child of a parent that may be killed: ask Linux for SIGTERM when that happens."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+# Ends the child where its parent is killed, on Linux. The child asks for it itself: a function between fork and exec
+# would make the fork run what gRPC's threads have registered for it.
+_CHILD = f"""
+import runpy, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
 @contextlib.contextmanager
@@ -282,12 +286,11 @@ def serving(**options: Any) -> Iterator[dict[str, Any]]:
 def _spawn(module: str, *arguments: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-c", _CHILD, module, *arguments],
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
         text=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
 
 

@@ -14,7 +14,7 @@ from scenarios.join import TIERS, FrameRow
 from splitsight.metrics import METRICS, Metric, metrics
 from splitsight.summary import MATCHED
 
-__all__ = ["STYLE", "render_page"]
+__all__ = ["STYLE", "inlined", "matching", "methods_table", "render_page"]
 
 _INLINE_LIMIT = 24 * 2**20
 _COLOURS = {"preview": "#8a94a6", "window": "#c2410c", "rtt": "#0f766e"}
@@ -64,7 +64,7 @@ def _tile(value: str, label: str) -> str:
     return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 
-def _source(path: Path) -> str:
+def inlined(path: Path) -> str:
     """A data URI where the file is of a size that a page can carry, else its name beside the page."""
     if path.stat().st_size > _INLINE_LIMIT:
         return path.name
@@ -133,7 +133,8 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _methods(summary: Mapping[str, Any]) -> str:
+def methods_table(summary: Mapping[str, Any], title: str = "tier") -> str:
+    """The figures of each method of a summary, a row a method; ``title`` heads their names."""
     lines = []
     measured = [metric for metric in metrics() if any(metric.name in m for m in summary["methods"].values())]
     matches = [m["match"] for m in summary["methods"].values() if m.get("match")]
@@ -152,7 +153,7 @@ def _methods(summary: Mapping[str, Any]) -> str:
     head = "".join(
         f"<th>{h}</th>"
         for h in (
-            *("tier", "frames", *(metric.heading for metric in measured)),
+            *(title, "images", *(metric.heading for metric in measured)),
             *("s an image", "iterations", "model evaluations"),
             *(METRICS.get(name).heading for name in MATCHED if matches),
         )
@@ -160,12 +161,13 @@ def _methods(summary: Mapping[str, Any]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _matching(summary: Mapping[str, Any]) -> str:
+def matching(summary: Mapping[str, Any]) -> str:
+    """What the columns of :func:`methods_table` on finding an original mean; nothing where there are none."""
     match = next((m["match"] for m in summary["methods"].values() if m.get("match")), None)
     if match is None:
         return ""
     return (
-        f" Found: the part of the frames whose reconstruction is more similar to its own original than to "
+        f" Found: the part of the images whose reconstruction is more similar to its own original than to "
         f"{match['gallery'] - 1:,} other images, compared in {escape(match['features'])}; guessing finds "
         f"{1 / match['gallery']:.2%}."
     )
@@ -233,22 +235,22 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         parts.append("<p class='warn'>This run was cut short; the page shows what was recorded until then.</p>")
     parts.append(_tiles(summary))
     if (out / "demo.mp4").is_file():
-        source = _source(out / "demo.mp4")
+        source = inlined(out / "demo.mp4")
         parts.append(f"<figure><video controls autoplay muted loop playsinline src='{source}'></video></figure>")
     if (out / "grid.png").is_file():
         alt = "Columns are frames; rows are the original, the preview and the window reconstruction"
         parts.append(
-            f"<h2>Frames side by side</h2><figure><img alt='{alt}' src='{_source(out / 'grid.png')}'></figure>"
+            f"<h2>Frames side by side</h2><figure><img alt='{alt}' src='{inlined(out / 'grid.png')}'></figure>"
         )
     parts += [
         "<h2>Quality, lag and latency over time</h2>",
         f"<div class='card'>{_plots(rows)}</div>",
         "<h2>Tiers</h2><div class='card'>",
-        _methods(summary),
+        methods_table(summary),
         "</div><p class='lead'>Means over frames with 95 % intervals. The lag of a preview counts from when the "
         "adversary had read the frame from the tap, that of a window from its last frame, until the image is a file; "
         "a window is on time when it is done before the next one is complete."
-        f"{_matching(summary)}</p>",
+        f"{matching(summary)}</p>",
         "<div class='card'>",
         _frames(rows),
         "</div><h2>Run and environment</h2><div class='card'><details><summary>Options</summary><pre>",

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
-from splitsight.files import write_text, writing
+from splitsight.files import write_parquet, write_text
 from splitsight.metrics import Batch, image_metrics, mean_interval, percentile
 from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
@@ -126,9 +125,7 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
-    # by file: pyarrow takes names in UTF-8 only
-    with writing(path) as partial, partial.open("wb") as file:
-        pq.write_table(pa.table(columns), file, compression="zstd")
+    write_parquet(path, pa.table(columns))
 
 
 def _known(value: float | None) -> float | None:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from adversary.bench import curve
+from scenarios.benchmark import curve
 from scenarios.page import STYLE
 from scenarios.run.figures import measured
 from scenarios.run.plots import quality

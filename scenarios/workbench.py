@@ -136,23 +136,32 @@ class Workbench:
         if key not in self._networks:
             if not isinstance(attack, NetAttack):
                 raise UserError(f"{attack.name} has no use for a network: leave it out, or choose a black-box method")
-            found = attack.load(
-                self.prior,
-                target=about.target,
-                split=about.split,
-                head_digest=about.head_digest,
-                defense=about.defense,
-                defense_digest=about.defense_digest,
-                frames=frames,
-                text=text,
-                path=path,
-            )
+            found = attack.load(self.prior, about, frames=frames, text=text, path=path)
             self._networks[key] = found.to(self.device)
         return self._networks[key]
 
     def asked(self, about: SessionDescription) -> InversionNetwork | None:
         """The inversion network of a session, if an attack has asked for it."""
         return self._initials.get(_key(about))
+
+    def check(self, about: SessionDescription, whose: str) -> None:
+        """Whether a session's features are what this target's F1 makes.
+
+        Args:
+            about: what it says of itself.
+            whose: begins the sentence that says where they differ.
+
+        Raises:
+            UserError: other weights, another image size or other features.
+        """
+        own = self.pipeline(about.split, about.defense).description()
+        if (what := own.difference(about)) is not None:
+            raise UserError(f"{whose} does not fit {about.target} as it is here: {what}; give the weights it ran with")
+
+    def loaded(self) -> dict[str, str]:
+        """SHA-256 of the weights of target and prior by role, as far as anybody has asked for them."""
+        models = {role: vars(self).get(role) for role in ("target", "prior")}
+        return {role: model.digest for role, model in models.items() if model is not None}
 
     def digests(self, sessions: Sequence[SessionDescription] = ()) -> dict[str, str]:
         """SHA-256 of all weights by role, with the inversion network of each session that has one."""
@@ -218,6 +227,11 @@ class Workbench:
             known["network"] = lambda: network
         return Problem([z.to(self.device) for z in features], **known)
 
-    def fitted(self, images: Tensor, about: SessionDescription) -> Tensor:
-        """Reconstructions of any size, on the CPU, in the size of the originals: what F1 takes."""
-        return resized(images.detach().cpu(), about.input_size)
+    def fitted(self, images: Tensor, about: SessionDescription | None = None) -> Tensor:
+        """Reconstructions of any size, on the CPU, in the size of the originals: what F1 takes.
+
+        Args:
+            images: ``(B, 3, H, W)``.
+            about: the session that they are from; the target says its size by default.
+        """
+        return resized(images.detach().cpu(), self.target.input_size if about is None else about.input_size)

@@ -6,19 +6,20 @@ A process that is killed leaves at most a hidden file, never half a file under t
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
 
 from splitsight.errors import UserError
 
-__all__ = ["cannot_write", "write_bytes", "write_json", "write_text", "writing"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-_NUMBER = itertools.count()
+__all__ = ["cannot_write", "write_bytes", "write_json", "write_parquet", "write_text", "writing"]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -43,8 +44,8 @@ def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    # with another ending, so that no search for files of a kind finds it
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBER)}.partial")
+    # with another ending, so that no search for files of a kind finds it; short, however long the file's own name is
+    partial = path.with_name(f".{token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -70,6 +71,20 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     write_bytes(path, text.encode("utf-8"), sync=sync)
 
 
+def write_parquet(path: Path, table: pa.Table, *, sync: bool = False) -> None:
+    """Write a table; see :func:`writing` for arguments and errors."""
+    import pyarrow.parquet as pq
+
+    # opened here, since Arrow takes no path that is not UTF-8
+    with writing(path, sync=sync) as partial, partial.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+
+
 def write_json(path: Path, data: Any, *, sync: bool = False) -> None:
     """Write JSON for people and programs, tuples and sets as lists; see :func:`writing` for arguments and errors."""
-    write_text(path, json.dumps(data, indent=2, default=list, ensure_ascii=False) + "\n", sync=sync)
+    text = json.dumps(data, indent=2, default=list, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # the name of a file need not be UTF-8: its bytes are kept, escaped
+        text = json.dumps(data, indent=2, default=list)
+    write_text(path, text + "\n", sync=sync)

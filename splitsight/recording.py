@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
 from splitsight.errors import UserError
-from splitsight.files import write_text, writing
+from splitsight.files import write_parquet, write_text
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
@@ -216,8 +216,7 @@ class RecordingWriter:
         table = pa.Table.from_pydict(dict(zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)), schema=_SCHEMA)
         final = self.folder / f"part-{self._part:05d}.parquet"
         # The part is on disk before the tail is emptied; a kill in between leaves frames twice, never none.
-        with writing(final, sync=True) as partial:
-            pq.write_table(table, partial, compression="zstd")
+        write_parquet(final, table, sync=True)
         self._part += 1
         self._pending.clear()
         self._tail.truncate(0)

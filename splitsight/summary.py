@@ -259,7 +259,7 @@ class Reached(_Part):
 
 
 class SpeedSummary(_Part):
-    """How fast one method (the subject) has the final quality of another (the reference); see :mod:`adversary.bench`.
+    """How fast one method (the subject) has another's (the reference's) final quality; see :mod:`scenarios.benchmark`.
 
     Attributes:
         reference: name among ``methods``.

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,15 +31,32 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from splitsight.errors import UserError
 from splitsight.numerics import subnormals_flushed
 
-__all__ = ["Best", "Budget", "Run", "ema", "flattened", "gradient_distance", "one_cycle", "progress_of", "random_crops"]
+__all__ = [
+    "Best",
+    "Budget",
+    "Run",
+    "Stateful",
+    "ema",
+    "flattened",
+    "gradient_distance",
+    "learning_curve",
+    "one_cycle",
+    "progress_of",
+    "random_crops",
+    "warmup_stable_decay",
+]
 
 
 class Stateful(Protocol):
     """Anything with a state dict: modules, optimisers, averaged models."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """From a checkpoint."""
+        ...
 
 
 class Budget:
@@ -233,12 +250,44 @@ class Run(AbstractContextManager["Run"]):
                     last_save = time.monotonic()
 
 
+def learning_curve(folder: Path, columns: Sequence[str], rows: int = 12) -> str:
+    """A Markdown table of a run's log: the rows that have all columns, thinned evenly, the last one among them.
+
+    Args:
+        folder: of the run.
+        columns: what is shown beside ``minutes``.
+        rows: at most.
+    """
+    log = folder / "log.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    entries = [entry for entry in entries if all(column in entry for column in columns)]
+    entries = [
+        entries[i] for i in np.unique(np.linspace(0, len(entries) - 1, min(rows, len(entries))).round().astype(int))
+    ]
+    lines = [[f"{entry['minutes']:.0f}", *(f"{entry[column]:.4g}" for column in columns)] for entry in entries]
+    table = [["minutes", *columns], ["---"] * (len(columns) + 1), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
 def one_cycle(fraction: float, peak: float, warmup: float = 0.05, floor: float = 0.002) -> float:
     """Learning rate at a spent fraction: linear warm-up to ``peak``, then a cosine down to ``floor · peak``."""
     if fraction < warmup:
         return peak * max(fraction / warmup, 0.01)
     cosine = 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
     return peak * (floor + (1 - floor) * cosine)
+
+
+def warmup_stable_decay(
+    fraction: float, peak: float, warmup: float = 0.003, decay: float = 0.15, floor: float = 0.002
+) -> float:
+    """Learning rate at a spent fraction: linear warm-up, constant ``peak``, at the end a line down to ``floor · peak``.
+
+    Hu et al., arXiv 2404.06395. Until the last part begins the rate does not depend on the budget's end, so a run may
+    be given a longer budget on the way, or a shorter one to anneal at once.
+    """
+    if fraction < warmup:
+        return peak * max(fraction / warmup, 0.01)
+    return peak * (1 - (1 - floor) * max(0.0, (fraction - (1 - decay)) / decay))
 
 
 def ema(model: nn.Module, decay: float) -> AveragedModel:

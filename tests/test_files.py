@@ -6,10 +6,12 @@ import json
 import os
 import threading
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from splitsight.errors import UserError
-from splitsight.files import write_bytes, write_json, write_text, writing
+from splitsight.files import write_bytes, write_json, write_parquet, write_text, writing
 
 
 def test_content_and_folder(tmp_path):
@@ -20,6 +22,12 @@ def test_content_and_folder(tmp_path):
     assert (tmp_path / "x.txt").read_bytes() == "σ\n".encode()
     assert json.loads((tmp_path / "x.json").read_text()) == {"σ": [1, 2]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "x.json", "x.txt"]
+    write_json(tmp_path / "x.json", {"file": "caf\udce9.png"})  # as the system gives a name that is not UTF-8
+    assert json.loads((tmp_path / "x.json").read_text()) == {"file": "caf\udce9.png"}
+    write_parquet(tmp_path / "caf\udce9.parquet", pa.table({"x": [1]}))
+    with (tmp_path / "caf\udce9.parquet").open("rb") as file:
+        assert pq.read_table(file).to_pydict() == {"x": [1]}
+    write_text(tmp_path / ("n" * 255), "as long as a name can be")
 
 
 def test_others_see_the_old_file_until_the_new_one_is_whole(tmp_path):

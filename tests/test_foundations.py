@@ -47,9 +47,11 @@ from splitsight.training import (
     ema,
     flattened,
     gradient_distance,
+    learning_curve,
     one_cycle,
     progress_of,
     random_crops,
+    warmup_stable_decay,
 )
 
 # ---------------------------------------------------------------- errors, registry
@@ -587,6 +589,21 @@ def test_one_cycle():
     assert max(rates) == pytest.approx(0.1, rel=1e-3) and rates.index(max(rates)) == pytest.approx(50, abs=1)
     assert rates[0] > 0 and rates[-1] == pytest.approx(0.0002)
     assert rates[50:] == sorted(rates[50:], reverse=True)
+
+
+def test_a_stable_rate_knows_nothing_of_the_end_until_it_is_near():
+    rates = [warmup_stable_decay(f / 1000, 0.1) for f in range(1001)]
+    assert 0 < rates[0] < rates[2] < 0.1 and set(rates[3:851]) == {0.1}
+    assert rates[851:] == sorted(rates[851:], reverse=True) and rates[-1] == pytest.approx(0.0002)
+    assert rates[925] == pytest.approx(0.0501)
+
+
+def test_a_learning_curve_is_a_thinned_table_of_complete_rows(tmp_path):
+    assert learning_curve(tmp_path, ["loss"]).splitlines() == ["| minutes | loss |", "| --- | --- |"]
+    rows = [{"minutes": i, "loss": 1 / (i + 1)} for i in range(100)] + [{"minutes": 100.0, "other": 1}]
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    lines = learning_curve(tmp_path, ["loss"], rows=4).splitlines()
+    assert lines[2:] == ["| 0 | 1 |", "| 33 | 0.02941 |", "| 66 | 0.01493 |", "| 99 | 0.01 |"]
 
 
 def parts(seed=0):

@@ -49,9 +49,9 @@ class Window(Attack):
     """White-box, the live tier: most probable latents, then pixels, around the preview, several frames at once.
 
     ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`);
-    without F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with the
-    denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known: the
-    preview's answer, corrected by what the last window's fit changed where the features still agree.
+    without F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with
+    the denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known:
+    the preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
 
     class Settings(Settings):

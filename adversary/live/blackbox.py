@@ -17,7 +17,6 @@ from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import load_prior
 from splitsight.artifacts import digest
 from splitsight.errors import UserError
-from splitsight.features import FeatureSpec
 
 if TYPE_CHECKING:
     from adversary.attacks.blackbox import NetAttack
@@ -47,7 +46,7 @@ def know(options: LiveOptions) -> Known:
         method=method,
         target=options.target,
         split=options.split,
-        target_digest="",
+        head_digest="",
         # a file says itself what it was trained behind
         defense=options.defense if options.network is None else "",
         features=(),
@@ -60,16 +59,15 @@ def know(options: LiveOptions) -> Known:
     )
     network = load_network(wanted, prior, options.network)
     core, made = network.core, network.made
-    specs = [FeatureSpec(f"z{i}", shape) for i, shape in enumerate(made.features)]
     return Known(
         made.target,
         made.split,
-        made.target_digest,
-        specs,
+        made.head_digest,
+        made.features,
         Engine(
             attack,
-            specs,
-            pipeline=network.student if own is None else None,
+            made.features,
+            pipeline=network.surrogate if own is None else None,
             prior=prior,
             initial=core if isinstance(core, LatentNetwork) else None,
             network=network if own is not None else None,

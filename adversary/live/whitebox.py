@@ -25,6 +25,7 @@ def know(options: LiveOptions) -> Known:
         raise UserError("a white-box adversary has no use for --network: leave it out, or give --threat black-box")
     target = targets.load(options.target, options.weights)
     edge = EdgePipeline(target, options.split, options.defense)
+    about = edge.description()
     attack = ATTACKS.get(options.attack).configured(
         options.setting or None, target=target.name, split=options.split, changes=options.changes
     )
@@ -34,9 +35,10 @@ def know(options: LiveOptions) -> Known:
             target.name,
             options.split,
             prior.name,
-            target_digest=target.digest,
+            head_digest=about.head_digest,
             prior_digest=prior.latent_digest,
             path=options.inversion,
+            defense=about.defense,
         )
     except NoInversionNetwork as error:
         if "initial" in attack.needs:
@@ -50,7 +52,7 @@ def know(options: LiveOptions) -> Known:
     return Known(
         target.name,
         options.split,
-        edge.description().head_digest,
+        about.head_digest,
         edge.specs,
         Engine(
             attack,

@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from adversary.priors import PRIORS
+from adversary.priors.pixels import PixelDenoiser
 from splitsight.artifacts import digest
 from splitsight.errors import UserError, unknown_name
 
@@ -66,11 +67,13 @@ class Prior(nn.Module):
 
     Args:
         vae: autoencoder.
-        denoiser: predicts what ``scheduler`` expects.
+        denoiser: predicts what ``scheduler`` expects. With flow matching, and in a transformer, padding of a prompt is
+            masked.
         scheduler: deterministic sampler; also fixes the kind of diffusion.
         text_encoder: ``E``; ``None`` makes every prompt an error except the denoiser's own null states.
         tokenizer: goes with ``text_encoder``.
         name: shown in summaries.
+        pixel_denoiser: a second diffusion model, of pixels at low noise; ``None`` where the prior has none.
     """
 
     def __init__(
@@ -81,12 +84,16 @@ class Prior(nn.Module):
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerBase,
         name: str = "prior",
+        pixel_denoiser: PixelDenoiser | None = None,
     ) -> None:
         super().__init__()
         self.vae, self.denoiser, self.text_encoder = vae, denoiser, text_encoder
         self.scheduler, self.tokenizer, self.name = scheduler, tokenizer, name
+        self.pixel_denoiser = pixel_denoiser
         self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
         self.scaling = float(vae.config.scaling_factor)
+        # Stable Diffusion's U-Net was trained to attend to padding too
+        self.masked = self.flow or isinstance(denoiser, PixArtTransformer2DModel)
         self.evaluations = 0
         size = int(denoiser.config.sample_size)
         self.latent_shape = (int(denoiser.config.in_channels), size, size)
@@ -100,6 +107,8 @@ class Prior(nn.Module):
     @classmethod
     def from_folder(cls, folder: Path, name: str | None = None) -> Prior:
         """Load a prior in diffusers layout (sub-folders ``vae``, ``transformer`` or ``unet``, ``scheduler``, …).
+
+        A sub-folder ``pixel_denoiser`` is optional.
 
         Args:
             folder: where it is.
@@ -144,7 +153,10 @@ class Prior(nn.Module):
             raise UserError(
                 f"the prior at {folder} cannot be loaded ({reason}): restore its folder or retrain it"
             ) from error
-        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, name or folder.name)
+        second = folder / "pixel_denoiser"
+        pixels = PixelDenoiser.from_folder(second) if second.is_dir() else None
+        parts_of = parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer
+        return cls(*parts_of, name or folder.name, pixels)
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
@@ -155,6 +167,8 @@ class Prior(nn.Module):
         part = "transformer" if isinstance(self.denoiser, PixArtTransformer2DModel) else "unet"
         copy.deepcopy(self.denoiser).half().save_pretrained(folder / part)
         copy.deepcopy(self.text_encoder).half().save_pretrained(folder / "text_encoder")
+        if self.pixel_denoiser is not None:
+            self.pixel_denoiser.save(folder / "pixel_denoiser")
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.scheduler.save_pretrained(folder / "scheduler")
         for file in folder.glob("*/config.json"):
@@ -198,10 +212,8 @@ class Prior(nn.Module):
             return_tensors="pt",
         )
         ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-        masked = isinstance(self.denoiser, PixArtTransformer2DModel)
-        # Stable Diffusion's U-Net was trained to attend to padding too
-        states = self.text_encoder(input_ids=ids, attention_mask=mask if masked else None).last_hidden_state
-        return Text(states, mask if masked else torch.ones_like(mask))
+        states = self.text_encoder(input_ids=ids, attention_mask=mask if self.masked else None).last_hidden_state
+        return Text(states, mask if self.masked else torch.ones_like(mask))
 
     def empty(self) -> Text:
         """The empty prompt, embedded once."""
@@ -213,11 +225,10 @@ class Prior(nn.Module):
         self.evaluations += len(x)
         text = (text or self.empty()).expand(len(x))
         t = torch.full((len(x),), float(timestep), device=x.device)
-        if isinstance(self.denoiser, PixArtTransformer2DModel):
-            return self.denoiser(
-                x, encoder_hidden_states=text.states, encoder_attention_mask=text.mask, timestep=t, return_dict=False
-            )[0]
-        return self.denoiser(x, t, encoder_hidden_states=text.states, return_dict=False)[0]
+        mask = text.mask if self.masked else None
+        return self.denoiser(
+            x, timestep=t, encoder_hidden_states=text.states, encoder_attention_mask=mask, return_dict=False
+        )[0]
 
     def sample(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
         """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps.

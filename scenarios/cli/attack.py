@@ -35,10 +35,12 @@ commands = typer.Typer()
 
 
 @commands.command()
-@guarded("adversary.attack", "splitsight.targets")
+@guarded("scenarios.attack", "splitsight.targets")
 def attack(
     method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
-    out: Annotated[Path, typer.Option(help="Folder for summary.json, rows.parquet, grid.png and reconstructions/.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for index.html, summary.json, rows.parquet, grid.png, reconstructions/.")
+    ],
     images: Annotated[
         Path | None, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")
     ] = None,
@@ -46,6 +48,10 @@ def attack(
     recording: Annotated[Path | None, typer.Option(help="Folder that a live adversary recorded.")] = None,
     target: Target = "resnet18",
     split: Split = "L8",
+    defense: Annotated[
+        str | None,
+        typer.Option(help="What the edge does to the features; see `splitsight list defenses`; default: nothing."),
+    ] = None,
     prior: Prior = "small",
     limit: Annotated[int | None, typer.Option(min=1, help="Images or frames at most; default: all.")] = None,
     seed: Seed = 0,
@@ -91,18 +97,19 @@ def attack(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Reconstruct images from their features: of still images, a video, or a recording."""
-    from adversary.attack import run_attack
+    from scenarios.attack import run_attack
 
     if not prompt and (alpha is not None or lambda_txt is not None):
         raise UserError("--alpha and --lambda-txt weigh a text prior: give --prompt with them")
     with progress(f"{method} at {split}") as report:
-        folder = run_attack(
+        done = run_attack(
             method,
             images=images,
             video=video,
             recording=recording,
             target=target,
             split=split,
+            defense=defense,
             limit=limit,
             seed=seed,
             setting=setting,
@@ -125,7 +132,7 @@ def attack(
             network=network,
             progress=report,
         )
-    print((folder / "summary.json").read_text() if as_json else folder)
+    print((done.out / "summary.json").read_text() if as_json else done.says)
 
 
 @commands.command("run")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
+from scenarios.cli.options import Defense, Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
 from scenarios.cli.output import progress, table
 from splitsight.files import write_json
 
@@ -119,12 +119,10 @@ def bench_serve(
 
 def _given(result: dict[str, Any], out: Path | None, as_json: bool) -> bool:
     """Write a result to its file and to the terminal as JSON where that was asked for; whether the latter was."""
-    text = json.dumps(result, indent=2)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+        write_json(out, result)
     if as_json:
-        print(text)
+        print(json.dumps(result, indent=2))
     return as_json
 
 
@@ -140,12 +138,12 @@ class Objective(StrEnum):
 StillImages = Annotated[Path, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")]
 Inversions = Annotated[
     Path | None,
-    typer.Option(help="Folder of inversion networks, TARGET-SPLIT-PRIOR.safetensors; default: the embedded ones."),
+    typer.Option(help="Inversion network, a file or a folder of them; default: the package's and the cache's."),
 ]
 
 
 @bench.command("tune")
-@guarded("adversary.tuning", "splitsight.targets")
+@guarded("scenarios.tuning", "splitsight.targets")
 def bench_tune(
     method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
     images: StillImages,
@@ -166,6 +164,7 @@ def bench_tune(
     ] = "target",
     setting: Annotated[str | None, typer.Option(help="Setting to tune; default: the method's own choice.")] = None,
     frames: Frames = 4,
+    defense: Defense = "identity",
     merge: Annotated[
         str | None,
         typer.Option(
@@ -189,8 +188,8 @@ def bench_tune(
     on: with one held-out shard, cut it in two.
     """
     from adversary.attacks.base import TUNED
-    from adversary.tuning import merge as put
-    from adversary.tuning import tune
+    from scenarios.tuning import merge as put
+    from scenarios.tuning import tune
 
     with progress(f"tune {method}") as report:
         result = tune(
@@ -198,6 +197,7 @@ def bench_tune(
             images=images,
             out=out,
             splits=split,
+            defense=defense,
             count=trials,
             limit=limit,
             tail=tail,
@@ -230,7 +230,7 @@ def bench_tune(
 
 
 @bench.command("attack")
-@guarded("adversary.bench", "scenarios.speed", "splitsight.targets")
+@guarded("scenarios.benchmark", "scenarios.speed", "splitsight.targets")
 def bench_attack(
     images: StillImages,
     out: Annotated[
@@ -271,8 +271,8 @@ def bench_attack(
     Says when the subject first has the reference's final mean PSNR and SSIM, as parts of the reference's time and
     evaluations. Whole paper runs take minutes an image on a CPU.
     """
-    from adversary.bench import CONTENDERS
-    from adversary.bench import bench_attack as measure
+    from scenarios.benchmark import CONTENDERS
+    from scenarios.benchmark import bench_attack as measure
     from scenarios.speed import head, sentences, write_page
     from scenarios.speed import table as figures
 

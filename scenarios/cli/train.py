@@ -25,7 +25,22 @@ class Part(StrEnum):
 
     autoencoder = "autoencoder"
     denoiser = "denoiser"
+    pixels = "pixels"
     all = "all"
+
+
+class Network(StrEnum):
+    """Kinds of denoiser."""
+
+    unet = "unet"
+    transformer = "transformer"
+
+
+class Schedule(StrEnum):
+    """Learning rates."""
+
+    one_cycle = "one-cycle"
+    stable = "stable"
 
 
 Data = Annotated[
@@ -105,8 +120,32 @@ def train_prior(
     start: Annotated[
         str | None, typer.Option(help="Earlier prior whose denoiser is gone on from, a name or folder; default: none.")
     ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="Prior whose autoencoder is kept, a name or folder; default: the one trained in --out."),
+    ] = None,
+    photos: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Larger photographs for the denoiser, a Parquet file with *classes.tsv beside it; repeatable."
+        ),
+    ] = None,
+    network: Annotated[Network, typer.Option(help="Kind of denoiser.")] = Network.unet,
+    schedule: Annotated[
+        Schedule, typer.Option(help="Learning rate: one-cycle, or stable until the budget's last 15 %.")
+    ] = Schedule.one_cycle,
+    average: Annotated[
+        float, typer.Option(min=0, max=1, help="Decay of the moving average of the denoiser's weights.")
+    ] = 0.9995,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16/--float32", help="Precision of the denoiser's products while it is trained.")
+    ] = False,
 ) -> None:
-    """Train the generative prior: autoencoder, then denoiser and text encoder."""
+    """Train the generative prior: autoencoder, denoiser of latents with text encoder, denoiser of pixels.
+
+    On a CPU, --minutes are those in which the denoisers' training computes.
+    """
+    from adversary.priors._settings import Settings
     from adversary.training import train_prior_command
 
     _budget(minutes, steps)
@@ -121,6 +160,14 @@ def train_prior(
             threads=threads,
             part=part.value,
             start=start,
+            autoencoder=autoencoder,
+            settings=Settings(
+                photos=photos or [],
+                network=network.value,
+                schedule=schedule.value,
+                average=average,
+                bfloat16=bfloat16,
+            ),
         )
     )
 

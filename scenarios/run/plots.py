@@ -15,7 +15,7 @@ from splitsight.metrics import METRICS, Metric
 from splitsight.summary import CellSummary, Interval
 
 if TYPE_CHECKING:
-    from adversary.bench import Curve
+    from scenarios.benchmark import Curve
 
 __all__ = ["curves", "plane", "quality", "sweeps", "time"]
 

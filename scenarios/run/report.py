@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from scenarios.run.figures import by_cell, cell_summaries, comparisons, measured, score_sets
@@ -24,7 +23,7 @@ from scenarios.run.work import Bench, slug
 from splitsight.data import decode_image, encode_png, to_tensor
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.files import writing
+from splitsight.files import write_parquet
 from splitsight.metrics import Batch, measure
 from splitsight.metrics.perceptual import inception_missing
 from splitsight.pictures import Panel, panels, spread
@@ -144,8 +143,7 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
             | {"run": config["run"], "threads": torch.get_num_threads()}
         ),
     )
-    with writing(store.folder / "rows.parquet") as partial:
-        pq.write_table(table, partial, compression="zstd")
+    write_parquet(store.folder / "rows.parquet", table)
     write_summary(store.folder / "summary.json", summary)
     names = {cell_id(i): f"{cell.name} at {cell.split}" for i, cell in enumerate(scenario.cells)}
     page = render(store.folder, scenario, summary, rows, _grids(store, scenario, rows), config, names)

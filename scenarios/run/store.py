@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from scenarios.run.rows import read_rows, row_schema
 from scenarios.run.spec import renamed
 from splitsight.errors import UserError
-from splitsight.files import write_bytes, writing
+from splitsight.files import write_bytes, write_parquet
 
 __all__ = ["Store", "held"]
 
@@ -165,9 +164,8 @@ class Store:
         Raises:
             UserError: the disk is full.
         """
-        with writing(self.part(unit), sync=True) as partial:
-            table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema or row_schema())
-            pq.write_table(table, partial, compression="zstd")
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema or row_schema())
+        write_parquet(self.part(unit), table, sync=True)
 
     def rows(self, units: Sequence[str], schema: pa.Schema | None = None) -> pa.Table:
         """Rows of those units that are done, in this order.

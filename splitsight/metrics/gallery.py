@@ -30,7 +30,7 @@ from splitsight.metrics.intervals import proportion_interval
 from splitsight.metrics.retrieval import matched, pixels
 from splitsight.targets import Target
 
-__all__ = ["SPACES", "Gallery", "Lineup", "Space"]
+__all__ = ["SPACES", "Gallery", "Lineup", "Space", "space_of"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,17 @@ def _penultimate(target: Target) -> Space:
 
 SPACES: dict[str, Callable[[Target], Space]] = {"pixels": _pixels, "target": _penultimate}
 """Feature spaces by the name under which they are asked for."""
+
+
+def space_of(features: str, target: Target) -> Space:
+    """A space by name.
+
+    Raises:
+        UserError: no such features.
+    """
+    if features not in SPACES:
+        raise unknown_name("features to compare images in", features, list(SPACES))
+    return SPACES[features](target)
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,9 @@ class Gallery:
         Raises:
             UserError: unknown features, nothing readable there, or too few different images.
         """
-        if features not in SPACES:
-            raise unknown_name("--gallery-features", features, list(SPACES))
+        space = space_of(features, target)
         if size < 2:
             raise UserError(f"--gallery-size must be at least 2, not {size}")
-        space = SPACES[features](target)
         gallery = cls(draw_images(source, target.input_size, size, seed).images, size, space, source)
         if len(gallery.images) < size - (not spare):
             raise gallery._too_small(len(gallery.images), spare)

@@ -198,9 +198,9 @@ class Target:
             try:
                 halves = self.traced.split(self.aliases.get(point, point))
             except UserError as error:
-                if not self.aliases:
+                if type(self).points is Target.points and not self.aliases:
                     raise
-                named = f"{', '.join(self.aliases)}, {OUTPUT}"
+                named = f"{', '.join(self.points())}, {OUTPUT}"
                 raise UserError(
                     f"unknown split of {self.name} '{point}': choose one of {named}, or a point of its graph ({error})"
                 ) from error

@@ -4,7 +4,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import TinyTarget
+from tiny import TinyTarget
 from typer.testing import CliRunner
 
 from adversary import training

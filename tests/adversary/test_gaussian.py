@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.attacks import ATTACKS, Problem
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
 from adversary.gaussian import GaussianErrors, cosine_basis, whitened
 from adversary.whitebox.posterior import GaussianPrior, OnLatents, WhitenedLatent, WhitenedMatch
 from adversary.whitebox.solvers import lbfgs

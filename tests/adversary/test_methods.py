@@ -180,7 +180,7 @@ def test_a_text_prior_adds_its_embedding_and_the_negentropy(flow_prior):
     assert none != embedded
     # E log cosh² of something with unit variance lies between 0 and 1
     assert -10 < full - embedded < 0
-    with pytest.raises(UserError, match="alpha cannot be 3.0"):
+    with pytest.raises(UserError, match=r"alpha cannot be 3\.0"):
         _solve("dmb", _problem(flow_prior), alpha=3.0)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from adversary.priors.evaluate import frechet_distance
-from adversary.priors.prior import Prior, load_prior
+from adversary.priors.pixels import PixelDenoiser, build_pixel_denoiser
+from adversary.priors.prior import Prior, Text, load_prior
 from splitsight.errors import UserError
 
 
@@ -28,6 +29,15 @@ def _exact(prior, monkeypatch):
     return u
 
 
+KINDS = pytest.mark.parametrize("kind", ["flow_prior", "unet_prior", "stable_prior"])
+
+
+def _loud(prior):
+    """A last layer that has something to say."""
+    last = getattr(prior.denoiser, "proj_out", None) or prior.denoiser.conv_out
+    torch.nn.init.normal_(last.weight, std=0.3)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 10])
 def test_flow_sampler_and_denoiser_against_a_closed_form(flow_prior, monkeypatch, steps):
     u = _exact(flow_prior, monkeypatch)
@@ -37,9 +47,11 @@ def test_flow_sampler_and_denoiser_against_a_closed_form(flow_prior, monkeypatch
     torch.testing.assert_close(flow_prior.denoise(noisy, 0.3), u, atol=1e-5, rtol=1e-4)
 
 
-def test_invert_is_the_inverse_of_sample_in_the_limit(flow_prior):
-    v = torch.randn(1, *flow_prior.latent_shape)
-    errors = [float((flow_prior.invert(flow_prior.sample(v, steps=n), steps=n) - v).norm() / v.norm()) for n in (5, 80)]
+@pytest.mark.parametrize("kind", ["flow_prior", "unet_prior"])
+def test_invert_is_the_inverse_of_sample_in_the_limit(kind, request):
+    prior = request.getfixturevalue(kind)
+    v = torch.randn(1, *prior.latent_shape)
+    errors = [float((prior.invert(prior.sample(v, steps=n), steps=n) - v).norm() / v.norm()) for n in (5, 80)]
     assert errors[1] < errors[0] and errors[1] < 0.05
 
 
@@ -51,21 +63,39 @@ def test_ddim_denoise_undoes_noising_when_the_prediction_is_exact(stable_prior, 
     torch.testing.assert_close(stable_prior.denoise(stable_prior.noised(u, eps, 0.4), 0.4), u, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["flow_prior", "stable_prior"])
+@KINDS
 def test_generator_is_differentiable_down_to_the_noise(kind, request):
     prior = request.getfixturevalue(kind)
-    torch.nn.init.normal_(
-        prior.denoiser.proj_out.weight if kind == "flow_prior" else prior.denoiser.conv_out.weight, std=0.1
-    )
+    _loud(prior)
     v = torch.randn(1, *prior.latent_shape, requires_grad=True)
     x = prior.generate(v, prior.embed_text(["goldfish"]), steps=3)
     assert x.shape == (1, 3, prior.image_size, prior.image_size)
     (g,) = torch.autograd.grad(x.sum(), v)
     assert g.isfinite().all() and g.abs().sum() > 0
     assert prior.evaluations == 3
+    again = prior.generate(v, prior.embed_text(["goldfish"]), steps=3, checkpoint=True)
+    torch.testing.assert_close(torch.autograd.grad(again.sum(), v)[0], g, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["flow_prior", "stable_prior"])
+@pytest.mark.parametrize(("kind", "masked"), [("flow_prior", True), ("unet_prior", True), ("stable_prior", False)])
+def test_a_flow_does_not_attend_to_padding(kind, masked, request):
+    prior = request.getfixturevalue(kind)
+    _loud(prior)
+    text = prior.embed_text(["goldfish"])
+    padding = torch.arange(text.states.shape[1]) >= 3
+    other = Text(text.states + 5.0 * padding[None, :, None], text.mask)
+    x = torch.randn(1, *prior.latent_shape)
+    assert torch.allclose(prior.denoise(x, 0.5, text), prior.denoise(x, 0.5, other), atol=1e-5) == masked
+
+
+def test_a_convolutional_flow_denoises_latents_of_other_sizes(unet_prior):
+    _loud(unet_prior)
+    for size in (4, 7, 14):
+        out = unet_prior.denoise(torch.randn(2, 8, size, size), 0.3)
+        assert out.shape == (2, 8, size, size) and out.isfinite().all()
+
+
+@KINDS
 def test_saved_in_diffusers_layout_and_loaded_again(kind, request, tmp_path):
     prior = request.getfixturevalue(kind)
     prior.save(tmp_path / "p")
@@ -75,6 +105,22 @@ def test_saved_in_diffusers_layout_and_loaded_again(kind, request, tmp_path):
     assert loaded.digest != prior.digest  # float16 rounding is a change of weights
     assert load_prior(str(tmp_path / "p")).digest == loaded.digest
     assert (tmp_path / "p" / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_denoiser_of_pixels_is_part_of_the_folder(unet_prior, tmp_path):
+    torch.manual_seed(1)
+    unet_prior.save(tmp_path / "p")
+    assert load_prior(str(tmp_path / "p")).pixel_denoiser is None
+    alone = load_prior(str(tmp_path / "p")).digest
+    unet_prior.pixel_denoiser = PixelDenoiser(build_pixel_denoiser((8, 8)))
+    unet_prior.save(tmp_path / "p")
+    loaded = load_prior(str(tmp_path / "p"))
+    x = torch.rand(1, 3, 20, 14)
+    torch.testing.assert_close(loaded.pixel_denoiser(x, 0.1), unet_prior.pixel_denoiser(x, 0.1), atol=0.01, rtol=0.05)
+    assert not any(p.requires_grad for p in loaded.parameters()) and loaded.digest != alone
+    (tmp_path / "p" / "pixel_denoiser" / "config.json").unlink()
+    with pytest.raises(UserError, match="denoiser of pixels"):
+        load_prior(str(tmp_path / "p"))
 
 
 def test_prompts_change_the_image_and_unknown_words_do_not_fail(flow_prior):

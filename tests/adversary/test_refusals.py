@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from adversary import attack
-from adversary.attack import run_attack
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios import attack
+from scenarios.attack import run_attack
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
 
@@ -38,7 +38,7 @@ def images(tmp_path):
 
 
 def _poison(value):
-    made = attack._from_pixels
+    made = attack._played
 
     def poisoned(*arguments):
         data = made(*arguments)
@@ -70,10 +70,10 @@ def _nan(z):
         (
             "dmb",
             {"prompts": ["a goldfish"], "changes": {"alpha": 2.5}},
-            "dmb's alpha takes numbers from 1 to 2, not 2.5",
+            r"dmb's alpha cannot be 2\.5",
         ),
         ("dmb", {"changes": {"stepps": 3}}, "unknown value of dmb's setting fast 'stepps'"),
-        ("db", {"changes": {"schedule": "staircase"}}, "unknown schedule of db 'staircase'"),
+        ("db", {"changes": {"schedule": "staircase"}}, "db's schedule cannot be \"staircase\""),
         ("db", {"poison": _nan}, "the features of frame 2 hold NaN or infinity"),
         (
             "db",
@@ -84,7 +84,7 @@ def _nan(z):
 )
 def test_one_sentence_and_nothing_written(tmp_path, prior, images, monkeypatch, method, options, sentence):
     if poison := options.pop("poison", None):
-        monkeypatch.setattr(attack, "_from_pixels", _poison(poison))
+        monkeypatch.setattr(attack, "_played", _poison(poison))
     with pytest.raises(UserError, match=sentence) as caught:
         run_attack(method, images=images, prior=prior, out=tmp_path / "out", threads=1, **options)
     assert "\n" not in str(caught.value)
@@ -96,7 +96,7 @@ def test_the_prompt_that_won_and_all_losses_are_reported(tmp_path, prior, images
     changes = {"iterations": 2, "steps": 1, "lambda_txt": 3.0}
     out = run_attack(
         "dmb", images=images, prior=prior, out=tmp_path / "out", threads=1, prompts=prompts, changes=changes
-    )
+    ).out
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     for row in rows:
         losses = {entry["prompt"]: entry["loss"] for entry in row["prompt_losses"]}

@@ -215,9 +215,9 @@ def test_drain_says_when_time_ran_out(clouds, runs):
 def test_describe_waits_for_the_server(clouds):
     placeholder = clouds()
     placeholder.stop()
-    timer = threading.Timer(0.5, lambda: clouds(port=placeholder.port, description=pb.DescribeResponse(split="L8")))
+    timer = threading.Timer(0.5, lambda: clouds(port=placeholder.port, description=pb.DescribeResponse(version="1.2")))
     timer.start()
-    assert describe(placeholder.address, 5).split == "L8"
+    assert describe(placeholder.address, 5).version == "1.2"
     timer.join()
 
 

@@ -77,7 +77,7 @@ def test_no_import_leads_to_f1():
     assert {"adversary.blackbox.unet", "adversary.blackbox.queries", "splitsight.data"} <= seen
     assert not seen & F1
     # the check sees what it should
-    assert "splitsight.targets" in _imports("adversary.attack") and "splitsight.split" in _imports("splitsight.targets")
+    assert "splitsight.targets" in _imports("scenarios.attack") and "splitsight.split" in _imports("splitsight.targets")
 
 
 def test_no_option_names_weights_or_a_network_to_build():
@@ -183,7 +183,7 @@ def test_an_attacker_that_knows_nothing_of_f1_but_its_answers(world):
 
 
 def _attack(folder, network, images):
-    from adversary.attack import run_attack
+    from scenarios.attack import run_attack
     from splitsight.data import write_png
     from splitsight.errors import UserError
 
@@ -192,7 +192,7 @@ def _attack(folder, network, images):
         write_png(folder / "truth" / f"{i:06d}.png", image)
     common = {"recording": folder / "recording", "target": "foreign", "split": "A", "prior": str(folder / "tiny")}
     begin = time.monotonic()
-    out = run_attack("net-do", out=folder / "do", network=network, truth=folder / "truth", **common)
+    out = run_attack("net-do", out=folder / "do", network=network, truth=folder / "truth", **common).out
     assert time.monotonic() - begin < 60
     figures = read_summary(out / "summary.json").methods["net-do"]
     assert figures.n == 4 and figures.iterations == 0 and figures.model_evaluations == 0 and figures.psnr.mean > 3

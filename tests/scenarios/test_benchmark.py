@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from adversary.attacks import ATTACKS
-from adversary.bench import bench_attack, curve, speed
-from adversary.lab import Lab, score
+from scenarios.benchmark import bench_attack, curve, speed
+from scenarios.stills import Stills, score
+from scenarios.workbench import Workbench
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
 
@@ -76,9 +77,9 @@ def test_a_cut_run_leaves_the_verdict_open():
 
 @pytest.mark.usefixtures("tiny_lab")
 def test_all_methods_on_the_same_images_in_one_run(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("adversary.bench._WARM_S", 0.0)
-    brief = {"fit_evaluations": 3, "fit_samples": 2}
-    monkeypatch.setattr(ATTACKS.get("best"), "settings", {"faithful": ATTACKS.get("best").settings["faithful"] | brief})
+    monkeypatch.setattr("scenarios.benchmark._WARM_S", 0.0)
+    best, brief = ATTACKS.get("best"), {"fit_evaluations": 3, "fit_samples": 2}
+    monkeypatch.setattr(best, "presets", {"faithful": {**best.presets["faithful"], **brief}})
     methods = ["do:paper", "dmb:paper", "best:faithful"]
     options = {"images": pictures, "split": "S1", "limit": 3, "batch": 2, "methods": methods, "iterations": 4}
     seen = []
@@ -105,9 +106,9 @@ def test_all_methods_on_the_same_images_in_one_run(pictures, tmp_path, monkeypat
             values = [row[axis] for row in own]
             assert values == sorted(values)
     # what the last row says is what the attack answers by itself
-    lab = Lab(pictures, 3)
-    values = ATTACKS.get("do").setting("paper", "S1")[1] | {"iterations": 4}
-    alone = ATTACKS.get("do")().solve(lab.problem("S1", [0, 1]), **values)
+    lab = Stills(Workbench("tiny"), pictures, 3)
+    attack = ATTACKS.get("do").configured("paper", changes={"iterations": 4})
+    alone = attack.reconstruct(lab.problem(attack, "S1", [0, 1]))
     last = [row for row in rows if row["contender"] == "do paper" and row["final"]]
     assert last[0]["psnr"] == pytest.approx(score(alone.images, lab.originals[:2])[0]["psnr"], abs=1e-4)
 
@@ -120,13 +121,13 @@ def test_all_methods_on_the_same_images_in_one_run(pictures, tmp_path, monkeypat
 
 @pytest.mark.usefixtures("tiny_lab")
 def test_looking_takes_no_time_of_the_attack(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("adversary.bench._WARM_S", 0.0)
+    monkeypatch.setattr("scenarios.benchmark._WARM_S", 0.0)
 
-    def slowly(images, originals):
+    def slowly(self, images, index):
         time.sleep(0.2)
-        return score(images, originals)
+        return score(images, self.originals[index])
 
-    monkeypatch.setattr("adversary.bench.score", slowly)
+    monkeypatch.setattr(Stills, "score", slowly)
     begin = time.monotonic()
     options = {"images": pictures, "split": "S1", "limit": 1, "methods": ["do:tuned"], "iterations": 5, "growth": 0.0}
     summary, rows = bench_attack(out=tmp_path, **options)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splitsight.errors import UserError
-from splitsight.files import writing
+from splitsight.files import write_parquet
 
 __all__ = ["Ledger"]
 
@@ -56,5 +56,4 @@ class Ledger:
         """File rows, all with the same keys."""
         self.rows += [dict(row) for row in rows]
         made = pa.Table.from_pylist(self.rows).replace_schema_metadata({"splitsight.about": json.dumps(self.about)})
-        with writing(self.file) as partial:
-            pq.write_table(made, partial)
+        write_parquet(self.file, made)

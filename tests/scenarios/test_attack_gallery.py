@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from adversary.attack import run_attack
 from adversary.attacks import ATTACKS, Attack, Reconstruction
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios.attack import run_attack
 from splitsight.data import load_images, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.summary import read_summary
@@ -20,13 +20,13 @@ from splitsight.summary import read_summary
 class Oracle(Attack):
     """Answers with the originals, but for the second of them, which it takes for another image."""
 
-    name, summary, settings = "oracle", "for this test", {"only": {}}
+    name = "oracle"
     known: torch.Tensor
     wrong: torch.Tensor
 
-    def solve(self, problem, **settings):
+    def reconstruct(self, problem, state=None, callback=None):
         images = self.known[problem.first : problem.first + problem.frames].clone()
-        images[1] = self.wrong
+        images[1:2] = self.wrong
         return Reconstruction(images, 0.0, 1, 1, 0.0)
 
 
@@ -70,7 +70,7 @@ def test_ranks_and_summary(oracle, folders, prior, features, name):
         gallery=folders / "gallery",
         gallery_size=40,
         gallery_features=features,
-    )
+    ).out
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     assert rows[0]["rank"] == rows[2]["rank"] == 1 and 1 < rows[1]["rank"] <= 40
     match = read_summary(out / "summary.json").methods["oracle"].match
@@ -79,10 +79,18 @@ def test_ranks_and_summary(oracle, folders, prior, features, name):
     assert not list(out.glob(".*"))
 
 
-def test_without_a_gallery_nothing_is_said_of_one(oracle, folders, prior):
-    out = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior)
-    assert "rank" not in pq.read_table(out / "rows.parquet").column_names
-    assert '"match"' not in (out / "summary.json").read_text()
+def test_without_a_gallery_images_are_found_among_each_other(oracle, folders, prior):
+    oracle.wrong = oracle.known[2]
+    done = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior)
+    ranks = pq.read_table(done.out / "rows.parquet")["rank"].to_pylist()
+    assert ranks[0] == ranks[2] == 1 and ranks[1] > 1
+    match = read_summary(done.out / "summary.json").methods["oracle"].match
+    assert (match.gallery, match.features, match.top1.mean) == (3, "pixels-16x16", pytest.approx(2 / 3))
+    assert "67% found first among 3" in done.says and str(done.out / "index.html") in done.says
+    # one image, or the frames of a clip, say nothing
+    alone = run_attack("oracle", images=folders / "images", limit=1, out=folders / "one", prior=prior)
+    assert "rank" not in pq.read_table(alone.out / "rows.parquet").column_names
+    assert '"match"' not in (alone.out / "summary.json").read_text() and "found" not in alone.says
 
 
 def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, prior):
@@ -99,5 +107,5 @@ def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, p
 
     refused("holds 40 different images where a gallery of 1000 needs 999")
     refused("holds 39 different images where a gallery of 41 needs 40", gallery_size=41)
-    refused("unknown --gallery-features 'x': choose one of pixels, target", gallery_size=9, gallery_features="x")
+    refused("unknown features to compare images in 'x': choose one of pixels, target", gallery_size=9, gallery_features="x")
     refused("no such file or folder", gallery=folders / "none")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from elsewhere import ELSEWHERE, SecondDevice
 
-from adversary import tuning
 from adversary.attacks import ATTACKS, base
-from adversary.lab import Lab, score
-from adversary.ledger import Ledger
+from scenarios import tuning
+from scenarios.ledger import Ledger
+from scenarios.stills import Stills, score
+from scenarios.workbench import Workbench
 from splitsight.errors import UserError
 from splitsight.metrics.retrieval import matched
 
@@ -20,11 +21,12 @@ pytestmark = pytest.mark.usefixtures("tiny_lab")
 @pytest.fixture
 def short(monkeypatch):
     """DO and DB whose trials take milliseconds."""
+    space = {"iterations": [3, 6], "lr": [0.02, 0.1], "tv": [0.01, 0.3]}
     for name in ("do", "db"):
         attack = ATTACKS.get(name)
-        settings = {key: dict(values) | {"iterations": 3} for key, values in attack.settings.items()}
-        monkeypatch.setattr(attack, "settings", settings)
-        monkeypatch.setattr(attack, "space", {"iterations": (3, 6), "lr": (0.02, 0.1), "tv": (0.01, 0.3)})
+        presets = {key: dict(values) | {"iterations": 3} for key, values in attack.presets.items()}
+        monkeypatch.setattr(attack, "presets", presets)
+        monkeypatch.setattr(attack, "space", lambda: space)
 
 
 def _tune(method, pictures, out, **more):
@@ -32,19 +34,25 @@ def _tune(method, pictures, out, **more):
 
 
 def test_a_lab_reads_features_and_ranks_in_the_named_space(pictures):
-    lab = Lab(pictures, 5, tail=True)
-    assert lab.names == ["07", "08", "09", "10", "11"] and Lab(pictures, 5).names[0] == "00"
-    problem = lab.problem("S2", [1, 3], seed=5)
-    torch.testing.assert_close(problem.features[0], lab.head("S2")(lab.originals[[1, 3]])[0])
+    models, attack = Workbench("tiny"), ATTACKS.get("do").configured()
+    lab = Stills(models, pictures, 5, tail=True)
+    assert lab.names == ["07", "08", "09", "10", "11"] and Stills(models, pictures, 5).names[0] == "00"
+    problem = lab.problem(attack, "S2", [1, 3], seed=5)
+    torch.testing.assert_close(problem.features[0], models.target.head("S2")(lab.originals[[1, 3]])[0])
     assert problem.seeds == [6, 7]
+    defended = lab.problem(attack, "S2", [1, 3], seed=5, defense="gaussian:ratio=0.5").features[0]
+    noise = (defended - problem.features[0]).std(dim=tuple(range(1, defended.ndim)))
+    assert (noise / problem.features[0].std(dim=tuple(range(1, defended.ndim)))).tolist() == pytest.approx(
+        [0.5] * 2, abs=0.1
+    )
     guesses = (lab.originals[[1, 3]] + 0.3 * torch.randn(2, 3, 16, 16)).clamp(0, 1)
     for name in ("pixels", "target"):
         assert lab.ranks(lab.originals[[3, 1]], [3, 1], name) == [1, 1]
     expected = matched(guesses, lab.originals, [1, 3]).ranks.tolist()
     assert lab.ranks(guesses, [1, 3], "pixels") == expected
-    with pytest.raises(UserError, match="unknown --match-features 'evaluator': choose one of pixels, target"):
+    with pytest.raises(UserError, match=r"unknown features .* 'evaluator': choose one of pixels, target"):
         lab.ranks(guesses, [1, 3], "evaluator")
-    assert set(lab.digests(["S1"])) == {"target", "prior"}
+    assert set(models.digests([models.pipeline("S1").description()])) == {"target", "prior"}
 
 
 def test_trials_on_another_device_find_the_same(short, pictures, tmp_path):
@@ -106,13 +114,14 @@ def test_a_tuning_is_gone_on_with_and_another_one_refused(short, pictures, tmp_p
 
 def test_tuning_does_not_depend_on_an_earlier_one(tmp_path, monkeypatch):
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"do": {"tuned": {"any": {"tv": 0.77}}}}))
+    file.write_text(json.dumps({"tiny": {"do": {"tuned": {"any": {"tv": 0.77}}}}}))
     monkeypatch.setattr(base, "TUNED", file)
     base._tuned.cache_clear()
     try:
         attack = ATTACKS.get("do")
-        assert attack.setting("tuned")[1]["tv"] == 0.77
-        assert attack.setting("tuned", tuned=False)[1]["tv"] == attack.settings["tuned"]["tv"]
+        assert attack.configured("tuned", target="tiny").settings.tv == 0.77
+        shipped = attack.configured("tuned").settings.tv
+        assert attack.configured("tuned", target="tiny", use_tuned=False).settings.tv == shipped != 0.77
     finally:
         base._tuned.cache_clear()
 
@@ -143,6 +152,7 @@ def test_the_best_is_chosen_for_each_split_and_over_all():
 
 def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkeypatch):
     result = {
+        "target": "tiny",
         "method": "do",
         "setting": "tuned",
         "any": {"values": {"lr": 0.02}},
@@ -152,12 +162,12 @@ def test_merging_keeps_other_methods_and_a_missing_file_is_fine(tmp_path, monkey
     monkeypatch.setattr(base, "TUNED", file)
     base._tuned.cache_clear()
     try:
-        assert ATTACKS.get("do").setting("tuned")[1]["lr"] == 0.05
+        assert ATTACKS.get("do").configured("tuned", target="tiny").settings.lr == 0.05
         tuning.merge(result, file)
         tuning.merge({**result, "method": "db"}, file)
         base._tuned.cache_clear()
-        assert ATTACKS.get("do").setting("tuned", "L8")[1]["lr"] == 0.01
-        assert ATTACKS.get("db").setting("tuned", "L4")[1]["lr"] == 0.02
+        assert ATTACKS.get("do").configured("tuned", target="tiny", split="L8").settings.lr == 0.01
+        assert ATTACKS.get("db").configured("tuned", target="tiny", split="L4").settings.lr == 0.02
     finally:
         base._tuned.cache_clear()
     for content in ("no json", "[1]"):

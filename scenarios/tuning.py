@@ -7,7 +7,7 @@ runs at each split, and is scored there by the mean over images of an objective:
 * ``fidelity``: PSNR + 20 · SSIM, so that a decibel weighs as much as 0.05 of SSIM;
 * ``psnr``, ``ssim``;
 * ``match``: reciprocal rank of the original among the images that were read, in the attacked network's penultimate
-  features or in pixels. Neither is a judge, which no choice may depend on.
+  features or in pixels. Neither is an evaluator, which no choice may depend on.
 
 The best trial is chosen for each split, and one over all splits ("any"). What is chosen on these images must be
 reported on others.
@@ -19,24 +19,29 @@ reported on others.
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import RandomSampler
 
 from adversary.attacks import ATTACKS, Attack
-from adversary.lab import Lab, score
-from adversary.ledger import Ledger, write_json
 from adversary.priors.prior import EMBEDDED
+from scenarios.ledger import Ledger
+from scenarios.stills import Stills
+from scenarios.workbench import Workbench
 from splitsight.devices import device_name
 from splitsight.errors import UserError, unknown_name
+from splitsight.files import write_json
 from splitsight.metrics.gallery import SPACES
 from splitsight.numerics import subnormals_flushed
 from splitsight.summary import environment
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["GALLERY", "OBJECTIVES", "choose", "merge", "trials", "tune"]
 
@@ -57,12 +62,16 @@ def trials(attack: type[Attack], count: int, seed: int) -> list[dict[str, Any]]:
         count: at most; a small space may hold fewer.
         seed: of the draws.
     """
-    draw = random.Random(f"{attack.name}|{seed}")
+    space = attack.space()
+    # by position, since optuna's choices are numbers and texts only
+    places = {key: CategoricalDistribution(range(len(options))) for key, options in space.items()}
+    study = optuna.create_study(sampler=RandomSampler(seed))
     found: list[dict[str, Any]] = [{}]
     for _ in range(50 * count):
         if len(found) >= count:
             break
-        values = {key: draw.choice(list(options)) for key, options in attack.space().items()}
+        drawn = study.ask(places).params
+        values = {key: space[key][place] for key, place in drawn.items()}
         if values not in found:
             found.append(values)
     return found[:count]
@@ -75,6 +84,7 @@ def tune(
     images: Path,
     out: Path,
     splits: Sequence[str] | None = None,
+    defense: str = UNDEFENDED,
     count: int = 16,
     limit: int = 8,
     tail: bool = True,
@@ -99,6 +109,7 @@ def tune(
             that solves windows, a clip's frames in order.
         out: folder; created.
         splits: where to try; all that the target names by default.
+        defense: what the edge does to the features.
         count: trials.
         limit: images attacked; ``match`` finds them among up to :data:`GALLERY` of ``images``.
         tail: read the last images instead of the first.
@@ -110,7 +121,7 @@ def tune(
         target: attacked network.
         weights: its weights.
         prior: name or folder of the generative prior.
-        inversions: folder of inversion networks; the embedded ones by default.
+        inversions: file or folder of inversion networks; the package's and the cache's by default.
         threads: compute threads.
         device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         progress: called with (done, planned, what is going on).
@@ -142,36 +153,29 @@ def tune(
     if tuned == "paper" or tuned not in attack.presets:
         free = [name for name in attack.presets if name != "paper"]
         raise UserError(f"{method} has no setting '{tuned}' that may be tuned: choose one of {', '.join(free)}")
-    lab = Lab(
-        images,
-        max(limit, GALLERY),
-        tail=tail,
-        target=target,
-        weights=weights,
-        prior=prior,
-        inversions=inversions,
-        device=device,
-    )
+    models = Workbench(target, weights=weights, prior=prior, inversion=inversions, device=device)
+    lab = Stills(models, images, max(limit, GALLERY), tail=tail)
     attacked = list(range(len(lab)))[-limit:] if tail else list(range(len(lab)))[:limit]
     if attack.windowed and len(attacked) % frames:
         raise UserError(f"{method} solves windows of {frames}: give a --limit that is a multiple, and as many frames")
-    splits = list(lab.target.points() if splits is None else dict.fromkeys(splits))
-    for split in splits:
-        lab.head(split)
+    splits = list(models.target.points() if splits is None else dict.fromkeys(splits))
+    sessions = [models.pipeline(split, defense).description() for split in splits]
     drawn = trials(attack, count, seed)
     plan = [(i, split) for i in range(len(drawn)) for split in splits]
-    digests = lab.digests(splits)
+    digests = models.digests(sessions)
     about = {
         "schema": SCHEMA,
         "method": method,
         "setting": tuned,
-        "target": lab.target.name,
+        "target": models.target.name,
+        "defense": sessions[0].defense,
         "images": [lab.names[i] for i in attacked],
         "gallery": None if attack.windowed else len(lab),
         "match_features": None if attack.windowed else match_features,
         "seed": seed,
         "frames": frames if attack.windowed else None,
         "weights": digests,
+        "sampler": "optuna random",
     }
     out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(out / "trials.parquet", about)
@@ -182,13 +186,13 @@ def tune(
             continue
         if progress is not None:
             progress(number, len(plan), f"trial {i + 1} of {len(drawn)} at {split}")
-        tried = attack.configured(tuned, split=split, changes=drawn[i], use_tuned=False)
+        tried = attack.configured(tuned, target=models.target.name, split=split, changes=drawn[i], use_tuned=False)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(attacked), together):
             index = attacked[start : start + together]
-            answer = tried.reconstruct(lab.problem(split, index, seed=seed))
+            answer = tried.reconstruct(lab.problem(tried, split, index, seed=seed, defense=defense))
             ranks = [None] * len(index) if attack.windowed else lab.ranks(answer.images, index, match_features)
-            for j, quality in enumerate(score(answer.images, lab.originals[index])):
+            for j, quality in enumerate(lab.score(answer.images, index)):
                 rows.append(
                     {
                         "trial": i,
@@ -213,7 +217,7 @@ def tune(
         "objective": objective,
         "trials": len(drawn),
         **best,
-        "environment": environment(digests, device_name(lab.device)),
+        "environment": environment(digests, device_name(models.device)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "best.json", result)

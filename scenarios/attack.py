@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,30 +10,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction, check_features
-from adversary.attacks.blackbox import NetAttack
-from adversary.blackbox.inversion import InversionNetwork, load_inversion
-from adversary.blackbox.networks import AttackNetwork
-from adversary.priors.prior import EMBEDDED, load_prior
+from adversary.attacks import ATTACKS, Attack, Callback, Reconstruction, check_features
+from adversary.priors.prior import EMBEDDED
 from adversary.prompts import embed_prompts, solve_with_prompts
-from splitsight import targets
+from scenarios.attack_page import write_page
+from scenarios.workbench import Workbench, edge_seeds
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
-from splitsight.devices import device_name, pick_device
+from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.metrics import image_quality, mean_interval
-from splitsight.metrics.gallery import Gallery
+from splitsight.files import write_json, write_parquet
+from splitsight.metrics import Batch, image_metrics, matched, measure, proportion_interval
+from splitsight.metrics.gallery import Gallery, space_of
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
-from splitsight.pipeline import resized
 from splitsight.recording import Recording
-from splitsight.summary import MatchSummary, MethodSummary, Summary, environment, write_summary
+from splitsight.summary import MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
+from splitsight.wire.sessions import UNDEFENDED, SessionDescription
+from splitsight.wire.tensors import CodecSpec
 
-__all__ = ["Progress", "run_attack"]
+__all__ = ["Attacked", "Progress", "run_attack"]
 
 Progress = Callable[[int, int, str], None]
 _BATCH = 8
@@ -42,41 +40,63 @@ _BATCH = 8
 
 @dataclass
 class _Input:
-    """Frames to attack: names, features, and the originals where they are known."""
+    """Frames to attack: names, features, where they are from, and the originals where they are known."""
 
     names: list[str]
     times: list[float]
     features: list[Tensor]
     originals: Tensor | None
-    digest: str
-    defense: str = "identity"
+    about: SessionDescription
+    codec: CodecSpec | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def _from_pixels(
-    names: list[str], times: list[float], pixels: np.ndarray, target: targets.Target, split: str
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack left.
+
+    Attributes:
+        out: the folder.
+        says: one line: quality, how often the original was found, time, where to look.
+    """
+
+    out: Path
+    says: str
+
+
+def _played(
+    models: Workbench, names: list[str], times: list[float], pixels: np.ndarray, split: str, defense: str, seed: int
 ) -> _Input:
-    images, head = to_tensor(pixels), target.head(split)
-    with torch.no_grad():
-        parts = [head(part.to(target.device)) for part in images.split(64)]
-    return _Input(names, times, [torch.cat(z).cpu() for z in zip(*parts, strict=True)], images, target.digest)
+    """Images, with the features that an edge would send of them."""
+    images, pipeline = to_tensor(pixels), models.pipeline(split, defense)
+    features = models.observe(pipeline, images, edge_seeds(seed, range(len(images))))
+    return _Input(names, times, features, images, pipeline.description())
 
 
-def _from_recording(folder: Path, target: str, split: str, digest: str | None, limit: int | None) -> _Input:
+def _filmed(
+    models: Workbench, video: str, split: str, defense: str, seed: int, fps: float, limit: int | None
+) -> _Input:
+    sampled = []
+    with open_source(video, fps=fps, size=models.target.input_size) as source:
+        for frame in source:
+            if limit is not None and len(sampled) >= limit:
+                break
+            sampled.append(frame)
+    names = [f"{f.index:06d}" for f in sampled]
+    return _played(
+        models, names, [f.time_s for f in sampled], np.stack([f.image for f in sampled]), split, defense, seed
+    )
+
+
+def _recorded(folder: Path, target: str, split: str, limit: int | None) -> _Input:
     recording = Recording.open(folder)
-    session = recording.session
-    if (session.target, session.split) != (target, split):
+    about = recording.session.about
+    if (about.target, about.split) != (target, split):
         raise UserError(
-            f"{folder} holds features of {session.target} at {session.split}: give --target "
-            f"{session.target} --split {session.split}"
-        )
-    if digest is not None and session.digest != digest:
-        raise UserError(
-            f"{folder} was made with other weights of {target} (digest "
-            f"{session.digest[:12]}…, here {digest[:12]}…): "
-            "give the weights it was made with"
+            f"{folder} holds features of {about.target} at {about.split}: give --target {about.target} "
+            f"--split '{about.split}'"
         )
     names, times, arrays = [], [], []
     for sequence, capture_us, tensors in recording.frames():
@@ -88,7 +108,18 @@ def _from_recording(folder: Path, target: str, split: str, digest: str | None, l
     if not names:
         raise UserError(f"{folder} holds no frames: record a run first")
     features = [torch.from_numpy(np.stack(parts)) for parts in zip(*arrays, strict=True)]
-    return _Input(names, times, features, None, session.digest, session.defense)
+    return _Input(names, times, features, None, about, recording.session.codec)
+
+
+def _truth(folder: Path, names: Sequence[str], size: int) -> Tensor:
+    """Originals of recorded frames, by sequence number."""
+    found = load_images(folder, size)
+    known = dict(zip(found.names, to_tensor(found.images), strict=True))
+    if missing := [name for name in names if name not in known]:
+        raise UserError(
+            f"{folder} holds no original for frame {missing[0]}: give the edge's truth folder of the same run"
+        )
+    return torch.stack([known[name] for name in names])
 
 
 def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> Iterator[list[int]]:
@@ -130,6 +161,7 @@ def run_attack(
     recording: Path | None = None,
     target: str = "resnet18",
     split: str = "L8",
+    defense: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     setting: str | None = None,
@@ -151,8 +183,8 @@ def run_attack(
     inversion: Path | None = None,
     network: Path | None = None,
     progress: Progress | None = None,
-) -> Path:
-    """Reconstruct every input and write ``summary.json``, ``rows.parquet``, ``grid.png``, ``reconstructions/``.
+) -> Attacked:
+    """Reconstruct every input; write figures, ``grid.png``, ``index.html`` and ``reconstructions/``.
 
     Exactly one of ``images``, ``video``, ``recording`` is given. For the first two this function also plays
     the edge: it computes the features, and keeps the originals only to score the answers.
@@ -163,7 +195,8 @@ def run_attack(
         video: path or URL; sampled at ``fps``.
         recording: folder written by a tap's adversary.
         target: attacked network.
-        split: its split point.
+        split: a cut of it.
+        defense: what the edge does to the features; nothing by default. A recording says itself what was done.
         limit: at most this many inputs.
         seed: of all draws.
         setting: named setting of the method; its first one by default.
@@ -181,7 +214,8 @@ def run_attack(
         changes: values to replace in the setting, by name.
         truth: for a recording, a folder of originals by sequence number (the edge's side file) to score with.
         gallery: folder of PNG/JPEG or Parquet file with distractors; each reconstruction is then ranked against its
-            original and them (see :mod:`splitsight.metrics.gallery`).
+            original and them (see :mod:`splitsight.metrics.gallery`). Without one, still images are ranked among
+            each other.
         gallery_size: images that an original is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         weights: the target's weights; the embedded ones by default.
@@ -189,9 +223,6 @@ def run_attack(
         network: file of a black-box method's network; the one in the cache by default. Such a method gets no F1, and on
             a recording none is even loaded.
         progress: called with (inputs done, inputs, what is going on).
-
-    Returns:
-        ``out``.
 
     Raises:
         UserError: unknown names, inputs that cannot be read or attacked, or not exactly one input. Nothing was
@@ -205,91 +236,50 @@ def run_attack(
         raise UserError("--time-budget must be positive")
     if inversion is not None and not inversion.is_file():
         raise UserError(f"no such file: {inversion}")
+    if recording is not None and defense is not None:
+        raise UserError("a recording says itself what was done to its features: leave --defense out")
     if threads:
         torch.set_num_threads(threads)
     attack = ATTACKS.get(method).configured(setting, target=target, split=split, changes=changes)
-    chosen = attack.setting
+    needs_network = "network" in attack.needs
     if prompts is not None and not attack.text:
         raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
-    blind = isinstance(attack, NetAttack)
-    if network is not None and not blind:
+    if network is not None and not needs_network:
         raise UserError(f"{method} has no use for --network: leave it out, or choose a black-box method")
-    if blind and prompts is not None and len(prompts) > 1:
+    if "pipeline" not in attack.needs | attack.uses and prompts is not None and len(prompts) > 1:
         raise UserError(f"{method} cannot tell which prompt fits best, since it has no F1: give one --prompt")
-    where = pick_device(device)
-    generator = load_prior(prior).to(where)
-    # a black-box attack needs F1 for nothing; only who plays the edge, or measures in its features, does
-    attacked = None if blind and recording is not None and gallery is None else targets.load(target, weights).to(where)
-    size = generator.image_size if attacked is None else attacked.input_size
-    head = None if blind or attacked is None else attacked.head(split)
+    models = Workbench(target, weights=weights, prior=prior, inversion=inversion, device=device)
     if images is not None:
-        assert attacked is not None
-        found = load_images(images, size, limit)
-        data = _from_pixels(found.names, [i * stride for i in range(len(found))], found.images, attacked, split)
+        found = load_images(images, models.target.input_size, limit)
+        times = [i * stride for i in range(len(found))]
+        data = _played(models, found.names, times, found.images, split, defense or UNDEFENDED, seed)
     elif video is not None:
-        sampled = []
-        with open_source(video, fps=fps, size=size) as source:
-            for frame in source:
-                if limit is not None and len(sampled) >= limit:
-                    break
-                sampled.append(frame)
-        names = [f"{f.index:06d}" for f in sampled]
-        pixels = np.stack([f.image for f in sampled])
-        assert attacked is not None
-        data = _from_pixels(names, [f.time_s for f in sampled], pixels, attacked, split)
+        data = _filmed(models, video, split, defense or UNDEFENDED, seed, fps, limit)
     else:
         assert recording is not None
-        data = _from_recording(recording, target, split, None if attacked is None else attacked.digest, limit)
+        data = _recorded(recording, target, split, limit)
+        # an attack that does not know F1 needs no target at all, on features that somebody else recorded
+        if "pipeline" in attack.needs | attack.uses:
+            models.check(data.about, str(recording))
         if truth is not None:
-            known = {name: image for name, image in zip(*_truth(truth, size), strict=True)}
-            if missing := [n for n in data.names if n not in known]:
-                raise UserError(
-                    f"{truth} holds no original for frame {missing[0]}: give the edge's truth folder of the same run"
-                )
-            data.originals = torch.stack([known[n] for n in data.names])
-    drawn = lineup = match = None
+            data.originals = _truth(truth, data.names, data.about.input_size)
+    drawn = lineup = None
     if gallery is not None:
         if data.originals is None:
             raise UserError("--gallery needs the originals of the recording: give them with --truth, or leave it out")
-        assert attacked is not None
-        drawn = Gallery.draw(gallery, attacked, size=gallery_size, features=gallery_features, seed=seed)
+        drawn = Gallery.draw(gallery, models.target, size=gallery_size, features=gallery_features, seed=seed)
         lineup = drawn.against(data.originals)
-    texts = None if prompts is None else embed_prompts(generator, prompts)
-    if attacked is not None:
-        check_features(data.features, attacked.feature_specs(split))
+    texts = None if prompts is None else embed_prompts(models.prior, prompts)
+    check_features(data.features, data.about.features)
     _check_windows(attack, frames, len(data), limit)
     groups = list(_groups(data.times, attack.windowed, frames, stride))
-    taught: AttackNetwork | None = None
-    if isinstance(attack, NetAttack):
-        taught = attack.load(
-            generator,
-            target=target,
-            split=split,
-            digest=data.digest,
-            defense=data.defense,
-            frames=frames,
-            text=texts is not None,
-            path=network,
-        ).to(where)
+    trained = None
+    if needs_network:
+        trained = models.network(attack, data.about, frames=frames, text=texts is not None, path=network)
         for group in groups:
-            taught.check_features([z[group] for z in data.features])
+            trained.check_features([z[group] for z in data.features])
         if data.originals is not None:
-            taught.check_unseen(data.names, to_pixels(data.originals))
-    networks: list[InversionNetwork] = []
-
-    def preview_network() -> InversionNetwork:
-        if not networks:
-            networks.append(
-                load_inversion(
-                    target,
-                    split,
-                    generator.name,
-                    target_digest=data.digest,
-                    prior_digest=generator.latent_digest,
-                    path=inversion,
-                ).to(where)
-            )
-        return networks[0]
+            trained.check_unseen(data.names, to_pixels(data.originals))
 
     (out / "reconstructions").mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -301,15 +291,9 @@ def run_attack(
             left = start + time_budget - time.monotonic()
             share = len(group) / sum(len(g) for g in groups[number:])
             deadline = time.monotonic() + max(left, 0.0) * share
-        problem = Problem(
-            [z[group].to(where) for z in data.features],
-            head,
-            () if attacked is None else attacked.feature_specs(split),
-            prior=generator,
-            initial=preview_network,
-            network=None if taught is None else lambda: taught,
-            seed=seed,
-            first=group[0],
+        tapped = [z[group] for z in data.features]
+        problem = models.problem(
+            attack, data.about, tapped, codec=data.codec, network=trained, seed=seed, first=group[0]
         )
         callback = Callback(deadline, progress=_within(progress, len(answers), len(data), len(group)))
         if texts is None:
@@ -317,11 +301,11 @@ def run_attack(
         else:
             prompted = solve_with_prompts(attack, problem, texts, callback)
             answer = prompted.answer
-        answer.images = resized(answer.images.cpu(), size)
+        made = models.fitted(answer.images, data.about)
         for position, index in enumerate(group):
-            answers[index] = answer.images[position]
-            write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(answer.images[position]))
-            row = _row(data, index, number, answer, position, method, chosen, seed)
+            answers[index] = made[position]
+            write_png(out / "reconstructions" / f"{data.names[index]}.png", to_pixels(made[position]))
+            row = _row(data, index, number, answer, position, made[position], attack, seed)
             if prompted is not None:
                 row["prompt"] = prompted.won[position]
                 row["prompt_losses"] = [
@@ -332,25 +316,39 @@ def run_attack(
             progress(len(answers), len(data), "done")
     rows.sort(key=lambda row: row["index"])
     ordered = torch.stack([answers[i] for i in range(len(data))])
+    match = None
     if drawn is not None and lineup is not None:
         ranks = lineup.ranks(to_tensor(to_pixels(ordered)))
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         match = drawn.summary(ranks)
-    _write(out / "rows.parquet", lambda path: pq.write_table(pa.Table.from_pylist(rows), path))
-    header = f"{target} split at {split}: {method} ({chosen}), reconstructed from the features alone"
+    elif images is not None and len(data) > 1 and data.originals is not None:
+        # frames of one clip are too alike for that
+        space = space_of(gallery_features, models.target)
+        ranks = matched(to_tensor(to_pixels(ordered)), data.originals, range(len(data)), space.features).ranks.tolist()
+        rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
+        tops = {f"top{k}": proportion_interval([rank <= k for rank in ranks]) for k in (1, 5)}
+        match = {"gallery": len(data), "features": space.name, **tops}
+    write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
+    defended = "" if data.about.defense == UNDEFENDED else f", {data.about.defense}"
+    header = f"{target} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
-    summary = Summary(
-        target=target,
-        split=split,
-        methods={method: _method(rows, match)},
-        environment=environment({"target": data.digest, "prior": generator.digest}, device_name(where))
-        | _prompts(rows),
+    digests = {"head": data.about.head_digest, **models.loaded()}
+    summary = Summary.model_validate(
+        {
+            "target": target,
+            "split": split,
+            "methods": {method: _method(rows, match)},
+            "environment": environment(digests, device_name(models.device))
+            | {"session": data.about.to_dict()}
+            | _prompts(rows),
+        }
     )
     write_summary(out / "summary.json", summary)
     config = {
         "method": method,
-        "setting": chosen,
+        "setting": attack.setting,
         "settings": attack.settings.dump(),
+        "defense": data.about.defense,
         "seed": seed,
         "limit": limit,
         "time_budget": time_budget,
@@ -363,18 +361,21 @@ def run_attack(
         "gallery": None if gallery is None else str(gallery),
         "seconds": time.monotonic() - start,
     }
-    _write(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-    return out
+    write_json(out / "config.json", config)
+    write_page(out, summary, rows, config, header)
+    return Attacked(out, _says(out, method, split, summary.methods[method]))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file that appears complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _says(out: Path, method: str, split: str, found: MethodSummary) -> str:
+    parts = [f"{found.n} image{'s' if found.n != 1 else ''}"]
+    for metric in image_metrics():
+        interval = found.interval(metric.name)
+        if metric.plotted and interval is not None and interval.mean is not None:
+            parts.append(f"{metric.title} {metric.text(interval.mean)}{' ' + metric.unit if metric.unit else ''}")
+    if found.match is not None and found.match.top1.mean is not None:
+        parts.append(f"{found.match.top1.mean:.0%} found first among {found.match.gallery:,}")
+    parts.append(f"{found.seconds_per_image:.2g} s an image")
+    return f"{method} at {split}: {', '.join(parts)}; see {out / 'grid.png'} and {out / 'index.html'}"
 
 
 def _check_windows(attack: Attack, frames: int, inputs: int, limit: int | None) -> None:
@@ -410,28 +411,30 @@ def _within(
     return lambda i, n, loss: progress(done, planned, f"{together} together, step {i}/{n}, loss {loss:.4g}")
 
 
-def _truth(folder: Path, size: int) -> tuple[list[str], Tensor]:
-    found = load_images(folder, size)
-    return found.names, to_tensor(found.images)
-
-
 def _row(
-    data: _Input, index: int, group: int, answer: Reconstruction, position: int, method: str, setting: str, seed: int
+    data: _Input,
+    index: int,
+    group: int,
+    answer: Reconstruction,
+    position: int,
+    image: Tensor,
+    attack: Attack,
+    seed: int,
 ) -> dict[str, Any]:
-    image = answer.images[position]
     # scored as it is written to disk: eight bits a channel
     stored = (image.clamp(0, 1) * 255).round() / 255
-    quality: dict[str, float | None] = {"psnr": None, "psnr_eq14": None, "ssim": None}
+    quality: dict[str, float | None] = dict.fromkeys(metric.name for metric in image_metrics())
     if data.originals is not None:
-        scores = image_quality(stored[None], data.originals[index][None])
-        quality = {k: float(v[0]) for k, v in scores.items()}
+        scores = measure(image_metrics(), Batch(reconstruction=stored[None], original=data.originals[index][None]))
+        quality = {name: values[0] for name, values in scores.items()}
     return {
         "name": data.names[index],
         "index": index,
         "time_s": data.times[index],
         "group": group,
-        "method": method,
-        "setting": setting,
+        "method": attack.name,
+        "setting": attack.setting,
+        "defense": data.about.defense,
         "seed": seed,
         **quality,
         "loss": answer.loss if answer.losses is None else float(answer.losses[position]),
@@ -443,12 +446,14 @@ def _row(
 
 
 def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
-    known = rows[0]["psnr"] is not None
-    return MethodSummary(
-        n=len(rows),
-        seconds_per_image=float(np.mean([r["seconds"] for r in rows])),
-        iterations=float(np.mean([r["iterations"] for r in rows])),
-        model_evaluations=float(np.mean([r["model_evaluations"] for r in rows])),
-        match=None if match is None else MatchSummary.model_validate(match),
-        **{k: mean_interval([r[k] for r in rows]) if known else None for k in ("psnr", "psnr_eq14", "ssim")},
+    known = any(row["psnr"] is not None for row in rows)
+    effort = {key: float(np.mean([row[key] for row in rows])) for key in ("iterations", "model_evaluations")}
+    return MethodSummary.model_validate(
+        {
+            "n": len(rows),
+            "seconds_per_image": float(np.mean([row["seconds"] for row in rows])),
+            **effort,
+            "match": match,
+            **{m.name: m.interval(row[m.name] for row in rows) if known else None for m in image_metrics()},
+        }
     )

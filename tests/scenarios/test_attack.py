@@ -9,12 +9,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from elsewhere import ELSEWHERE, SecondDevice
 
-from adversary.attack import _groups, run_attack
 from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from scenarios.attack import _groups, run_attack
 from splitsight.errors import UserError
 from splitsight.pictures import Panel, panels
 from splitsight.summary import read_summary
@@ -42,7 +42,7 @@ def images(tmp_path):
 
 
 def _run(method, out, prior, **options):
-    return run_attack(method, out=out, prior=prior, threads=1, time_budget=1.5, **options)
+    return run_attack(method, out=out, prior=prior, threads=1, time_budget=1.5, **options).out
 
 
 def test_attack_leaves_what_the_contract_says(tmp_path, prior, images):
@@ -89,9 +89,9 @@ def test_names_of_any_kind(tmp_path, prior, images):
 
 def test_another_device_gives_the_same_images(tmp_path, prior, images):
     options = {"prior": prior, "threads": 1, "images": images, "limit": 2, "changes": {"iterations": 3}}
-    here = run_attack("dmb", out=tmp_path / "here", prompts=["goldfish"], **options)
+    here = run_attack("dmb", out=tmp_path / "here", prompts=["goldfish"], **options).out
     with SecondDevice():
-        there = run_attack("dmb", out=tmp_path / "there", prompts=["goldfish"], device=ELSEWHERE.type, **options)
+        there = run_attack("dmb", out=tmp_path / "there", prompts=["goldfish"], device=ELSEWHERE.type, **options).out
     for name in ("photo 0.png", "photo 1.png"):
         pictures = [cv2.imread(str(out / "reconstructions" / name)).astype(int) for out in (here, there)]
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
@@ -109,19 +109,12 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(prior, images):
     x = torch.from_numpy(load_images(images, 64).images).permute(0, 3, 1, 2).float() / 255
     z = [t.detach() for t in head(x)]
     generator = load_prior(prior)
-    solve = lambda rows, first: (  # noqa: E731
-        ATTACKS.get("dmb")()
-        .solve(
-            Problem(generator, head, [t[rows] for t in z], lambda: None, first=first),
-            iterations=3,
-            steps=2,
-            lr=0.1,
-            schedule="constant",
-            relative=False,
-            tv=1.0,
-        )
-        .images
-    )
+    values = {"iterations": 3, "steps": 2, "lr": 0.1, "schedule": "constant", "relative": False, "tv": 1.0}
+    attack = ATTACKS.get("dmb").configured(changes=values)
+
+    def solve(rows, first):
+        return attack.reconstruct(Problem([t[rows] for t in z], head, prior=generator, first=first)).images
+
     together, alone = solve([0, 1, 2], 0), solve([1], 1)
     torch.testing.assert_close(together[1:2], alone, atol=2e-3, rtol=0)
 

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from adversary.attacks import ATTACKS, Attack, Callback, Problem
-from adversary.attacks.blackbox import NetAttack
-from adversary.lab import Lab, score
-from adversary.ledger import Ledger
 from adversary.priors.prior import EMBEDDED
+from scenarios.ledger import Ledger
+from scenarios.stills import Stills
+from scenarios.workbench import Workbench
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.metrics import mean_interval
+from splitsight.metrics import image_metrics
 from splitsight.numerics import subnormals_flushed
 from splitsight.summary import MethodSummary, Reached, SpeedSummary, Summary, environment, write_summary
 
@@ -51,7 +51,6 @@ GOAL = 1 / 20
 """Part of the reference's time and evaluations within which that is claimed."""
 
 _WARM_S = 0.5
-_SEEN = ("psnr", "psnr_eq14", "ssim")
 
 Progress = Callable[[int, int, str], None]
 Rows = Sequence[Mapping[str, Any]]
@@ -77,7 +76,7 @@ class _Contender:
 def _contender(given: str, target: str, split: str, iterations: int | None) -> _Contender:
     method, _, setting = given.partition(":")
     attack = ATTACKS.get(method)
-    if attack.windowed or issubclass(attack, NetAttack):
+    if attack.windowed or "pipeline" not in attack.needs:
         raise UserError(f"{method} does not solve single images with F1 at hand: leave it out of --method")
     entire = attack.configured(setting or None, target=target, split=split)
     whole = getattr(entire.settings, "iterations", None)
@@ -88,27 +87,29 @@ def _contender(given: str, target: str, split: str, iterations: int | None) -> _
 
 
 class _Watch:
-    """Collects looks: what a clock calls.
+    """Collects looks: what a callback shows.
 
     Args:
-        originals: ``(B, 3, H, W)``, what the images are scored against.
+        lab: scores them.
+        index: of the images.
+        problem: counts model evaluations.
     """
 
-    def __init__(self, originals: Tensor) -> None:
-        self.originals = originals
-        self.problem: Problem | None = None
+    def __init__(self, lab: Stills, index: list[int], problem: Problem) -> None:
+        self.lab, self.index, self.problem = lab, index, problem
         self.looks: list[tuple[float, float, list[dict[str, float]]]] = []
 
     def __call__(self, seconds: float, images: Tensor) -> None:
-        assert self.problem is not None
-        self.looks.append((seconds / self.problem.frames, self.problem.evaluations, score(images, self.originals)))
+        found = self.lab.score(images, self.index)
+        self.looks.append((seconds / self.problem.frames, self.problem.evaluations, found))
 
 
-def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, growth: float) -> Iterator[dict[str, Any]]:
+def _run(
+    lab: Stills, who: _Contender, split: str, index: list[int], seed: int, growth: float
+) -> Iterator[dict[str, Any]]:
     """Attack one batch; yields a row a look and image, the answer itself last."""
-    watch = _Watch(lab.originals[index])
-    problem = lab.problem(split, index, seed=seed)
-    watch.problem = problem
+    problem = lab.problem(who.attack, split, index, seed=seed)
+    watch = _Watch(lab, index, problem)
     # made last: whatever came before is not the attack's own time
     callback = Callback(look=watch, growth=growth)
     answer = who.attack.reconstruct(problem, callback=callback)
@@ -122,15 +123,15 @@ def _run(lab: Lab, who: _Contender, split: str, index: list[int], seed: int, gro
                 "name": lab.names[i],
                 "seconds": at,
                 "model_evaluations": float(evaluations),
-                **{key: quality[key] for key in _SEEN},
+                **quality,
                 "final": number == len(watch.looks) - 1,
                 "iterations": answer.iterations,
             }
 
 
-def _warm(lab: Lab, who: _Contender, split: str, index: list[int], seed: int) -> None:
+def _warm(lab: Stills, who: _Contender, split: str, index: list[int], seed: int) -> None:
     """A short attack that nobody times: memory, kernels and networks are there afterwards."""
-    problem = lab.problem(split, index, seed=seed)
+    problem = lab.problem(who.attack, split, index, seed=seed)
     who.attack.reconstruct(problem, callback=Callback(time.monotonic() + _WARM_S))
 
 
@@ -248,26 +249,28 @@ def speed(
     )
 
 
-def _summary(lab: Lab, split: str, rows: Rows, digests: dict[str, str], found: SpeedSummary | None) -> Summary:
+def _summary(lab: Stills, split: str, rows: Rows, digests: dict[str, str], found: SpeedSummary | None) -> Summary:
     methods = {}
     for name in dict.fromkeys(row["contender"] for row in rows):
         ends = [row for row in rows if row["contender"] == name and row["final"]]
         means = {
             key: float(np.mean([row[key] for row in ends])) for key in ("seconds", "iterations", "model_evaluations")
         }
-        methods[name] = MethodSummary(
-            n=len(ends),
-            **{key: mean_interval([row[key] for row in ends]) for key in _SEEN},
-            seconds_per_image=means["seconds"],
-            iterations=means["iterations"],
-            model_evaluations=means["model_evaluations"],
+        methods[name] = MethodSummary.model_validate(
+            {
+                "n": len(ends),
+                **{metric.name: metric.interval(row.get(metric.name) for row in ends) for metric in image_metrics()},
+                "seconds_per_image": means["seconds"],
+                "iterations": means["iterations"],
+                "model_evaluations": means["model_evaluations"],
+            }
         )
     return Summary(
-        target=lab.target.name,
+        target=lab.models.target.name,
         split=split,
         methods=methods,
         speed=found,
-        environment=environment(digests, device_name(lab.device)),
+        environment=environment(digests, device_name(lab.models.device)),
     )
 
 
@@ -312,7 +315,7 @@ def bench_attack(
         target: attacked network.
         weights: its weights.
         prior: name or folder of the generative prior.
-        inversions: folder of inversion networks; the embedded ones by default.
+        inversions: file or folder of inversion networks; the package's and the cache's by default.
         threads: compute threads.
         device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         progress: called with (done, planned, what is going on).
@@ -328,13 +331,11 @@ def bench_attack(
     if threads:
         torch.set_num_threads(threads)
     entries = [_contender(given, target, split, iterations) for given in dict.fromkeys(methods)]
-    lab = Lab(
-        images, limit, tail=tail, target=target, weights=weights, prior=prior, inversions=inversions, device=device
-    )
-    lab.head(split)
-    digests = lab.digests([split])
-    where = environment(digests, device_name(lab.device))
-    about = {
+    models = Workbench(target, weights=weights, prior=prior, inversion=inversions, device=device)
+    lab, session = Stills(models, images, limit, tail=tail), models.pipeline(split).description()
+    digests = models.digests([session])
+    where = environment(digests, device_name(models.device))
+    about: dict[str, Any] = {
         "images": lab.names,
         "split": split,
         "contenders": {who.name: who.attack.settings.dump() for who in entries},

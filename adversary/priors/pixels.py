@@ -1,0 +1,88 @@
+"""A second diffusion model of the prior's folder: of pixels, at low noise, at any size.
+
+Variance-exploding noise (Song et al., arXiv 2011.13456) on images in [0, 1]: ``x_σ = x + σ ε``; the network predicts
+``ε`` (ε-prediction), so ``E[x | x_σ] = x_σ − σ ε̂``. Latents of a good autoencoder are nearly white: at low noise no
+denoiser of latents knows anything that the latents do not say. Pixels are not white.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from splitsight.errors import UserError
+
+__all__ = ["SIGMAS", "PixelDenoiser", "build_pixel_denoiser"]
+
+SIGMAS = (0.01, 0.3)
+"""Noise levels that it is trained for, in units of images in [0, 1]."""
+
+
+def build_pixel_denoiser(widths: tuple[int, ...] = (48, 64, 96), layers: int = 1, factor: int = 2) -> UNet2DModel:
+    """A small convolutional U-Net on ``factor × factor`` blocks of pixels (pixel-unshuffle), without attention."""
+    return UNet2DModel(
+        in_channels=3 * factor**2,
+        out_channels=3 * factor**2,
+        block_out_channels=widths,
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * len(widths),
+        up_block_types=("UpBlock2D",) * len(widths),
+        add_attention=False,
+        norm_num_groups=math.gcd(32, *widths),
+    )
+
+
+class PixelDenoiser(nn.Module):
+    """``E[x | x_σ]`` for images of any size; differentiable with respect to them.
+
+    Args:
+        network: takes blocks of pixels in [−1, 1] and the time ``1000 σ``, gives the noise in units of ``σ``.
+    """
+
+    def __init__(self, network: UNet2DModel) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = round((network.config.in_channels / 3) ** 0.5)
+        self.multiple = self.factor * 2 ** (len(network.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> PixelDenoiser:
+        """Load what :meth:`save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        try:
+            return cls(UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval())
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"the denoiser of pixels at {folder} cannot be loaded: restore it or retrain it") from error
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers folder; weights as float16 safetensors."""
+        import copy
+
+        copy.deepcopy(self.network).half().save_pretrained(folder)
+
+    def noise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """``ε̂``: the noise, of about unit variance, in images at noise level ``sigma``.
+
+        Args:
+            x: noisy images ``(B, 3, H, W)``, nominally in [0, 1]; any size of at least 8 pixels.
+            sigma: one level, or ``(B,)`` of them.
+        """
+        h, w = x.shape[-2:]
+        right, below = -w % self.multiple, -h % self.multiple
+        padded = functional.pad(2 * x - 1, (0, right, 0, below), mode="replicate")
+        t = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)) * 1000
+        blocks = self.network(functional.pixel_unshuffle(padded, self.factor), t, return_dict=False)[0]
+        return functional.pixel_shuffle(blocks, self.factor)[..., :h, :w]
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Denoised images; arguments as for :meth:`noise`."""
+        scale = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+        return x - scale * self.noise(x, sigma)
