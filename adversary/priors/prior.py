@@ -155,8 +155,8 @@ class Prior(nn.Module):
             ) from error
         second = folder / "pixel_denoiser"
         pixels = PixelDenoiser.from_folder(second) if second.is_dir() else None
-        parts_of = parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer
-        return cls(*parts_of, name or folder.name, pixels)
+        name = name or folder.name
+        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, name, pixels)
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
