@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from splitsight.metrics.gallery import Gallery
+    from splitsight.wire.sessions import SessionDescription
 
 __all__ = ["DemoOptions", "prepare_folder", "run_demo"]
 
 THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
+ATTACK, UNAIDED = "window:live", "window:denoised"
+"""What solves the windows where nothing else is asked for, with previews to start from and without."""
 _READY_S = 180.0
 _STALL_S = 90.0
 _DRAIN_S = 120.0
@@ -73,7 +76,10 @@ class DemoOptions:
         inversion: file of an inversion network; the embedded one by default.
         threat: ``white-box``, the adversary has F1, or ``black-box``, it has a network that learnt from an oracle.
         network: for ``black-box``, file of that network; the package's or the cache's by default.
-        attack: that solves the windows, ``NAME[:SETTING]``.
+        attack: that solves the windows, ``NAME[:SETTING]``; by default :data:`ATTACK`, or without previews
+            :data:`UNAIDED`.
+        preview: whether single frames are shown at once, by an inversion network; there has to be one then.
+        defense: what the edge does to the features.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
         seed: of the adversary's draws.
@@ -97,7 +103,9 @@ class DemoOptions:
     inversion: Path | None = None
     threat: str = "white-box"
     network: Path | None = None
-    attack: str = "window:live"
+    attack: str = ""
+    preview: bool = True
+    defense: str = "identity"
     frames: int = 4
     stride: float = 0.5
     seed: int = 0
@@ -109,6 +117,11 @@ class DemoOptions:
     gallery_features: str = "pixels"
     web: bool = False
     overwrite: bool = False
+
+    @property
+    def solver(self) -> str:
+        """What solves the windows, ``NAME[:SETTING]``."""
+        return self.attack or (ATTACK if self.preview or self.threat == "black-box" else UNAIDED)
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> None:
@@ -165,9 +178,10 @@ def _check(options: DemoOptions) -> Gallery | None:
             raise UserError(f"{options.video} holds no frames: give another --video")
     from splitsight import targets
     from splitsight.artifacts import asset
+    from splitsight.pipeline import EdgePipeline
 
     target = targets.load(options.target)
-    target.feature_specs(options.split)
+    about = EdgePipeline(target, options.split, options.defense).description()
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
     priors = asset("priors")
     if not ((priors / options.prior).is_dir() or Path(options.prior).is_dir()):
@@ -176,6 +190,7 @@ def _check(options: DemoOptions) -> Gallery | None:
     for file in (options.inversion, options.network):
         if file is not None and not file.is_file():
             raise UserError(f"no such file: {file}")
+    _check_attack(options, about)
     if options.gallery is None:
         return None
     from splitsight.metrics.gallery import Gallery
@@ -189,6 +204,30 @@ def _check(options: DemoOptions) -> Gallery | None:
         seed=options.seed,
         spare=True,
     )
+
+
+def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
+    """Refuse an attack that is not there, or previews without a network that makes them."""
+    from adversary.attacks import ATTACKS
+    from adversary.blackbox.inversion import inversion_kept
+
+    name, _, setting = options.solver.partition(":")
+    attack = ATTACKS.get(name).configured(setting or None, target=about.target, split=about.split)
+    if options.threat == "black-box" or options.inversion is not None:
+        return
+    prior = Path(options.prior).name
+    network = f"an inversion network for {about.target} at {about.split} with prior '{prior}'"
+    make = f"make one with `splitsight train inversion --target {about.target} --split '{about.split}'"
+    make += f" --prior '{options.prior}'" if options.prior != "small" else ""
+    make += " --data DIR --minutes 30`, DIR being a folder of images"
+    if not options.preview:
+        if "initial" in attack.needs:
+            raise UserError(
+                f"{options.solver} starts from previews: leave --no-preview out, or give --attack {UNAIDED}"
+            )
+        return
+    if not inversion_kept(about.target, about.split, prior, head_digest=about.head_digest, defense=about.defense):
+        raise UserError(f"previews need {network}, and there is none: {make}, or go on without, with --no-preview")
 
 
 def _cli(*arguments: object) -> list[str]:
@@ -222,7 +261,7 @@ class _Demo:
         cloud = children.start(
             "cloud",
             "cloud server",
-            _cli("cloud", *names, "--port", 0, "--tap-port", 0, "--threads", 1),
+            _cli("cloud", *names, "--port", 0, "--tap-port", 0, "--threads", 1, "--defense", o.defense),
             environment=one,
         )
         ready = cloud.wait_event("ready", _READY_S, tick=draw)
@@ -232,8 +271,20 @@ class _Demo:
             "adversary",
             _cli(
                 *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
-                *("--prior", o.prior, "--attack", o.attack, "--frames", o.frames, "--stride", o.stride),
+                *(
+                    "--prior",
+                    o.prior,
+                    "--attack",
+                    o.solver,
+                    "--defense",
+                    o.defense,
+                    "--frames",
+                    o.frames,
+                    "--stride",
+                    o.stride,
+                ),
                 *("--threads", self.threads, "--seed", o.seed, "--threat", o.threat),
+                *(() if o.preview else ("--no-preview",)),
                 *(("--inversion", o.inversion) if o.inversion is not None else ()),
                 *(("--network", o.network) if o.network is not None else ()),
             ),
@@ -245,7 +296,7 @@ class _Demo:
         self.status = "starting the edge"
         edge_arguments = [
             *("edge", "--server", f"127.0.0.1:{ready['port']}", *names, "--fps", o.fps, "--seconds", o.seconds),
-            *("--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
+            *("--defense", o.defense, "--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
             *("--report", self.out / "edge.jsonl", "--truth", self.out / "truth"),
         ]
         if o.video is not None:
@@ -338,7 +389,7 @@ class _Demo:
                 "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
             )
         o = self.options
-        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.attack}"
+        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.solver}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
 
 
@@ -426,7 +477,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         split=o.split,
         video=o.video or "default clip",
         threat=o.threat,
-        solver=o.attack,
+        solver=o.solver,
         fps=o.fps,
         frames=o.frames,
         stride=o.stride,

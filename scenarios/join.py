@@ -156,7 +156,9 @@ class Join:
             news |= self._reconstructed(event)
         for sequence, tier in list(self._psnr_pending):
             truth, image = self.image("truth", sequence), self.image(tier, sequence)
-            if truth is not None and image is not None and truth.shape == image.shape:
+            if truth is not None and image is not None:
+                if image.shape != truth.shape:  # a prior makes images of its own size
+                    image = cv2.resize(image, truth.shape[1::-1], interpolation=cv2.INTER_LINEAR)
                 self.frames[sequence].psnr[tier] = quick_psnr(truth, image)
                 self._psnr_pending.discard((sequence, tier))
         return news

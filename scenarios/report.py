@@ -24,6 +24,7 @@ from splitsight.metrics import Batch, image_metrics, mean_interval, percentile
 from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
 from splitsight.pictures import Panel, grid, panels, spread, write_video
+from splitsight.pipeline import resized
 from splitsight.summary import environment, write_summary
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
@@ -85,12 +86,13 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
         for row in join.rows():
             if tier in row.lag_ms:
                 truth, image = join.image("truth", row.sequence), join.image(tier, row.sequence)
-                if truth is not None and image is not None and truth.shape == image.shape:
+                if truth is not None and image is not None:
                     pairs.append((row, image, truth))
         if not pairs:
             continue
         rows = [row for row, *_ in pairs]
         images, truths = (to_tensor(np.stack([pair[i] for pair in pairs])) for i in (1, 2))
+        images = resized(images, truths.shape[-1])
         for at in range(0, len(rows), batch):
             part = slice(at, at + batch)
             found = images_measured(image_metrics(), Batch(reconstruction=images[part], original=truths[part]))

@@ -30,6 +30,7 @@ __all__ = [
     "InversionNetwork",
     "NoInversionNetwork",
     "inversion_file",
+    "inversion_kept",
     "inversion_name",
     "load_inversion",
 ]
@@ -209,6 +210,19 @@ def inversion_file(
 def inversion_name(target: str, split: str, prior: str, defense: str = UNDEFENDED) -> str:
     """What names the file of an inversion network."""
     return file_stem(target, split, prior, *([] if defense == UNDEFENDED else [defense]))
+
+
+def inversion_kept(target: str, split: str, prior: str, *, head_digest: str, defense: str = UNDEFENDED) -> bool:
+    """Whether the package or the cache has an inversion network that :func:`load_inversion` would try.
+
+    Asks names of files alone, so that no prior has to be loaded for the answer.
+    """
+    for trained_for in dict.fromkeys((defense, UNDEFENDED)):
+        name = inversion_name(target, split, prior, trained_for)
+        cached = (home() / "inversion").glob(f"{name}-{head_digest[:12]}-*.safetensors")
+        if asset("inversion", f"{name}.safetensors").is_file() or any(cached):
+            return True
+    return False
 
 
 def load_inversion(

@@ -92,6 +92,7 @@ class LiveOptions:
         token: bearer token of the tap.
         ca: certificate authority of the tap, PEM.
         session: only this session; empty for the first one that shows up.
+        preview: whether single frames are shown at once; without, no inversion network is looked for.
         inversion: white-box: file of an inversion network; the embedded one by default.
         weights: white-box: the target's weights; the embedded ones by default.
         network: black-box: file of the trained network; the package's or the cache's by default.
@@ -117,6 +118,7 @@ class LiveOptions:
     token: str | None = None
     ca: Path | None = None
     session: str = ""
+    preview: bool = True
     inversion: Path | None = None
     weights: Path | None = None
     network: Path | None = None
@@ -209,7 +211,7 @@ class _Adversary:
             return
         features = tuple(torch.from_numpy(np.array(a, copy=True)).unsqueeze(0) for a in arrays)
         observation = Observation(frame.sequence, frame.capture_time_us, arrived, features)
-        image = self.engine.preview(observation)
+        image = self.engine.preview(observation) if self.options.preview else None
         if image is not None:
             write_png(self.options.out / "preview" / f"{frame.sequence:06d}.png", to_pixels(image))
             self.log.write(

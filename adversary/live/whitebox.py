@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from adversary.attacks import ATTACKS
-from adversary.blackbox.inversion import NoInversionNetwork, load_inversion
+from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, load_inversion
 from adversary.live.engine import Engine
 from adversary.live.run import Known, LiveOptions
-from adversary.priors.prior import load_prior
+from adversary.priors.prior import Prior, load_prior
 from splitsight import targets
 from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline, Expected
+from splitsight.wire.sessions import SessionDescription
 
 __all__ = ["know"]
 
@@ -30,24 +31,12 @@ def know(options: LiveOptions) -> Known:
         options.setting or None, target=target.name, split=options.split, changes=options.changes
     )
     prior = load_prior(options.prior)
-    try:
-        network = load_inversion(
-            target.name,
-            options.split,
-            prior.name,
-            head_digest=about.head_digest,
-            prior_digest=prior.latent_digest,
-            path=options.inversion,
-            defense=about.defense,
+    network = _initial(options, about, prior) if options.preview or options.inversion is not None else None
+    if network is None and "initial" in attack.needs:
+        raise UserError(
+            f"{attack.name}:{attack.setting} starts from previews, and there are none: give an attack that runs "
+            "without, such as --attack best-multi or --attack window:denoised, or an inversion network with --inversion"
         )
-    except NoInversionNetwork as error:
-        if "initial" in attack.needs:
-            raise UserError(
-                f"{attack.name} starts from previews, and there is no inversion network for {target.name} at "
-                f"{options.split} with prior '{prior.name}': give an attack that runs without, such as --attack best "
-                "or --attack window:denoised, or one trained by `splitsight train inversion` with --inversion"
-            ) from error
-        network = None
     through_prior = "prior" in attack.needs | attack.uses
     return Known(
         target.name,
@@ -68,3 +57,21 @@ def know(options: LiveOptions) -> Known:
         {"target": target.digest, "prior": prior.digest},
         "a white-box attack needs the same weights, give them with --weights",
     )
+
+
+def _initial(options: LiveOptions, about: SessionDescription, prior: Prior) -> InversionNetwork | None:
+    """The inversion network, or none where there is none for what is attacked."""
+    try:
+        return load_inversion(
+            about.target,
+            about.split,
+            prior.name,
+            head_digest=about.head_digest,
+            prior_digest=prior.latent_digest,
+            path=options.inversion,
+            defense=about.defense,
+        )
+    except NoInversionNetwork:
+        if options.inversion is not None:
+            raise
+        return None

@@ -27,6 +27,7 @@ from scenarios.cli.options import (
     Inversion,
     MetricsPort,
     OneThread,
+    Preview,
     Prior,
     Seed,
     Solver,
@@ -71,7 +72,16 @@ def demo(
         Path | None,
         typer.Option(help="Black-box: the net-best network, a file; default: the package's, else the cache's."),
     ] = None,
-    attack: AttackOption = "window:live",
+    attack: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:SETTING]",
+            help="What solves the windows; see `splitsight list attacks`; default: window:live, without previews "
+            "window:denoised.",
+        ),
+    ] = "",
+    preview: Preview = True,
+    defense: Defense = "identity",
     solver: SolverOption = None,
     frames: Frames = 4,
     stride: Stride = 0.5,
@@ -106,6 +116,8 @@ def demo(
         threat=threat.value,
         network=network,
         attack=attack if solver is None else SOLVERS[solver],
+        preview=preview,
+        defense=defense,
         frames=frames,
         stride=stride,
         seed=seed,
@@ -127,6 +139,13 @@ def cloud(
     target: Target = "resnet18",
     split: Split = "L8",
     weights: Weights = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help="What every session must do to its features; see `splitsight list defenses`; default: whatever leaves "
+            "F2 as it is."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on: a name, IPv4 or IPv6.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50051,
     tap_port: Annotated[int | None, typer.Option(help="Port of the tap, 0 for a free one; default: no tap.")] = None,
@@ -162,6 +181,7 @@ def cloud(
         target=target,
         split=split,
         weights=weights,
+        defense=defense,
         host=host,
         port=port,
         tap_port=tap_port,
@@ -353,6 +373,7 @@ def adversary(
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificate authority of the tap, PEM; default: no TLS.")] = None,
     session: Annotated[str, typer.Option(help="Only this session; default: the first that shows up.")] = "",
+    preview: Preview = True,
     inversion: Inversion = None,
     weights: Weights = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a tap that is away.")] = 10.0,
@@ -389,6 +410,7 @@ def adversary(
             token=token,
             ca=ca,
             session=session,
+            preview=preview,
             inversion=inversion,
             weights=weights,
             network=network,

@@ -28,6 +28,7 @@ __all__ = [
     "Inversion",
     "MetricsPort",
     "OneThread",
+    "Preview",
     "Prior",
     "Seed",
     "Solver",
@@ -102,6 +103,10 @@ SOLVERS = {Solver.map: "window:live", Solver.pnp: "window:denoised", Solver.dmb:
 SolverOption = Annotated[
     Solver | None,
     typer.Option(help="Short for --attack: map is window:live, pnp is window:denoised, dmb is dmb-multi:live."),
+]
+Preview = Annotated[
+    bool,
+    typer.Option("--preview/--no-preview", help="Show each frame at once by an inversion network, or windows alone."),
 ]
 Defense = Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda.")]

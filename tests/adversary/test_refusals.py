@@ -73,7 +73,7 @@ def _nan(z):
             r"dmb's alpha cannot be 2\.5",
         ),
         ("dmb", {"changes": {"stepps": 3}}, "unknown value of dmb's setting fast 'stepps'"),
-        ("db", {"changes": {"schedule": "staircase"}}, "db's schedule cannot be \"staircase\""),
+        ("db", {"changes": {"schedule": "staircase"}}, 'db\'s schedule cannot be "staircase"'),
         ("db", {"poison": _nan}, "the features of frame 2 hold NaN or infinity"),
         (
             "db",

@@ -107,5 +107,7 @@ def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, p
 
     refused("holds 40 different images where a gallery of 1000 needs 999")
     refused("holds 39 different images where a gallery of 41 needs 40", gallery_size=41)
-    refused("unknown features to compare images in 'x': choose one of pixels, target", gallery_size=9, gallery_features="x")
+    refused(
+        "unknown features to compare images in 'x': choose one of pixels, target", gallery_size=9, gallery_features="x"
+    )
     refused("no such file or folder", gallery=folders / "none")
