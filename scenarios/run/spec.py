@@ -108,7 +108,8 @@ class Cell(_Part):
             section it is the package's, or the cache's.
         trained: take the scenario's own network; ``false`` for the package's or the cache's.
         queries: pictures that the network learnt from; ``None`` for as many as ``train`` says.
-        training: named setting of its training; ``None`` for the default.
+        training: named setting of its training, or values laid over one (the key ``setting`` says which one); ``None``
+            for the default.
         optional: leave the cell out, and say so, where this machine cannot run it (no such network).
         label: how tables call it; made from the rest by default.
     """
@@ -126,7 +127,7 @@ class Cell(_Part):
     network: Path | None = None
     trained: bool = True
     queries: int | None = Field(default=None, ge=16)
-    training: str | None = None
+    training: str | dict[str, Any] | None = None
     optional: bool = False
     label: str | None = None
 
@@ -146,6 +147,14 @@ class Cell(_Part):
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def training_name(self) -> str:
+        """How tables call its training; empty for the default."""
+        if not isinstance(self.training, dict):
+            return self.training or ""
+        changed = [f"{key} {_short(value)}" for key, value in self.training.items() if key != "setting"]
+        return ", ".join([*filter(None, [self.training.get("setting")]), *changed])
+
+    @property
     def name(self) -> str:
         """How tables call it, beside its split."""
         if self.label:
@@ -153,7 +162,7 @@ class Cell(_Part):
         parts = [self.method, self.setting or ""]
         parts += [f"{key} {_short(value)}" for key, value in self.options.items()]
         if self.training:
-            parts.append(f"trained {self.training}")
+            parts.append(f"trained {self.training_name}")
         if self.queries:
             parts.append(f"{self.queries} queries")
         if not self.trained:

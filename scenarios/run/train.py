@@ -144,7 +144,8 @@ def job_of(
     configured = attack.configured(cell.setting, target=about.target, split=cell.split, changes=cell.options)
     method = method_of(attack.method)
     frames = scenario.data.frames if attack.windowed else 1
-    setting, changes = (cell.training, {}) if not isinstance(cell.training, dict) else _setting_of(cell.training)
+    changes = dict(cell.training) if isinstance(cell.training, dict) else {"setting": cell.training}
+    setting = changes.pop("setting", None)
     values = method.training(setting, changes)[1]
     made = Made(
         method=attack.method,
@@ -197,12 +198,6 @@ def job_of(
         text=made.text,
         **decides,
     )
-
-
-def _setting_of(training: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Of a cell's ``training`` with values: the setting that they start from, and the values."""
-    values = dict(training)
-    return values.pop("setting", None), values
 
 
 def jobs(
