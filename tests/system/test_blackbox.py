@@ -25,15 +25,16 @@ from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.recording import RecordingWriter, Session
 from splitsight.summary import read_summary
-from splitsight.targets import TARGETS, FeatureSpec
+from splitsight.targets import TARGETS
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"splitsight", "adversary", "edge_client", "cloud_server", "scenarios"}
 F1 = {"splitsight.targets", "splitsight.split", "edge_client", "cloud_server", "scenarios"}
-PATH = ["adversary.blackbox.command", "adversary.attacks.blackbox", "adversary.attacks.net_best"]
-PATH += ["adversary.live.run", "adversary.live.blackbox"]
+PATH = ["adversary.blackbox.command", "adversary.live.run", "adversary.live.blackbox"]
+# the registry imports every attack
+PATH += [f"adversary.attacks.{path.stem}" for path in (ROOT / "adversary" / "attacks").glob("[!_]*.py")]
 # as `splitsight` starts, with whatever could build a target out of reach
 BLIND = """
 import sys
@@ -164,9 +165,7 @@ def test_an_attacker_that_knows_nothing_of_f1_but_its_answers(world):
     store = QueryStore.open(pairs)
     test = store.pairs("test", 4)
     victim = store.victim
-    session = Session(
-        "s", "foreign", "A", victim.digest, (FeatureSpec("z0", (5, 4, 4)),), "float32", "none", "identity"
-    )
+    session = Session("s", victim)
     with RecordingWriter(folder / "recording", session) as writer:
         for i in range(4):
             frame = split_inference_pb2.Frame(

@@ -90,12 +90,14 @@ def test_the_white_box_suite_is_there():
 def test_shipped_scenarios_name_what_exists(name, quick):
     scenario = load_scenario(read_scenario(name)[0], quick=quick)
     for cell in scenario.cells:
-        ATTACKS.get(cell.method).setting(cell.setting, cell.split, cell.options)
+        ATTACKS.get(cell.method).configured(
+            cell.setting, target=scenario.target, split=cell.split, changes=cell.options
+        )
         for template in cell.prompts:
             check_template(template)
     if not quick:
         for comparison in scenario.compare:
             for side in (comparison.of, comparison.to):
-                found = [(c.split, c.noise) for c in scenario.cells if c.matches(side)]
+                found = [(c.split, c.defense) for c in scenario.cells if c.matches(side)]
                 assert found, f"{comparison.name}: {side} selects nothing"
                 assert len(found) == len(set(found)), f"{comparison.name}: {side} selects several cells at one split"
