@@ -54,7 +54,7 @@ class Stateful(Protocol):
         """For a checkpoint."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
+    def load_state_dict(self, state: dict[str, Any], /) -> Any:
         """From a checkpoint."""
         ...
 

@@ -230,7 +230,7 @@ def _impossible(session: SessionDescription) -> str | None:
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """Seconds after which a refusal for its rate should be asked again; ``None`` for any other refusal."""
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = {str(entry.key): str(entry.value) for entry in error.trailing_metadata() or ()}
     if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or trailing.get("splitsight-reason") != "rate":
         return None
     return max(0.001, int(trailing.get("splitsight-retry-ms", "100")) / 1000)
@@ -264,6 +264,11 @@ class Pairs:
             return self
         images = np.stack([fit(image, size) for image in self.images])
         return replace(self, images=images, hashes=[image_hash(image) for image in images])
+
+
+def _read_part(part: Path, columns: list[str]) -> pa.Table:
+    # a folder named a=b on the way is no column
+    return pq.read_table(part, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
 
 
 def _read(text: str) -> SessionDescription:
@@ -331,7 +336,7 @@ class QueryStore:
         found = sorted((int(m[1]), p) for p in self.folder.iterdir() if (m := _PART.fullmatch(p.name)))
         for _, part in found:
             try:
-                rows = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None).to_pylist()
+                rows = _read_part(part, ["sha256", "role", "clip", "frame"]).to_pylist()
                 keys = {(r["sha256"], r["clip"], r["frame"]): r["role"] for r in rows}
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 self.skipped.append(f"{part.name} is damaged ({type(error).__name__})")
@@ -390,7 +395,7 @@ class QueryStore:
         windows: dict[int, dict[int, tuple[Path, int, tuple[str, int, int]]]] = {}
         seen: set[tuple[str, int, int]] = set()
         for part in self._parts:
-            table = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None)
+            table = _read_part(part, ["sha256", "role", "clip", "frame"])
             for i, r in enumerate(table.to_pylist()):
                 key = (r["sha256"], r["clip"], r["frame"])
                 if r["role"] != role or key in seen:
@@ -428,7 +433,7 @@ class QueryStore:
         opened: Path | None = None
         for part, row, key in found[:count]:
             if part != opened:
-                opened, table = part, pq.read_table(part, columns=["image", "caption", "features"], partitioning=None)
+                opened, table = part, _read_part(part, ["image", "caption", "features"])
             cell = table.slice(row, 1).to_pylist()[0]
             try:
                 image = decode_image(cell["image"]["bytes"], f"a picture of {part}")

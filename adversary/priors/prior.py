@@ -33,11 +33,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from adversary.priors import PRIORS
 from adversary.priors.pixels import PixelDenoiser
-from splitsight.artifacts import asset, digest
+from splitsight.artifacts import digest
 from splitsight.errors import UserError, unknown_name
 
-__all__ = ["EMBEDDED", "Prior", "Text", "load_prior", "prior_names"]
+__all__ = ["EMBEDDED", "Prior", "Text", "load_prior"]
 
 EMBEDDED = "small"
 """Name of the prior that ships with the package."""
@@ -104,10 +105,14 @@ class Prior(nn.Module):
         self._empty: Text | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Prior:
+    def from_folder(cls, folder: Path, name: str | None = None) -> Prior:
         """Load a prior in diffusers layout (sub-folders ``vae``, ``transformer`` or ``unet``, ``scheduler``, …).
 
         A sub-folder ``pixel_denoiser`` is optional.
+
+        Args:
+            folder: where it is.
+            name: shown in summaries; the folder's by default.
 
         Raises:
             UserError: a part is missing, unreadable, or of a kind that is not supported.
@@ -150,7 +155,8 @@ class Prior(nn.Module):
             ) from error
         second = folder / "pixel_denoiser"
         pixels = PixelDenoiser.from_folder(second) if second.is_dir() else None
-        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, folder.name, pixels)
+        name = name or folder.name
+        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, name, pixels)
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
@@ -283,20 +289,14 @@ class Prior(nn.Module):
         return (x - s * out) / a
 
 
-def prior_names() -> list[str]:
-    """Names of the embedded priors."""
-    root = asset("priors")
-    return sorted(p.name for p in root.iterdir() if (p / "vae").is_dir()) if root.is_dir() else []
-
-
 def load_prior(name: str) -> Prior:
-    """An embedded prior by name, or any folder in diffusers layout by path.
+    """A prior by name (``splitsight list priors``), or any folder in diffusers layout by path.
 
     Raises:
         UserError: neither such a name nor such a folder, or the folder is damaged.
     """
-    if name in prior_names():
-        return Prior.from_folder(asset("priors", name))
+    if name in PRIORS.names():
+        return Prior.from_folder(PRIORS.get(name), name)
     if "/" in name or Path(name).is_dir():
         return Prior.from_folder(Path(name))
-    raise unknown_name("prior", name, prior_names())
+    raise unknown_name("prior", name, PRIORS.names())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,9 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitsight.errors import UserError
+from splitsight.registry import PathRegistry
 from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
+    "SCENARIOS",
     "Cell",
     "Comparison",
     "Data",
@@ -29,7 +30,6 @@ __all__ = [
     "load_scenario",
     "read_scenario",
     "renamed",
-    "scenario_names",
 ]
 
 _SUFFIX = ".yaml"
@@ -388,13 +388,12 @@ def _values(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _folder() -> Any:
-    return files("scenarios")
+def _own() -> dict[str, Path]:
+    return {file.stem: file for file in Path(__file__).parents[1].glob(f"*{_SUFFIX}")}
 
 
-def scenario_names() -> list[str]:
-    """Names of the scenarios in the package, sorted."""
-    return sorted(f.name.removesuffix(_SUFFIX) for f in _folder().iterdir() if f.name.endswith(_SUFFIX))
+SCENARIOS = PathRegistry("scenario", _own)
+"""Scenarios by name: those of this package, and those that others name by an entry point ``splitsight.scenarios``."""
 
 
 def _text(scenario: str) -> tuple[str, str]:
@@ -403,13 +402,16 @@ def _text(scenario: str) -> tuple[str, str]:
     try:
         if path.suffix in (_SUFFIX, ".yml"):
             return path.read_text(encoding="utf-8"), path.stem
-        if scenario in scenario_names():
-            return (_folder() / f"{scenario}{_SUFFIX}").read_text(encoding="utf-8"), scenario
+        if scenario in SCENARIOS.names():
+            path = SCENARIOS.get(scenario)
+            return path.read_text(encoding="utf-8"), scenario
     except OSError as error:
         raise UserError(f"the scenario {path} cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file: a scenario is YAML in UTF-8") from error
-    raise UserError(f"unknown scenario '{scenario}': choose one of {', '.join(scenario_names())}, or give a .yaml file")
+    raise UserError(
+        f"unknown scenario '{scenario}': choose one of {', '.join(SCENARIOS.names())}, or give a .yaml file"
+    )
 
 
 def read_scenario(scenario: str) -> tuple[dict[str, Any], str]:

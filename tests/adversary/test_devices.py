@@ -80,9 +80,15 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "setting", "changes"), CASES)
 def test_an_attack_computes_where_its_features_are_and_finds_the_same(flow_prior, elsewhere, method, setting, changes):
+<<<<<<< HEAD
     kind = ATTACKS.get(method)
     quick = {key: value for key, value in QUICK.items() if key in kind.Settings.model_fields}
     attack = kind.configured(setting, changes=quick | changes)
+=======
+    attack = ATTACKS.get(method)
+    quick = {key: value for key, value in QUICK.items() if key in attack.Settings.model_fields}
+    attack = attack.configured(setting, changes=quick | changes)
+>>>>>>> main
     noise = 0.3 if attack.windowed else 0.0
     here = attack.reconstruct(_problem(flow_prior, "cpu", noise))
     there = attack.reconstruct(_problem(flow_prior, elsewhere, noise))

@@ -31,8 +31,7 @@ import time
 
 import torch
 
-from adversary.attacks import Attack, Reconstruction
-from adversary.attacks.base import Settings, option
+from adversary.attacks import Attack, Reconstruction, Settings, option
 from splitsight.errors import UserError
 
 
@@ -40,19 +39,19 @@ class Fake(Attack):
     """Noise that depends on the seed of each frame."""
 
     class Settings(Settings):
-        level: float = option(0.2, "brightness")
-        sleep: float = option(0.0, "seconds")
+        level: float = option(0.2, "mean grey", ge=0)
+        sleep: float = option(0.0, "seconds", ge=0)
 
     name = "fake"
     text = True
-    presets = {"dark": {}, "bright": {"level": 0.8}}
     needs = frozenset({"prior"})
+    presets = {"dark": {}, "bright": {"level": 0.8}}
 
     def reconstruct(self, problem, state=None, callback=None):
-        level = self.settings.level
+        level, sleep = self.settings.level, self.settings.sleep
         if level == 13:
             raise UserError("this machine lacks luck")
-        time.sleep(self.settings.sleep)
+        time.sleep(sleep)
         if "FAKE_LOG" in os.environ:
             with open(os.environ["FAKE_LOG"], "a") as log:
                 log.write(f"{level} {problem.first}\\n")

@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from adversary.attacks.net_db import NetDB
+from adversary.attacks.blackbox import method_of
 from adversary.blackbox.networks import AttackNetwork, Made, read_made, save_network
 from adversary.priors.prior import load_prior
 from scenarios.run import train
@@ -27,6 +30,11 @@ PRIOR = {"prior_digest": "b" * 64, "prior_name": "tiny"}
 SPECS = (FeatureSpec("z0", (3, 4, 4)),)
 
 
+def _about(cell, **changes):
+    about = SessionDescription("t", cell.split, SPECS, defense=cell.defense, head_digest="a" * 64, input_size=64)
+    return replace(about, **changes)
+
+
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
@@ -38,16 +46,11 @@ def _scenario(cells, **keys):
     return load_scenario({**base, **keys})
 
 
-def _about(cell, **changes):
-    about = {"target": "resnet18", "split": cell.split, "defense": cell.defense, "head_digest": "a" * 64}
-    return SessionDescription(**{**about, "features": SPECS, **changes})
-
-
 def _jobs(cells, **keys):
     return jobs(_scenario(cells, **keys), _about, **PRIOR)
 
 
-def test_what_must_be_learnt():
+def test_what_must_be_trained():
     found = _jobs(
         [
             {"split": ["L4", "L8"], "method": "net-db"},
@@ -59,8 +62,6 @@ def test_what_must_be_learnt():
             {"split": "L4", "method": "net-dmb", "prompt": ["", "a photo of a {class}", "a photo of a {other}"]},
             {"split": "L4", "method": "net-do", "queries": [16, 64], "label": None},
             {"split": "L4", "method": "net-do", "training": "paper"},
-            {"split": "L4", "method": "net-do", "training": {"setting": "paper", "lr": 0.01}},
-            {"split": "L4", "method": "net-do", "defense": "gaussian:ratio=0.5"},
         ]
     )
     kinds = [(x.split, x.method, x.queries, x.text, x.setting) for x in found]
@@ -73,21 +74,11 @@ def test_what_must_be_learnt():
         ("L4", "net-do", 16, False, None),
         ("L4", "net-do", 64, False, None),
         ("L4", "net-do", 64, False, "paper"),
-        ("L4", "net-do", 64, False, "paper"),
-        ("L4", "net-do", 64, False, None),
     ]
-    assert [x.changes for x in found if x.changes] == [{"lr": 0.01}] == [found[8].changes]
-    assert [x.defense for x in found] == ["identity"] * 9 + ["gaussian:ratio=0.5"]
     assert len({x.folder for x in found}) == len(found)
-    # all that attack the same split behind the same defence share the answers
-    assert len({x.pairs for x in found}) == 3
+    # all that attack the same split share the answers
+    assert len({x.pairs for x in found}) == 2
     assert all((x.steps, x.test_queries, x.seed) == (3, 16, 0) for x in found)
-
-
-def test_a_training_with_values_of_its_own_is_named():
-    training = [{"setting": "paper", "lr": 0.01}, {"lr": 0.01}, "paper"]
-    cells = _scenario([{"split": "L4", "method": "net-do", "training": training}]).cells
-    assert [cell.name for cell in cells] == [f"net-do trained {x}" for x in ("paper, lr 0.01", "lr 0.01", "paper")]
 
 
 def test_windows_learn_from_windows():
@@ -97,43 +88,59 @@ def test_windows_learn_from_windows():
     assert found[0].pairs == found[1].pairs != found[2].pairs
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["queries", "test_queries", "steps", "seed", "head_digest", "defense", "defense_digest", "prior_digest"],
-)
+@pytest.mark.parametrize("change", ["queries", "test_queries", "steps", "seed", "head_digest", "prior_digest"])
 def test_another_network_is_kept_somewhere_else(change):
-    cells, prior, training = [{"method": "net-db"}], dict(PRIOR), {"queries": 64, "test_queries": 16, "steps": 3}
+    cells, prior, session, training = [{"method": "net-db"}], dict(PRIOR), {}, {"test_queries": 16, "steps": 3}
     (before,) = _jobs(cells)
-    about = {}
-    if change == "defense":
-        cells = [{"method": "net-db", "defense": "gaussian:sigma=0.5"}]
-    elif change == "prior_digest":
+    if change == "prior_digest":
         prior[change] = "c" * 64
-    elif change.endswith("digest"):
-        about[change] = "c" * 64
+    elif change == "head_digest":
+        session[change] = "c" * 64
     else:
         training[change] = 32
-    (after,) = jobs(_scenario(cells, train=training), lambda cell: _about(cell, **about), **prior)
+    scenario = _scenario(cells, train={"queries": 64, **training})
+    (after,) = jobs(scenario, lambda cell: _about(cell, **session), **prior)
     assert before.folder != after.folder
+    assert (before.pairs != after.pairs) == (change == "head_digest")
+
+
+def test_pairs_and_networks_are_per_defence():
+    defenses = ["identity", "gaussian:sigma=0.5", "gaussian:ratio=0.5+gaussian:sigma=0.5"]
+    found = _jobs([{"method": ["net-db", "net-do"], "defense": defenses}])
+    assert [job.defense for job in found] == 2 * defenses
+    assert len({job.folder for job in found}) == 6 and len({job.pairs for job in found}) == 3
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", Path(path).name) for job in found for path in (job.file, job.pairs))
 
 
 def test_a_network_of_other_values_is_not_taken_for_it(monkeypatch):
     (before,) = _jobs([{"method": "net-db"}])
-    monkeypatch.setattr(NetDB, "trainings", {"tuned": {**NetDB.trainings["tuned"], "lr": 1e-4}})
+    monkeypatch.setitem(method_of("net-db").trainings["tuned"], "lr", 1e-4)
     (after,) = _jobs([{"method": "net-db"}])
     assert before.folder != after.folder
+
+
+def test_a_cell_may_change_values_of_a_training():
+    cells = [{"method": "net-db", "training": t} for t in ("tuned", {"lr": 0.01}, {"setting": "paper", "batch": 16})]
+    plain, changed, paper = _jobs([{**cell, "label": str(i)} for i, cell in enumerate(cells)])
+    assert (plain.setting, plain.changes) == ("tuned", {})
+    assert (changed.setting, changed.changes) == (None, {"lr": 0.01})
+    assert (paper.setting, paper.changes) == ("paper", {"batch": 16})
+    with pytest.raises(UserError, match="net-db's training value lr cannot be 0"):
+        _jobs([{"method": "net-db", "training": {"lr": 0}}])
 
 
 def test_without_a_section_nothing_is_trained():
     scenario = Scenario(title="t", about="a", cells=[{"method": "net-db"}])
     assert job_of(scenario, scenario.cells[0], _about(scenario.cells[0]), **PRIOR) is None
+    assert jobs(scenario, _about, **PRIOR) == []
 
 
 def _job(tmp_path, **more):
     about = {"folder": str(tmp_path / "l"), "file": str(tmp_path / "l" / "n.safetensors"), "pairs": "", "target": "t"}
-    about |= {"weights": None, "split": "L8", "defense": "identity", "method": "net-db", "prior": "tiny"}
-    about |= {"setting": None, "changes": {}, "queries": 64, "test_queries": 16, "unasked": None, "frames": 1}
-    return TrainingJob(**{**about, "mixing": True, "text": False, "minutes": None, "steps": 3, "seed": 0, **more})
+    about |= {"weights": None, "split": "L8", "method": "net-db", "prior": "tiny", "setting": None, "queries": 64}
+    about |= {"test_queries": 16, "unasked": None, "frames": 1, "mixing": True, "text": False, "minutes": None}
+    about |= {"defense": "identity", "changes": {}}
+    return TrainingJob(**{**about, "steps": 3, "seed": 0, **more})
 
 
 def test_a_network_that_was_interrupted_is_not_done(models, tmp_path):
@@ -164,7 +171,7 @@ def test_what_is_being_done_is_said(tmp_path):
     assert train._now([first, second], [1.0, 1.0]) == "measuring"
 
 
-def test_a_network_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
+def test_a_job_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
     trained, release = [], threading.Event()
     monkeypatch.setattr(train, "_train", lambda job, data, logs: trained.append(job.folder))
     monkeypatch.setattr(train, "_LOOK_S", 0.01)
