@@ -10,7 +10,6 @@ from adversary.blackbox.inversion import InversionNetwork
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError
-from splitsight.features import FeatureSpec
 
 QUICK = {
     "iterations": 3,
@@ -53,7 +52,7 @@ def elsewhere():
 def _problem(prior, device, noise=0.0):
     torch.manual_seed(4)
     nn.init.normal_(prior.denoiser.proj_out.weight, std=0.3)
-    network = InversionNetwork([FeatureSpec("z0", (4, 8, 8))], prior.latent_shape, width=8, depth=1).eval()
+    network = InversionNetwork([(4, 8, 8)], prior.latent_shape, width=8, depth=1).eval()
     network.expect_errors().measure(torch.randn(99, *prior.latent_shape), [0.05 * torch.randn(99, 4, 8, 8)])
     network.expect_pixels(16).measure(0.2 * torch.randn(99, 3, 16, 16), [])
     head = _Head()
@@ -80,15 +79,9 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "setting", "changes"), CASES)
 def test_an_attack_computes_where_its_features_are_and_finds_the_same(flow_prior, elsewhere, method, setting, changes):
-<<<<<<< HEAD
-    kind = ATTACKS.get(method)
-    quick = {key: value for key, value in QUICK.items() if key in kind.Settings.model_fields}
-    attack = kind.configured(setting, changes=quick | changes)
-=======
     attack = ATTACKS.get(method)
     quick = {key: value for key, value in QUICK.items() if key in attack.Settings.model_fields}
     attack = attack.configured(setting, changes=quick | changes)
->>>>>>> main
     noise = 0.3 if attack.windowed else 0.0
     here = attack.reconstruct(_problem(flow_prior, "cpu", noise))
     there = attack.reconstruct(_problem(flow_prior, elsewhere, noise))

@@ -25,11 +25,7 @@ class Foreign(Target):
         return ["A"]
 
     def halves(self, point):
-<<<<<<< HEAD
-        return (self._head, self._tail) if point == "A" else None
-=======
         return self._head, self._tail
->>>>>>> main
 
 
 if __name__ == "__main__":

@@ -90,13 +90,7 @@ def test_the_white_box_suite_is_there():
 def test_shipped_scenarios_name_what_exists(name, quick):
     scenario = load_scenario(read_scenario(name)[0], quick=quick)
     for cell in scenario.cells:
-<<<<<<< HEAD
-        ATTACKS.get(cell.method).configured(
-            cell.setting, target=scenario.target, split=cell.split, changes=cell.options
-        )
-=======
         ATTACKS.get(cell.method).configured(cell.setting, split=cell.split, changes=cell.options)
->>>>>>> main
         for template in cell.prompts:
             check_template(template)
     if not quick:
