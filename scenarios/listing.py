@@ -56,7 +56,7 @@ def _splits(target: str, tensors: int) -> list[dict[str, Any]]:
     return [
         {
             "name": names.get(point.name, point.name),
-            "at": point.name,
+            "at": point.name if point.name in names else "",
             "features": [spec.show for spec in point.tensors],
             "layout": [spec.layout for spec in point.tensors],
             "KiB a frame": round(point.bytes / 1024, 1),
