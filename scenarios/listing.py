@@ -42,26 +42,28 @@ def _targets() -> list[dict[str, Any]]:
 
 
 def _splits(target: str) -> list[dict[str, Any]]:
-    """Points that the family names, else those of one tensor that its graph has; ``--split`` takes others too."""
+    """The family's names, and all points of the graph where one tensor crosses, shallow first.
+
+    ``--split`` takes those where several cross, too; they are too many to list.
+    """
     from splitsight import targets
 
     loaded = targets.load(target)
-    named = loaded.aliases or {point.name: point.name for point in loaded.cut_points()}
-    rows = []
-    for name, value in named.items():
-        point, specs = loaded.traced.resolve(value), loaded.cut(name).specs
-        rows.append(
-            {
-                "name": name,
-                "at": value,
-                "features": [spec.show for spec in specs],
-                "layout": [spec.layout for spec in specs],
-                "KiB a frame": round(sum(spec.bytes for spec in specs) / 1024, 1),
-                "F1 parameters": point.parameters,
-                "F1 MFLOPs": round(point.flops / 1e6, 1),
-            }
-        )
-    return rows
+    points = [(name, loaded.traced.resolve(at)) for name, at in loaded.aliases.items()]
+    named = {point.name for _, point in points}
+    points += [(point.name, point) for point in loaded.cut_points() if point.name not in named]
+    return [
+        {
+            "name": name,
+            "at": point.name,
+            "features": [spec.show for spec in point.tensors],
+            "layout": [spec.layout for spec in point.tensors],
+            "KiB a frame": round(point.bytes / 1024, 1),
+            "F1 parameters": point.parameters,
+            "F1 MFLOPs": round(point.flops / 1e6, 1),
+        }
+        for name, point in sorted(points, key=lambda row: row[1].position)
+    ]
 
 
 def _attacks() -> list[dict[str, Any]]:
