@@ -43,27 +43,24 @@ def _targets() -> list[dict[str, Any]]:
 
 
 def _splits(target: str, tensors: int) -> list[dict[str, Any]]:
-    """All points of the graph where so many tensors cross at most; those that the family names are called so."""
+    """The family's names, and all points of the graph where so many tensors cross at most, shallow first."""
     from splitsight import targets
 
     loaded = targets.load(target)
-    points = {point.name: point for point in loaded.cut_points(tensors)}
-    names: dict[str, str] = {}
-    for name, value in loaded.aliases.items():
-        point = loaded.traced.resolve(value)
-        points.setdefault(point.name, point)
-        names[point.name] = name
+    points = [(name, loaded.traced.resolve(at)) for name, at in loaded.aliases.items()]
+    named = {point.name for _, point in points}
+    points += [(point.name, point) for point in loaded.cut_points(tensors) if point.name not in named]
     return [
         {
-            "name": names.get(point.name, point.name),
-            "at": point.name if point.name in names else "",
+            "name": name,
+            "at": point.name if point.name in named else "",
             "features": [spec.show for spec in point.tensors],
             "layout": [spec.layout for spec in point.tensors],
             "KiB a frame": round(point.bytes / 1024, 1),
             "F1 parameters": point.parameters,
             "F1 MFLOPs": round(point.flops / 1e6, 1),
         }
-        for point in sorted(points.values(), key=lambda point: point.position)
+        for name, point in sorted(points, key=lambda row: row[1].position)
     ]
 
 
