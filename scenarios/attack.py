@@ -340,6 +340,7 @@ def run_attack(
             "methods": {method: _method(rows, match)},
             "environment": environment(digests, device_name(models.device))
             | {"session": data.about.to_dict()}
+            | ({"defense": models.pipeline(split, data.about.defense).accounting()} if models.knows_f1 else {})
             | _prompts(rows),
         }
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from splitsight.metrics.gallery import Gallery
+    from splitsight.pipeline import EdgePipeline
     from splitsight.wire.sessions import SessionDescription
 
 __all__ = ["DemoOptions", "prepare_folder", "run_demo"]
@@ -150,11 +151,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> Gallery | None:
+def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
     """Refuse what cannot work, before any process is started.
 
     Returns:
-        The gallery that was asked for.
+        What the edge is going to do, and the gallery that was asked for.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -176,27 +177,25 @@ def _check(options: DemoOptions) -> Gallery | None:
     with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
         if next(iter(source), None) is None:
             raise UserError(f"{options.video} holds no frames: give another --video")
+    from adversary.priors import PRIORS
     from splitsight import targets
-    from splitsight.artifacts import asset
     from splitsight.pipeline import EdgePipeline
 
     target = targets.load(options.target)
-    about = EdgePipeline(target, options.split, options.defense).description()
+    pipeline = EdgePipeline(target, options.split, options.defense)
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
-    priors = asset("priors")
-    if not ((priors / options.prior).is_dir() or Path(options.prior).is_dir()):
-        known = [p.name for p in priors.iterdir() if p.is_dir()] if priors.is_dir() else []
-        raise unknown_name("prior", options.prior, known)
+    if options.prior not in PRIORS.names() and not Path(options.prior).is_dir():
+        raise unknown_name("prior", options.prior, PRIORS.names())
     for file in (options.inversion, options.network):
         if file is not None and not file.is_file():
             raise UserError(f"no such file: {file}")
-    _check_attack(options, about)
+    _check_attack(options, pipeline.description())
     if options.gallery is None:
-        return None
+        return pipeline, None
     from splitsight.metrics.gallery import Gallery
 
     # with one to spare: which frames there are is known only at the end
-    return Gallery.draw(
+    return pipeline, Gallery.draw(
         options.gallery,
         target,
         size=options.gallery_size,
@@ -210,6 +209,7 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
     """Refuse an attack that is not there, or previews without a network that makes them."""
     from adversary.attacks import ATTACKS
     from adversary.blackbox.inversion import inversion_kept
+    from splitsight.wire.sessions import UNDEFENDED
 
     name, _, setting = options.solver.partition(":")
     attack = ATTACKS.get(name).configured(setting or None, target=about.target, split=about.split)
@@ -219,6 +219,7 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
     network = f"an inversion network for {about.target} at {about.split} with prior '{prior}'"
     make = f"make one with `splitsight train inversion --target {about.target} --split '{about.split}'"
     make += f" --prior '{options.prior}'" if options.prior != "small" else ""
+    make += f" --defense '{about.defense}'" if about.defense != UNDEFENDED else ""
     make += " --data DIR --minutes 30`, DIR being a folder of images"
     if not options.preview:
         if "initial" in attack.needs:
@@ -237,8 +238,9 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path, gallery: Gallery | None = None) -> None:
+    def __init__(self, options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> None:
         self.options, self.out, self.gallery = options, out, gallery
+        self.session, self.accounting = pipeline.description(), pipeline.accounting()
         self.weights: dict[str, str] = {}
         self.join = Join(out)
         self.streaming_s = 0.0
@@ -439,9 +441,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    gallery = _check(options)
+    pipeline, gallery = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out, gallery)
+    demo = _Demo(options, out, pipeline, gallery)
     with interruptible(), terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
@@ -487,6 +489,8 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         seconds=demo.streaming_s,
         peak_rss_mb=memory,
         weights=demo.weights,
+        session=demo.session.to_dict(),
+        accounting=demo.accounting,
         options=asdict(o),
     )
     if complete:

@@ -82,7 +82,7 @@ def _plots(rows: Sequence[FrameRow]) -> str:
     start = timed[0].capture_time_us or 0
     seconds = [((r.capture_time_us or 0) - start) / 1e6 for r in timed]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.07, row_heights=[0.42, 0.29, 0.29])
-    for tier in TIERS:
+    for tier in [tier for tier in TIERS if any(tier in r.lag_ms for r in timed)]:
         style = {"line": {"color": _COLOURS[tier], "width": 2}, "marker": {"size": 5}, "mode": "lines+markers"}
         figure.add_trace(
             go.Scatter(x=seconds, y=[_finite(r.psnr.get(tier)) for r in timed], name=tier, legendgroup=tier, **style),

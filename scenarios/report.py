@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class RunInfo:
         seconds: wall-clock seconds of streaming.
         peak_rss_mb: per process, 10⁶ bytes.
         weights: digests by role.
+        session: what the edge did, as :meth:`splitsight.wire.sessions.SessionDescription.to_dict` says it.
+        accounting: what its defence costs and guarantees.
         options: resolved options, for the page.
     """
 
@@ -70,6 +72,8 @@ class RunInfo:
     seconds: float = 0.0
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    session: dict[str, Any] = field(default_factory=dict)
+    accounting: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -104,8 +108,14 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
                 row.rank[tier] = rank
 
 
-def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
-    """One row a frame; see :class:`scenarios.join.FrameRow` for the units. Appears complete or not at all."""
+def write_rows(path: Path, rows: Sequence[FrameRow], session: Mapping[str, Any] | None = None) -> None:
+    """One row a frame; see :class:`scenarios.join.FrameRow` for the units. Appears complete or not at all.
+
+    Args:
+        path: of the Parquet file.
+        rows: frames in order.
+        session: what the edge did; stands in every row as JSON.
+    """
     floats, columns = pa.float64(), {}
     columns["sequence"] = pa.array([r.sequence for r in rows], pa.int64())
     columns["capture_time_us"] = pa.array([r.capture_time_us for r in rows], pa.int64())
@@ -126,6 +136,8 @@ def write_rows(path: Path, rows: Sequence[FrameRow]) -> None:
         columns[f"{tier}_rank"] = pa.array([r.rank.get(tier) for r in rows], pa.int64())
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
+    columns["defense"] = pa.array([(session or {}).get("defense")] * len(rows), pa.string())
+    columns["session"] = pa.array([json.dumps(session) if session else None] * len(rows), pa.string())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
     write_parquet(path, pa.table(columns))
 
@@ -197,6 +209,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
         },
         "environment": {
             **environment,
+            **({"session": info.session, "defense": info.accounting} if info.session else {}),
             "run": {
                 "complete": info.complete,
                 "video": info.video,
@@ -290,7 +303,7 @@ def write_report(
     rows = join.rows()
     say("measuring")
     measure(join, gallery)
-    write_rows(out / "rows.parquet", rows)
+    write_rows(out / "rows.parquet", rows, info.session)
     summary = summarise(join, info, environment(info.weights), gallery)
     write_summary(out / "summary.json", summary)
     shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]

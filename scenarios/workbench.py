@@ -158,6 +158,11 @@ class Workbench:
         if (what := own.difference(about)) is not None:
             raise UserError(f"{whose} does not fit {about.target} as it is here: {what}; give the weights it ran with")
 
+    @property
+    def knows_f1(self) -> bool:
+        """Whether anybody has asked for the attacked network."""
+        return "target" in vars(self)
+
     def loaded(self) -> dict[str, str]:
         """SHA-256 of the weights of target and prior by role, as far as anybody has asked for them."""
         models = {role: vars(self).get(role) for role in ("target", "prior")}

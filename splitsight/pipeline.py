@@ -11,6 +11,8 @@ the codec rounds.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,14 @@ class EdgePipeline(nn.Module):
         codec = CodecSpec(self.codec.dtype)  # packing loses nothing
         rows = [decode(encode(row, codec, spec), spec, max_bytes=_NO_LIMIT) for row in z.detach().cpu().float().numpy()]
         return torch.from_numpy(np.stack(rows)).to(z)
+
+    def accounting(self) -> dict[str, object]:
+        """What the defence costs a frame and what is proven of it, for summaries.
+
+        ``flops`` (floating-point operations), ``bytes_ratio`` (bytes that leave, as a part of those without it) and
+        ``guarantees`` (one sentence a defence that proves anything).
+        """
+        return {**asdict(self.defense.cost(self.cut.specs)), "guarantees": self.defense.guarantees()}
 
     def description(self) -> SessionDescription:
         """What a session, an oracle, rows and summaries say about it."""
