@@ -54,6 +54,7 @@ class Shape:
     def build(self) -> tuple[UNet2DConditionModel, nn.Module]:
         """Denoiser, and decoder with what stands before it; random weights, frozen."""
         unet, vae = UNet2DConditionModel(**self.unet), AutoencoderKL(**self.vae)
+        assert vae.post_quant_conv is not None
         decoder = nn.Sequential(vae.post_quant_conv, vae.decoder)
         return unet.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 

@@ -81,9 +81,9 @@ class TapReader:
         stub = tap_pb2_grpc.TapStub(self._channel)
         lost_since: float | None = None
         while not self._closed:
-            self._call = stub.Subscribe(self._request, metadata=self._metadata)
+            call = self._call = stub.Subscribe(self._request, metadata=self._metadata)
             try:
-                for event in self._call:
+                for event in call:
                     lost_since = None
                     yield event
                 return

@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub
 
 from splitsight.errors import UserError
 from splitsight.wire.channels import Address, aio_channel, channel
@@ -163,7 +164,7 @@ async def _measure(
         session = await Session.open(stub, served, drawn_features(served.session.features, rng), "bench")
         for done in range(rounds):
             for arm in rng.permutation(ARMS):
-                _order(subscriber, {"none": "off", "control": "off"}.get(arm, arm))
+                _order(subscriber, "off" if arm in ("none", "control") else arm)
                 await asyncio.sleep(0.05)
                 took: list[float] = []
                 due = time.perf_counter()
@@ -236,7 +237,7 @@ class Session:
             RuntimeError: another answer, or none, came.
         """
         response = await self._call.read()
-        if response is grpc.aio.EOF or response.answer.sequence != self._answered:
+        if response is EOF or response.answer.sequence != self._answered:
             raise RuntimeError(f"frame {self._answered} was not answered")
         self._answered += 1
         return response.answer

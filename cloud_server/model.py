@@ -43,8 +43,8 @@ class Served:
         about = pipeline.description()
         self.description = pb.DescribeResponse(
             session=(about if options.defense else replace(about, defense="")).proto(),
-            dtypes=list(DTYPES.values()),  # type: ignore[arg-type]
-            compressions=list(COMPRESSIONS.values()),  # type: ignore[arg-type]
+            dtypes=list(DTYPES.values()),
+            compressions=list(COMPRESSIONS.values()),
             max_message_bytes=int(options.max_message_mb * (1 << 20)),
             max_sessions=options.max_sessions,
             max_in_flight=options.max_in_flight,

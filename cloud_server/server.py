@@ -117,7 +117,7 @@ async def _run(
         resume_seconds=options.resume_seconds,
     )
     server.add_generic_rpc_handlers((handlers(service),))
-    checker = health.aio.HealthServicer()
+    checker = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     await server.start()

@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 import structlog
 from google.protobuf.message import DecodeError
+from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub
 
 from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
@@ -160,7 +161,7 @@ class Inference:
             raise WireError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no opening message came within {_OPEN_SECONDS:g} s"
             ) from None
-        request = self._parse(raw) if raw is not grpc.aio.EOF else None
+        request = self._parse(raw) if raw is not EOF else None
         if request is None or request.WhichOneof("message") != "open":
             raise _invalid("the first message of a stream must open the session")
         opening = request.open
@@ -250,7 +251,7 @@ class Inference:
                 raw = await context.read()
                 if session.finished:
                     return
-                if raw is grpc.aio.EOF:
+                if raw is EOF:
                     # a call that is cancelled, or whose connection broke, can read as ended just before
                     # it is known to be lost and this task is cancelled with it
                     await asyncio.sleep(_LOST_SECONDS)

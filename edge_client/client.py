@@ -236,7 +236,7 @@ def _compare(options: EdgeOptions, ours: SessionDescription, served: pb.Describe
 
 
 def _codec(options: EdgeOptions) -> tensor_pb2.Codec:
-    return CodecSpec(options.dtype, options.compression).proto()  # type: ignore[arg-type]
+    return CodecSpec(options.dtype, options.compression).proto()
 
 
 class _Encoder:
@@ -363,7 +363,7 @@ def _stream(
 
     torch.set_num_threads(options.threads)
     target = targets.load(options.target, options.weights)
-    codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
+    codec = CodecSpec(options.dtype, options.compression)
     pipeline = EdgePipeline(target, options.split, options.defense, codec)
     about = pipeline.description()
     _compare(options, about, served)

@@ -98,7 +98,7 @@ class OracleOptions:
         if not (math.isfinite(self.rate) and self.rate >= 0):
             raise UserError(f"rate {self.rate:g} is not a number of pictures a second: give 0 (no limit) or more")
         try:
-            CodecSpec(self.dtype, self.compression)  # type: ignore[arg-type]
+            CodecSpec(self.dtype, self.compression)
         except WireError as error:
             raise UserError(error.message) from error
         check_guard(
@@ -271,7 +271,7 @@ def _edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
     from splitsight.pipeline import EdgePipeline
 
     torch.set_num_threads(options.threads)
-    codec = CodecSpec(options.dtype, options.compression)  # type: ignore[arg-type]
+    codec = CodecSpec(options.dtype, options.compression)
     pipeline = EdgePipeline(targets.load(options.target, options.weights), options.split, options.defense, codec)
 
     def respond(pictures: list[np.ndarray]) -> list[pb.PictureFeatures]:

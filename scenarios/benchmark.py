@@ -37,7 +37,7 @@ from splitsight.devices import device_name
 from splitsight.errors import UserError
 from splitsight.metrics import image_metrics
 from splitsight.numerics import subnormals_flushed
-from splitsight.summary import MethodSummary, Reached, SpeedSummary, Summary, environment, write_summary
+from splitsight.summary import Environment, MethodSummary, Reached, SpeedSummary, Summary, environment, write_summary
 
 __all__ = ["CONTENDERS", "REFERENCE", "SUBJECT", "Curve", "bench_attack", "curve", "speed"]
 
@@ -270,7 +270,7 @@ def _summary(lab: Stills, split: str, rows: Rows, digests: dict[str, str], found
         split=split,
         methods=methods,
         speed=found,
-        environment=environment(digests, device_name(lab.models.device)),
+        environment=Environment.model_validate(environment(digests, device_name(lab.models.device))),
     )
 
 

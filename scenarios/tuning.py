@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import RandomSampler
 
 from adversary.attacks import ATTACKS, Attack
@@ -64,7 +64,9 @@ def trials(attack: type[Attack], count: int, seed: int) -> list[dict[str, Any]]:
     """
     space = attack.space()
     # by position, since optuna's choices are numbers and texts only
-    places = {key: CategoricalDistribution(range(len(options))) for key, options in space.items()}
+    places: dict[str, BaseDistribution] = {
+        key: CategoricalDistribution(range(len(options))) for key, options in space.items()
+    }
     study = optuna.create_study(sampler=RandomSampler(seed))
     found: list[dict[str, Any]] = [{}]
     for _ in range(50 * count):

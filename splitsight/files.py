@@ -8,18 +8,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from splitsight.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["cannot_write", "write_bytes", "write_json", "write_parquet", "write_text", "writing"]
+__all__ = ["cannot_write", "read_parquet", "write_bytes", "write_json", "write_parquet", "write_text", "writing"]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -69,6 +69,23 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     """Write ``text`` in UTF-8; see :func:`writing` for arguments and errors."""
     write_bytes(path, text.encode("utf-8"), sync=sync)
+
+
+def read_parquet(source: Path | BinaryIO, columns: Sequence[str]) -> pa.Table:
+    """These columns of one file; folders named ``key=value`` on its path add none.
+
+    Args:
+        source: the file, or its path; Arrow takes paths in UTF-8 only.
+        columns: names.
+
+    Raises:
+        pyarrow.ArrowException: no Parquet file, or a column is missing.
+        OSError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    # pyarrow has no annotations: the type is inferred from the default, "hive"
+    return pq.read_table(source, columns=list(columns), partitioning=None)  # pyright: ignore[reportArgumentType]
 
 
 def write_parquet(path: Path, table: pa.Table, *, sync: bool = False) -> None:

@@ -149,11 +149,11 @@ def write_video(
             writer = imageio_ffmpeg.write_frames(
                 str(partial),
                 (first.shape[1], first.shape[0]),
-                fps=fps,
+                fps=fps,  # pyright: ignore[reportArgumentType]  inferred from its default, 16
                 codec="libx264",
                 pix_fmt_out="yuv420p",
                 macro_block_size=2,
-                quality=None,
+                quality=None,  # pyright: ignore[reportArgumentType]  likewise; None leaves it to the options below
                 output_params=[
                     "-crf",
                     "18",

@@ -27,11 +27,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from google.protobuf.message import DecodeError
 
 from splitsight.errors import UserError
-from splitsight.files import write_parquet, write_text
+from splitsight.files import read_parquet, write_parquet, write_text
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
@@ -307,7 +306,7 @@ class Recording:
         for number, part in enumerate(self._parts):
             try:
                 with part.open("rb") as file:  # pyarrow takes names in UTF-8 only
-                    table = pq.read_table(file, columns=columns, partitioning=None)
+                    table = read_parquet(file, columns)
                 for i, r in enumerate(table.cast(pa.schema([_SCHEMA.field(n) for n in columns])).to_pylist()):
                     if r["session_id"] == self.session.session_id:
                         row = (r["sequence"], r["capture_time_us"], r["arrival_time_us"], r["dropped"])
@@ -355,7 +354,7 @@ class Recording:
                     part, column = r.part, None
                     try:
                         with self._parts[part].open("rb") as file:
-                            column = pq.read_table(file, columns=["frame"], partitioning=None).column(0)
+                            column = read_parquet(file, ["frame"]).column(0)
                     except (pa.ArrowException, ValueError, OSError) as error:
                         self.skipped.append(f"{self._parts[part].name} is damaged ({type(error).__name__})")
                 if column is None:

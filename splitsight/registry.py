@@ -16,12 +16,13 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from splitsight.errors import UserError, unknown_name
 
 __all__ = ["PathRegistry", "Registry"]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -66,13 +67,14 @@ class Registry(Generic[T]):
         self._items: dict[str, T] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[S], S]:
         """Decorator that files its object under ``name``; a name can be taken once."""
 
-        def add(item: T) -> T:
+        def add(item: S) -> S:
             if name in self._items and self._items[name] is not item:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
-            self._items[name] = item
+            # a class keeps its own type, so that checkers know its constructor; that it is a T cannot be said as well
+            self._items[name] = cast("T", item)
             return item
 
         return add

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -165,7 +165,7 @@ class Run(AbstractContextManager["Run"]):
     """
 
     def __init__(
-        self, folder: Path, budget: Budget, parts: dict[str, Stateful], *, title: str, save_every: float = 120.0
+        self, folder: Path, budget: Budget, parts: Mapping[str, Stateful], *, title: str, save_every: float = 120.0
     ) -> None:
         self.folder, self.budget, self.parts, self.title = folder, budget, parts, title
         self.step = 0
@@ -238,7 +238,8 @@ class Run(AbstractContextManager["Run"]):
         """Yield the spent fraction before each step until the budget is used up or a signal came."""
         last_save = time.monotonic()
         with _bar(self._console) as bar:
-            task = bar.add_task(self.title, total=1.0, completed=self.fraction())
+            # rich counts in floats, but annotates this one as int
+            task = bar.add_task(self.title, total=1.0, completed=self.fraction())  # pyright: ignore[reportArgumentType]
             while (fraction := self.fraction()) < 1.0 and not self.interrupted:
                 start = self.budget.now()
                 yield fraction

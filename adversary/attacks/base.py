@@ -69,16 +69,39 @@ class Settings(pydantic.BaseModel):
         return self.model_dump(mode="json")
 
 
-def option(default: Any, description: str, *, tune: Sequence[Any] = (), **limits: float) -> Any:
+def option(
+    default: Any,
+    description: str,
+    *,
+    tune: Sequence[Any] = (),
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    multiple_of: float | None = None,
+) -> Any:
     """A field of :class:`Settings`.
 
     Args:
         default: value where a named setting does not change it.
         description: one line for people.
         tune: values that tuning may choose from; none leaves it alone.
-        **limits: pydantic's ``ge``, ``gt``, ``le``, ``lt``.
+        ge: least value.
+        gt: the value is more than this.
+        le: greatest value.
+        lt: the value is less than this.
+        multiple_of: the value is a multiple of this.
     """
-    return Field(default, description=description, json_schema_extra={"tune": list(tune)} if tune else None, **limits)
+    return Field(
+        default,
+        description=description,
+        json_schema_extra={"tune": list(tune)} if tune else None,
+        ge=ge,
+        gt=gt,
+        le=le,
+        lt=lt,
+        multiple_of=multiple_of,
+    )
 
 
 def validated(model: type[M], values: Mapping[str, Any], whose: str) -> M:
@@ -164,7 +187,7 @@ class Problem:
         if self.pipeline is not None:
             known = self.pipeline.pipeline if isinstance(self.pipeline, _Counted) else self.pipeline
             # the same numbers in another order: a fifth less time for features and their gradient on a CPU
-            self.pipeline = _Counted(known.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            self.pipeline = _Counted(known.to(memory_format=torch.channels_last))
         self._before = 0 if self.prior is None else self.prior.evaluations
 
     @property
@@ -384,7 +407,7 @@ class Attack(ABC):
         if cls.tunes not in cls.presets:
             return {}
         extra = {key: info.json_schema_extra for key, info in cls.Settings.model_fields.items()}
-        return {key: list(more["tune"]) for key, more in extra.items() if isinstance(more, dict) and "tune" in more}  # type: ignore[arg-type]
+        return {key: list(more["tune"]) for key, more in extra.items() if isinstance(more, dict) and "tune" in more}
 
     def check(self, known: object) -> None:
         """Whether everything that the attack needs is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -113,11 +114,11 @@ def _through_sampler(
     start: Any,
     callback: Callback | None,
     *,
-    terms: list[Term] | None = None,
+    terms: Sequence[Term] = (),
     **more: Any,
 ) -> Reconstruction:
     """:func:`descend` on noise that starts at ``start(restart)``."""
-    prior, terms = problem.generator, list(terms or ())
+    prior, terms = problem.generator, list(terms)
     if problem.text is not None and s.lambda_txt > 0:
         terms.append(Negentropy(s.lambda_txt, s.alpha))
     return descend(

@@ -36,7 +36,7 @@ def know(options: LiveOptions) -> Known:
     attack = ATTACKS.get(options.attack).configured(
         options.setting or None, target=options.target, split=options.split, changes=options.changes
     )
-    own: type[NetAttack] | None = type(attack) if "network" in attack.needs else None  # type: ignore[assignment]
+    own: type[NetAttack] | None = type(attack) if "network" in attack.needs else None
     method = METHOD if own is None else own.method
     for name, given in (("--weights", options.weights), ("--inversion", options.inversion)):
         if given is not None:

@@ -171,7 +171,7 @@ class Pictures:
         """A caption of each of the images to train on that are meant."""
         if self._words is None:
             self._words = _measured(self.images)
-        return [caption(self._name(self._labels[i]), int(self._words[i]), rng) for i in index]
+        return [caption(self._name(int(self._labels[i])), int(self._words[i]), rng) for i in index]
 
     def held_captions(self, count: int, rng: np.random.Generator) -> list[str]:
         """A caption of each of the first ``count`` held-out images."""

@@ -9,6 +9,7 @@ the channel variance is held near one, which keeps the decoder smooth where an o
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def _loss(x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_quality(vae: nn.Module, images: np.ndarray, batch: int = 50) -> dict[str, float]:
+def reconstruction_quality(vae: AutoencoderDC, images: np.ndarray, batch: int = 50) -> dict[str, float]:
     """Mean PSNR (dB) and SSIM of encode–decode over ``(N, H, W, 3)`` uint8 images."""
     device = next(vae.parameters()).device
     psnr, ssim = [], []
@@ -57,7 +58,7 @@ def reconstruction_quality(vae: nn.Module, images: np.ndarray, batch: int = 50) 
             .div(255)
             .to(device)
         )
-        y = vae.decode(vae.encode(2 * x - 1).latent).sample.add(1).div(2).clamp(0, 1)
+        y = vae.decode(vae.encode(2 * x - 1, return_dict=False)[0], return_dict=False)[0].add(1).div(2).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
     return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
@@ -85,9 +86,12 @@ def train_autoencoder(
     device = device or torch.device("cpu")
     images, held = data.images(size)
     torch.manual_seed(seed)
-    vae = build_autoencoder(latent_channels, width).to(device, memory_format=torch.channels_last)
+    vae = build_autoencoder(latent_channels, width)
+    # diffusers wraps Module.to in a way that hides its signature
+    cast("nn.Module", vae).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = ema(vae, 0.999)
+    averaged = cast("AutoencoderDC", average.module)
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
     with Run(out, budget, {"vae": vae, "average": average, "optimizer": optimizer}, title="train autoencoder") as run:
@@ -99,11 +103,11 @@ def train_autoencoder(
             x = torch.from_numpy(images[index]).permute(0, 3, 1, 2).float().div(255).to(device)
             # crops down to half size: video frames are sharper at the pixel than these small photographs
             x = random_crops(x, size, (0.6, 1.0), generator).mul(2).sub(1).contiguous(memory_format=torch.channels_last)
-            z = vae.encode(x).latent
+            z = vae.encode(x, return_dict=False)[0]
             spread = z.square().mean((0, 2, 3))
             noisy = z + 0.1 * torch.randn(z.shape, generator=generator).to(device)
             loss = (
-                _loss(vae.decode(noisy).sample, x)
+                _loss(vae.decode(noisy, return_dict=False)[0], x)
                 + 0.05 * (spread - 1).square().mean()
                 + 0.01 * z.mean((0, 2, 3)).square().mean()
             )
@@ -116,15 +120,15 @@ def train_autoencoder(
             if run.step % 250 == 249:
                 extra = {}
                 if run.step % 1000 == 999:
-                    extra = {f"val_{k}": v for k, v in reconstruction_quality(average.module, held[:300]).items()}
+                    extra = {f"val_{k}": v for k, v in reconstruction_quality(averaged, held[:300]).items()}
                 run.log(loss=total / 250, fraction=fraction, spread=float(spread.mean().detach()), **extra)
                 total = 0.0
-    vae = average.module.eval()
+    vae = averaged.eval()
     with torch.no_grad():
         sample = torch.from_numpy(images[:: max(1, len(images) // 500)]).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        vae.register_to_config(scaling_factor=float(1 / vae.encode(sample.to(device)).latent.std()))
+        vae.register_to_config(scaling_factor=float(1 / vae.encode(sample.to(device), return_dict=False)[0].std()))
     figures = reconstruction_quality(vae, held)
-    run.log(**{f"val_{k}": v for k, v in figures.items()}, scaling_factor=vae.config.scaling_factor)
+    run.log(**{f"val_{k}": v for k, v in figures.items()}, scaling_factor=vae.config["scaling_factor"])
     return vae, {
         **figures,
         "images_seen": run.step * batch,

@@ -11,6 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -92,9 +93,10 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 128) -> 
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=tokenizer.model_max_length,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            # transformers computes these attributes by name, and annotates them as anything that a token may have
+            pad_token_id=cast("int", tokenizer.pad_token_id),
+            bos_token_id=cast("int", tokenizer.bos_token_id),
+            eos_token_id=cast("int", tokenizer.eos_token_id),
         )
     )
 
@@ -105,7 +107,7 @@ class Trained:
 
     denoiser: PixArtTransformer2DModel | UNet2DConditionModel
     text_encoder: CLIPTextModel
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     scheduler: FlowMatchEulerDiscreteScheduler
     figures: dict[str, float | int | bool]
 
@@ -127,7 +129,7 @@ def _encode(vae: AutoencoderDC, images: np.ndarray, *, mirrored: bool = False) -
     """``(B, H, W, 3)`` uint8, or its mirror images → scaled latents."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     x = x.to(next(vae.parameters()).device)
-    return vae.encode(x.flip(-1) if mirrored else x).latent * vae.config.scaling_factor
+    return vae.encode(x.flip(-1) if mirrored else x, return_dict=False)[0] * vae.config["scaling_factor"]
 
 
 class _Latents:
@@ -245,8 +247,11 @@ def _held_out(vae: AutoencoderDC, pictures: Pictures, rng: np.random.Generator) 
 def _untrained(channels: int, size: int, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> _Pair:
     """Random weights, with a last layer of zeros."""
     if settings.network == "unet":
-        denoiser = build_unet(channels, size, 128, *([settings.widths] if settings.widths else []))
+        denoiser = (
+            build_unet(channels, size, 128, settings.widths) if settings.widths else build_unet(channels, size, 128)
+        )
         nn.init.zeros_(denoiser.conv_out.weight)
+        assert denoiser.conv_out.bias is not None
         nn.init.zeros_(denoiser.conv_out.bias)
     else:
         denoiser = build_denoiser(channels, size, 128)
@@ -284,7 +289,8 @@ def train_denoiser(
         UserError: ``start`` has latents of another shape.
     """
     device = device or torch.device("cpu")
-    vae.to(device).eval().requires_grad_(False)
+    # diffusers wraps Module.to in a way that hides its signature
+    cast("nn.Module", vae).to(device).eval().requires_grad_(False)
     latents = _Latents(vae, pictures.images)
     torch.manual_seed(seed)
     if start is None:
@@ -346,7 +352,7 @@ def train_denoiser(
                     evaluated = run.seconds
                 run.log(loss=total / count, images=seen.images, fraction=fraction, **errors)
                 logged, total, count = run.seconds, 0.0, 0
-    model = average.module.eval()
+    model = cast("_Pair", average.module.eval())
     errors = evaluate(model, tokens)
     run.log(images=seen.images, fraction=run.fraction(), **errors)
     figures: dict[str, float | int | bool] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,12 +73,15 @@ def train_pixels(
     """
     device = device or torch.device("cpu")
     torch.manual_seed(seed)
-    model = PixelDenoiser(build_pixel_denoiser(*([settings.widths] if settings.widths else []))).to(device)
-    nn.init.zeros_(model.network.conv_out.weight)
-    nn.init.zeros_(model.network.conv_out.bias)
+    network = build_pixel_denoiser(settings.widths) if settings.widths else build_pixel_denoiser()
+    nn.init.zeros_(network.conv_out.weight)
+    assert network.conv_out.bias is not None
+    nn.init.zeros_(network.conv_out.bias)
+    model = PixelDenoiser(network).to(device)
     peak = settings.lr or 2e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     average, seen = ema(model, settings.average), Count()
+    averaged = cast("PixelDenoiser", average.module)
     held_out = {"": pictures.held[:200]}
     if pictures.photos is not None:
         held_out["photos_"] = pictures.held_crops(50, 2 * pictures.size, np.random.default_rng(seed)).crops
@@ -119,11 +123,11 @@ def train_pixels(
             if run.seconds - logged >= settings.evaluate_every / 10:
                 gains = {}
                 if run.seconds - evaluated >= settings.evaluate_every:
-                    gains = evaluate(average.module.eval())
+                    gains = evaluate(averaged.eval())
                     evaluated = run.seconds
                 run.log(loss=total / count, images=seen.images, fraction=fraction, **gains)
                 logged, total, count = run.seconds, 0.0, 0
-    best = average.module.eval()
+    best = averaged.eval()
     gains = evaluate(best)
     run.log(images=seen.images, fraction=run.fraction(), **gains)
     return best, {

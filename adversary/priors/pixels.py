@@ -47,8 +47,8 @@ class PixelDenoiser(nn.Module):
     def __init__(self, network: UNet2DModel) -> None:
         super().__init__()
         self.network = network
-        self.factor = round((network.config.in_channels / 3) ** 0.5)
-        self.multiple = self.factor * 2 ** (len(network.config.block_out_channels) - 1)
+        self.factor = round((network.config["in_channels"] / 3) ** 0.5)
+        self.multiple = self.factor * 2 ** (len(network.config["block_out_channels"]) - 1)
 
     @classmethod
     def from_folder(cls, folder: Path) -> PixelDenoiser:

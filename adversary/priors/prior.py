@@ -14,9 +14,10 @@ Everything here is differentiable with respect to noise and latents; weights are
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -27,6 +28,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
@@ -91,17 +93,18 @@ class Prior(nn.Module):
         self.scheduler, self.tokenizer, self.name = scheduler, tokenizer, name
         self.pixel_denoiser = pixel_denoiser
         self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-        self.scaling = float(vae.config.scaling_factor)
+        self.scaling = float(vae.config["scaling_factor"])
         # Stable Diffusion's U-Net was trained to attend to padding too
         self.masked = self.flow or isinstance(denoiser, PixArtTransformer2DModel)
         self.evaluations = 0
-        size = int(denoiser.config.sample_size)
-        self.latent_shape = (int(denoiser.config.in_channels), size, size)
-        channels = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
+        size = int(denoiser.config["sample_size"])
+        self.latent_shape = (int(denoiser.config["in_channels"]), size, size)
+        channels = vae.config.get("encoder_block_out_channels") or vae.config["block_out_channels"]
         self.image_size = size * 2 ** (len(channels) - 1)
         self.eval().requires_grad_(False)
         # a sixth less time for a decode and its gradient on a CPU
-        self.vae.to(memory_format=torch.channels_last)
+        # (diffusers wraps Module.to in a way that hides its signature)
+        cast("nn.Module", self.vae).to(memory_format=torch.channels_last)
         self._empty: Text | None = None
 
     @classmethod
@@ -138,11 +141,8 @@ class Prior(nn.Module):
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
-                loaded = (
-                    kind.from_pretrained(folder / part, low_cpu_mem_usage=False)
-                    if issubclass(kind, nn.Module)
-                    else kind.from_pretrained(folder / part)
-                )
+                how = {"low_cpu_mem_usage": False} if issubclass(kind, nn.Module) else {}
+                loaded = kind.from_pretrained(folder / part, **how)
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded
                 )
@@ -180,7 +180,7 @@ class Prior(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.text_encoder.get_input_embeddings().weight.device
+        return self.text_encoder.device
 
     @property
     def digest(self) -> str:
@@ -194,12 +194,13 @@ class Prior(nn.Module):
 
     def decode(self, u: Tensor) -> Tensor:
         """``Dec``: latents ``(B, C, h, w)`` → images ``(B, 3, H, W)``, nominally in [0, 1], not clamped."""
-        return self.vae.decode(u / self.scaling).sample.add(1).div(2)
+        # diffusers asks for a FloatTensor, which is the type of no tensor
+        return self.vae.decode(cast("torch.FloatTensor", u / self.scaling), return_dict=False)[0].add(1).div(2)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] → scaled latents ``(B, C, h, w)`` (the mean, where there is one)."""
-        out = self.vae.encode(2 * x - 1)
-        u = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latent
+        out = self.vae.encode(2 * x - 1, return_dict=False)[0]
+        u = out.mean if isinstance(out, DiagonalGaussianDistribution) else out
         return u * self.scaling
 
     def embed_text(self, prompts: list[str]) -> Text:
@@ -237,12 +238,14 @@ class Prior(nn.Module):
         counts as a second evaluation.
         """
         self.scheduler.set_timesteps(steps, device=v.device)
+        # the two schedulers differ in what they ask for by annotation, not in what they take
+        step = cast("Callable[..., tuple[Tensor, ...]]", self.scheduler.step)
         x = v
-        for t in self.scheduler.timesteps:
+        for t in cast("Tensor", self.scheduler.timesteps):
             out = (
                 recomputed(self._predict, x, t, text, use_reentrant=False) if checkpoint else self._predict(x, t, text)
             )
-            x = self.scheduler.step(out, t, x).prev_sample
+            x = step(out, t, x, return_dict=False)[0]
         return x
 
     def generate(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
@@ -258,7 +261,7 @@ class Prior(nn.Module):
         if not self.flow:
             raise UserError("invert needs a flow-matching prior")
         self.scheduler.set_timesteps(steps, device=u.device)
-        sigmas = self.scheduler.sigmas.flip(0)
+        sigmas = cast("Tensor", self.scheduler.sigmas).flip(0)
         x = u
         for low, high in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             x = x + (high - low) * self._predict(x, (low + high) / 2 * 1000, text)
@@ -284,7 +287,7 @@ class Prior(nn.Module):
         alpha, index = self._alpha(t)
         out = self._predict(x, float(index), text)
         a, s = alpha**0.5, (1 - alpha) ** 0.5
-        if self.scheduler.config.prediction_type == "v_prediction":
+        if self.scheduler.config["prediction_type"] == "v_prediction":
             return a * x - s * out
         return (x - s * out) / a
 

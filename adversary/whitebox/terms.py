@@ -179,6 +179,7 @@ class BatchNormStatistics:
             self.head(images)
         losses = []
         for norm, x in zip(self.head.norms, self.head.inputs, strict=True):
+            assert norm.running_mean is not None and norm.running_var is not None
             x = x.flatten(2)
             mean, variance = x.mean(2), x.var(2, unbiased=False)
             shift = (mean - norm.running_mean).square() / (norm.running_var + norm.eps)

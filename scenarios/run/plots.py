@@ -222,9 +222,9 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
                     col=column,
                 )
             _name_axis(figure, metric, column)
-        numbers = [at for points in varied.values() for at, _ in points]
+        places = [at for points in varied.values() for at, _ in points]
         # a range of more than tenfold is one of multiples
-        wide = min(numbers) > 0 and max(numbers) > 10 * min(numbers)
+        wide = min(places) > 0 and max(places) > 10 * min(places)
         figure.update_xaxes(title_text=key, type="log" if wide else "linear")
         plots.append((key, _html(figure)))
     return plots

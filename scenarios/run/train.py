@@ -347,7 +347,7 @@ def _asked(job: TrainingJob) -> bool:
         return False
     store = QueryStore.open(pairs)
     wanted = (("train", job.queries), ("test", job.test_queries))
-    return all(store.count(role, job.frames) >= count for role, count in wanted)  # type: ignore[arg-type]
+    return all(store.count(role, job.frames) >= count for role, count in wanted)
 
 
 @contextmanager

@@ -38,21 +38,21 @@ class _Parameters(Parameters):
 class _Noise(Protection):
     def __init__(self, parameters: _Parameters) -> None:
         super().__init__()
-        self.parameters = parameters
+        self.strength = parameters
 
     def _scale(self, z: Tensor) -> Tensor | float:
-        if self.parameters.sigma:
-            return self.parameters.sigma
-        return self.parameters.ratio * z.flatten(1).std(1).view(-1, *[1] * (z.ndim - 1))
+        if self.strength.sigma:
+            return self.strength.sigma
+        return self.strength.ratio * z.flatten(1).std(1).view(-1, *[1] * (z.ndim - 1))
 
     def forward(self, features: tuple[Tensor, ...], draws: Draws) -> tuple[Tensor, ...]:
         return tuple(z + self._scale(z) * draws.normal(z) for z in features)
 
     def deviations(self, features: tuple[Tensor, ...]) -> list[float]:
-        if self.parameters.sigma:
-            return [self.parameters.sigma] * len(features)
+        if self.strength.sigma:
+            return [self.strength.sigma] * len(features)
         # of what was tapped: the noise is already in its spread
-        part = self.parameters.ratio / (1 + self.parameters.ratio**2) ** 0.5
+        part = self.strength.ratio / (1 + self.strength.ratio**2) ** 0.5
         return [part * float(z.flatten(1).std(1).mean()) for z in features]
 
 

@@ -56,7 +56,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             module = module.module
         elif isinstance(getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
-            module = module._orig_mod  # type: ignore[assignment]
+            module = module._orig_mod
         else:
             return module
 

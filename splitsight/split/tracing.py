@@ -193,7 +193,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Expo
     inputs = copies(inputs)
     free = torch.export.ShapesCollection()  # binds them to the model's signature, *args and **kwargs included
     for x in inputs:
-        free[x] = {0: torch.export.Dim.DYNAMIC}  # type: ignore[index]
+        free[x] = {0: torch.export.Dim.DYNAMIC}
     return torch.export.export(model, inputs, dynamic_shapes=free, strict=False)
 
 
@@ -227,10 +227,10 @@ def _export_functional(private: PrivateCopy, batches: Sequence[tuple[Tensor, ...
 
 def _within_autocast(module: nn.Module) -> Iterator[fx.Node]:
     """Operators that run under autocast, which are in graphs within the graph."""
-    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    graph: fx.Graph = module.graph
     for n in graph.nodes:
         if n.target is torch.ops.higher_order.wrap_with_autocast:
-            inner = getattr(module, str(n.args[4].target))  # type: ignore[union-attr]
+            inner = getattr(module, str(n.args[4].target))
             for m in inner.graph.nodes:
                 if m.op == "call_function" and not isinstance(m.target, torch._ops.HigherOrderOperator):
                     yield m
@@ -290,7 +290,7 @@ def _inline_gradient_modes(module: fx.GraphModule) -> None:
         with module.graph.inserting_before(n):
             results = module.graph.graph_copy(inner, made)
         for user in list(n.users):
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+            user.replace_all_uses_with(results[user.args[1]])
             module.graph.erase_node(user)
         module.graph.erase_node(n)
     module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "get_attr")
@@ -322,7 +322,7 @@ def _functionalize(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
     for n in nodes:
         if not _writes(n):
             continue
-        schema = n.target._schema  # type: ignore[union-attr]
+        schema = n.target._schema
         written = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
         name = schema.name.split("::")[-1]
         packet = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None

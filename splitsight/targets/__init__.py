@@ -258,7 +258,7 @@ def load(name: str, weights: Path | None = None) -> Target:
     Raises:
         UserError: unknown name, no such file, unreadable file, or weights that do not fit.
     """
-    return TARGETS.get(name)(weights)  # type: ignore[arg-type, call-arg]
+    return TARGETS.get(name)(weights)
 
 
 def load_state(model: nn.Module, path: Path, *, name: str, classifier: str) -> None:

@@ -82,7 +82,7 @@ def train_classifier(
     device = device or torch.device("cpu")
     images, held_images = data.images(size)
     labels, held_labels = data.classified(size)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.SGD(

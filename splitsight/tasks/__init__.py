@@ -125,9 +125,11 @@ TASKS: Registry[type[Task]] = Registry("task", __name__)
 def ranked(probabilities: Tensor, labels: Sequence[str], most: int = 5) -> list[list[Ranked]]:
     """``(B, classes)`` → the most probable ones of each row, best first."""
     top = probabilities.detach().float().topk(min(most, probabilities.shape[1]), dim=1)
+    values: list[list[float]] = top.values.tolist()
+    indices: list[list[int]] = top.indices.tolist()
     return [
-        [Ranked(i, labels[i], p) for p, i in zip(values, indices, strict=True)]
-        for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        [Ranked(i, labels[i], p) for p, i in zip(best, where, strict=True)]
+        for best, where in zip(values, indices, strict=True)
     ]
 
 

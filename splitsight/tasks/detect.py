@@ -114,9 +114,17 @@ class Detect(Task):
         """A batch's output → the objects of each image."""
         readings: list[Reading] = []
         for one in self._found(output, self._least):
-            rows = zip(one["boxes"].tolist(), one["scores"].tolist(), one["labels"].tolist(), strict=True)
+            boxes: list[tuple[float, float, float, float]] = one["boxes"].tolist()
+            scores: list[float] = one["scores"].tolist()
+            labels: list[int] = one["labels"].tolist()
+            rows = zip(boxes, scores, labels, strict=True)
             readings.append(
-                Boxes(tuple(Box(*corners, Ranked(label, self.labels[label], s)) for corners, s, label in rows))
+                Boxes(
+                    tuple(
+                        Box(left, top, right, bottom, Ranked(label, self.labels[label], score))
+                        for (left, top, right, bottom), score, label in rows
+                    )
+                )
             )
         return readings
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from splitsight.features import FeatureSpec
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, WireError
 from splitsight.wire.v1 import session_pb2, split_inference_pb2, tensor_pb2
 
 __all__ = ["UNDEFENDED", "SessionDescription", "difference", "show"]
+
+T = TypeVar("T")
 
 UNDEFENDED = "identity"
 """How a session says that nothing is done to the features."""
@@ -46,7 +48,17 @@ class SessionDescription:
     def proto(self) -> session_pb2.SessionDescription:
         """The message."""
         specs = [tensor_pb2.TensorSpec(name=f.name, shape=f.shape, layout=f.layout) for f in self.features]
-        return session_pb2.SessionDescription(**(_plain(self) | {"features": specs}))
+        return session_pb2.SessionDescription(
+            target=self.target,
+            split=self.split,
+            features=specs,
+            defense=self.defense,
+            head_digest=self.head_digest,
+            tail_digest=self.tail_digest,
+            defense_digest=self.defense_digest,
+            task=self.task,
+            input_size=self.input_size,
+        )
 
     @classmethod
     def read(cls, message: session_pb2.SessionDescription) -> SessionDescription:
@@ -56,13 +68,24 @@ class SessionDescription:
             ValueError: a layout that its shape cannot have; one sentence.
         """
         features = tuple(FeatureSpec(f.name, tuple(f.shape), f.layout) for f in message.features)
-        names = [name for name in cls.__dataclass_fields__ if name != "features"]
-        return cls(features=features, **{name: getattr(message, name) for name in names})
+        return cls(
+            target=message.target,
+            split=message.split,
+            features=features,
+            defense=message.defense,
+            head_digest=message.head_digest,
+            tail_digest=message.tail_digest,
+            defense_digest=message.defense_digest,
+            task=message.task,
+            input_size=message.input_size,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as rows and summaries carry it."""
         features = [{"name": f.name, "shape": list(f.shape), "layout": f.layout} for f in self.features]
-        return _plain(self) | {"features": features}
+        plain = asdict(self)
+        del plain["features"]
+        return plain | {"features": features}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SessionDescription:
@@ -78,11 +101,24 @@ class SessionDescription:
             )
         except (KeyError, TypeError) as error:
             raise ValueError("'features' of the session's description is missing or incomplete") from error
-        rest = {name: data.get(name) for name in cls.__dataclass_fields__ if name != "features"}
-        for name, value in rest.items():
-            if not isinstance(value, int if name == "input_size" else str):
+
+        def field(name: str, kind: type[T]) -> T:
+            value = data.get(name)
+            if not isinstance(value, kind):
                 raise ValueError(f"'{name}' of the session's description is missing or of the wrong kind")
-        return cls(features=features, **rest)
+            return value
+
+        return cls(
+            target=field("target", str),
+            split=field("split", str),
+            features=features,
+            defense=field("defense", str),
+            head_digest=field("head_digest", str),
+            tail_digest=field("tail_digest", str),
+            defense_digest=field("defense_digest", str),
+            task=field("task", str),
+            input_size=field("input_size", int),
+        )
 
     def difference(self, other: SessionDescription) -> str | None:
         """What first differs, in words (ours, then theirs); ``None`` where nothing does.
@@ -110,12 +146,6 @@ _WORDS = {
     "input_size": "image size",
 }
 """What a description is compared by, in this order."""
-
-
-def _plain(description: SessionDescription) -> dict[str, Any]:
-    data = asdict(description)
-    del data["features"]
-    return data
 
 
 def _short(name: str, value: object) -> str:

@@ -13,10 +13,10 @@ the message, and a compressed tensor may not grow beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import grpc
 import numpy as np
@@ -28,15 +28,15 @@ from splitsight.wire.v1 import tensor_pb2
 
 __all__ = ["COMPRESSIONS", "DTYPES", "CodecSpec", "HasShape", "WireError", "decode", "encode"]
 
-DTypeName = Literal["float32", "float16", "int8"]
-CompressionName = Literal["none", "zstd"]
-
-DTYPES: dict[str, int] = {
+DTYPES: dict[str, tensor_pb2.DType] = {
     "float32": tensor_pb2.DTYPE_FLOAT32,
     "float16": tensor_pb2.DTYPE_FLOAT16,
     "int8": tensor_pb2.DTYPE_INT8,
 }
-COMPRESSIONS: dict[str, int] = {"none": tensor_pb2.COMPRESSION_NONE, "zstd": tensor_pb2.COMPRESSION_ZSTD}
+COMPRESSIONS: dict[str, tensor_pb2.Compression] = {
+    "none": tensor_pb2.COMPRESSION_NONE,
+    "zstd": tensor_pb2.COMPRESSION_ZSTD,
+}
 _STORAGE = {
     tensor_pb2.DTYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.DTYPE_FLOAT16: np.dtype("<f2"),
@@ -70,6 +70,7 @@ class HasShape(Protocol):
     @property
     def shape(self) -> Sequence[int]:
         """Positive sizes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,17 @@ class CodecSpec:
         WireError: unknown dtype or compression.
     """
 
-    dtype: DTypeName = "float32"
-    compression: CompressionName = "none"
+    dtype: str = "float32"
+    compression: str = "none"
 
     def __post_init__(self) -> None:
-        for kind, value, known in (
-            ("dtype", self.dtype, DTypeName),
-            ("compression", self.compression, CompressionName),
-        ):
-            if value not in get_args(known):
-                raise _bad(f"unknown {kind} '{value}': choose one of {', '.join(get_args(known))}")
+        for kind, value, known in (("dtype", self.dtype, DTYPES), ("compression", self.compression, COMPRESSIONS)):
+            if value not in known:
+                raise _bad(f"unknown {kind} '{value}': choose one of {', '.join(known)}")
 
     def proto(self) -> tensor_pb2.Codec:
         """The message that announces it."""
-        return tensor_pb2.Codec(dtype=DTYPES[self.dtype], compression=COMPRESSIONS[self.compression])  # type: ignore[arg-type]
+        return tensor_pb2.Codec(dtype=DTYPES[self.dtype], compression=COMPRESSIONS[self.compression])
 
     @classmethod
     def read(cls, message: tensor_pb2.Codec) -> CodecSpec:
@@ -106,7 +104,7 @@ class CodecSpec:
         Raises:
             WireError: a number that stands for no dtype or compression.
         """
-        return cls(_name(DTYPES, message.dtype, "dtype"), _name(COMPRESSIONS, message.compression, "compression"))  # type: ignore[arg-type]
+        return cls(_name(DTYPES, message.dtype, "dtype"), _name(COMPRESSIONS, message.compression, "compression"))
 
 
 def _scale_axis(spec: HasShape) -> int | None:
@@ -147,10 +145,10 @@ def encode(array: np.ndarray, codec: CodecSpec, spec: HasShape | None = None) ->
     if codec.compression == "zstd":
         data = zstandard.ZstdCompressor(level=_LEVEL).compress(data)
     return tensor_pb2.Tensor(
-        dtype=DTYPES[codec.dtype],  # type: ignore[arg-type]
+        dtype=DTYPES[codec.dtype],
         shape=array.shape,
         data=data,
-        compression=COMPRESSIONS[codec.compression],  # type: ignore[arg-type]
+        compression=COMPRESSIONS[codec.compression],
         scales=scales,
     )
 
@@ -219,7 +217,7 @@ def _decompress(data: bytes, size: int) -> bytes:
     return unpacked
 
 
-def _name(table: dict[str, int], number: int, kind: str) -> str:
+def _name(table: Mapping[str, int], number: int, kind: str) -> str:
     for name, value in table.items():
         if value == number:
             return name

@@ -32,7 +32,7 @@ def test_every_option_has_help(command: str) -> None:
 
     group = get_command(cli.app)
     for name in command.split():
-        group = group.commands[name]  # type: ignore[attr-defined]
+        group = group.commands[name]
     assert group.help
     for parameter in group.params:
         assert getattr(parameter, "help", None), f"{command} {parameter.name}"
