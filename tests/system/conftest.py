@@ -20,6 +20,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     from adversary.priors.captions import build_tokenizer
     from adversary.priors.prior import Prior, load_prior
     from splitsight import targets
+    from splitsight.pipeline import EdgePipeline
 
     folder: Path = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
@@ -41,17 +42,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     denoiser = build_denoiser(8, 16, 16, width=32, layers=1)
     Prior(build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), text, tokenizer).save(folder / "tiny")
     prior, target = load_prior(str(folder / "tiny")), targets.load("resnet18")
-    network = InversionNetwork([s.shape for s in target.feature_specs("L8")], prior.latent_shape, width=8, depth=1)
+    edge = EdgePipeline(target, "L8")
+    network = InversionNetwork(edge.specs, prior.latent_shape, width=8, depth=1)
     # what the window solver wants to know of it
-    measure_errors(
-        network, target.head("L8"), prior, np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8)
-    )
+    measure_errors(network, edge, prior, np.random.default_rng(0).integers(0, 256, (64, 64, 64, 3), np.uint8))
     network.save(
         folder / "inversion.safetensors",
         target="resnet18",
         split="L8",
+        head_digest=target.cut("L8").head_digest,
         prior="tiny",
-        target_digest=target.digest,
         prior_digest=prior.latent_digest,
     )
     return ["--prior", str(folder / "tiny"), "--inversion", str(folder / "inversion.safetensors")]

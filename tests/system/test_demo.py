@@ -69,7 +69,7 @@ def assert_gone(children: list[psutil.Process]) -> None:
 
 def assert_readable(out: Path, least: int) -> None:
     recording = Recording.open(out / "recording")
-    assert (recording.session.target, recording.session.split) == ("resnet18", "L8")
+    assert (recording.session.about.target, recording.session.about.split) == ("resnet18", "L8")
     frames = list(recording.frames())
     assert len(frames) >= least
     assert [sequence for sequence, *_ in frames] == list(range(len(frames)))
