@@ -41,9 +41,16 @@ def cosine_basis(n: int) -> Tensor:
     return basis
 
 
-def whitened(values: Tensor, whitener: Tensor) -> Tensor:
-    """``R^{-1/2}`` of one feature, ``(C, C)`` or its diagonal ``(C,)``, applied to values ``(…, C)``."""
-    return values * whitener if whitener.ndim == 1 else values @ whitener.T
+def whitened(values: Tensor, spec: FeatureSpec, whitener: Tensor) -> Tensor:
+    """``R^{-1/2}`` of one feature, ``(C, C)`` or its diagonal ``(C,)``, applied to values ``(B, *shape)``.
+
+    Returns:
+        ``(B, C, …)``, channels first.
+    """
+    columns = spec.channels_last(values).movedim(-1, 1)
+    over = "hw"[: columns.ndim - 2]
+    rule = f"c,bc{over}->bc{over}" if whitener.ndim == 1 else f"kc,bc{over}->bk{over}"
+    return torch.einsum(rule, whitener, columns)
 
 
 def _shrunk(covariance: Tensor, amount: float = 1e-3) -> Tensor:
@@ -59,6 +66,10 @@ class GaussianErrors(nn.Module):
         latent: ``(C, h, w)`` of the prior.
         specs: what crosses the split.
     """
+
+    latent: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, latent: tuple[int, int, int], specs: Sequence[FeatureSpec]) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __all__ = ["entries"]
@@ -104,17 +105,18 @@ def _metrics() -> list[dict[str, Any]]:
 
 
 def _priors() -> list[dict[str, Any]]:
-    from adversary.priors.prior import prior_names
-    from splitsight.artifacts import asset
+    from adversary.priors import PRIORS
 
-    return [{"name": name, "folder": str(asset("priors", name))} for name in prior_names()]
+    # what another package has may have to be made, or fetched, before it has a folder
+    found = PRIORS.sources().items()
+    return [{"name": name, "from": str(at) if isinstance(at, Path) else at.value} for name, at in found]
 
 
 def _scenarios() -> list[dict[str, Any]]:
-    from scenarios.run.spec import read_scenario, scenario_names
+    from scenarios.run.spec import SCENARIOS, read_scenario
 
     demo = {"name": "demo", "about": "one video, three processes, live reconstruction; `splitsight demo`"}
     return [demo] + [
         {"name": name, "about": data.get("about") or data["title"]}
-        for name, data in ((name, read_scenario(name)[0]) for name in scenario_names())
+        for name, data in ((name, read_scenario(name)[0]) for name in SCENARIOS.names())
     ]

@@ -37,8 +37,8 @@ _AT_ONCE = 64
 
 
 def edge_seeds(seed: int, index: Sequence[int]) -> list[int]:
-    """Seeds of the edge's draws for some images of an experiment: they depend on the image alone."""
-    return [(seed << 32) + 7919 * i + 1 for i in index]
+    """Seeds of the edge's draws for some images of an experiment: they depend on its seed and the image alone."""
+    return [(1_000_003 * seed + 7919 * i + 1) % 2**32 for i in index]
 
 
 def _key(about: SessionDescription) -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "fit",
     "image_hash",
     "load_images",
+    "read_classes",
     "to_pixels",
     "to_tensor",
     "write_png",
@@ -507,3 +508,18 @@ def cached_images(sources: Sequence[Path], size: int) -> np.ndarray:
 
 _DECODER = 2
 """To be raised whenever :func:`decode_image` or :func:`fit` give other pixels for the same bytes."""
+
+
+def read_classes(path: Path) -> list[list[str]]:
+    """Synonyms of each class, in label order, from ``label ⟶ WordNet id ⟶ names`` (tab- and comma-separated).
+
+    Raises:
+        UserError: the file is missing or a line is not in that form.
+    """
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [[name.strip() for name in row[2].split(",")] for row in sorted(rows, key=lambda row: int(row[0]))]
+    except (OSError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable class table ({type(error).__name__}): it needs label, id and names on each line"
+        ) from error

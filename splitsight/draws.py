@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,21 +15,24 @@ class Draws:
     """Independent numbers, drawn on the CPU so that a seed means the same anywhere.
 
     Args:
-        seeds: one an image of each batch, whose numbers then depend on nothing else; ``None`` takes the system's
-            entropy, as an edge does: nobody who knows everything but that can repeat them.
+        seeds: one an image of each batch, 0 to 2³² − 1, whose numbers then depend on nothing else; ``None`` takes 128
+            bits of the system's entropy, as an edge does: nobody who knows everything but that can repeat them.
 
     Raises:
-        ValueError: a batch of another size than there are seeds (when drawing).
+        ValueError: a seed of more than 32 bits, of which torch's generator on the CPU ignores all others; a batch of
+            another size than there are seeds (when drawing).
     """
 
     def __init__(self, seeds: Sequence[int] | None = None) -> None:
-        self._apart = seeds is not None
-        self._generators = [torch.Generator().manual_seed(s) for s in seeds or [secrets.randbits(63)]]
+        if any(not 0 <= s < 2**32 for s in seeds or ()):
+            raise ValueError(f"seeds must be from 0 to 2**32 - 1, not {seeds}")
+        self._entropy = np.random.default_rng() if seeds is None else None
+        self._generators = [torch.Generator().manual_seed(s) for s in seeds or ()]
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers of the shape ``(B, …)`` and on the device of ``like``; other ones at each call."""
-        if not self._apart:
-            return torch.randn(like.shape, generator=self._generators[0]).to(like)
+        if self._entropy is not None:
+            return torch.from_numpy(self._entropy.standard_normal(like.shape, np.float32)).to(like)
         if len(self._generators) != len(like):
             raise ValueError(f"{len(self._generators)} seeds were given for a batch of {len(like)} images")
         return torch.stack([torch.randn(like.shape[1:], generator=g) for g in self._generators]).to(like)

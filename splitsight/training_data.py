@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from splitsight.data import IMAGE_SUFFIXES, Labels, cached_images, image_hash
+from splitsight.data import IMAGE_SUFFIXES, Labels, cached_images, image_hash, read_classes
 from splitsight.errors import UserError
 from splitsight.names import files_of, printable
 
@@ -108,8 +108,6 @@ class TrainingSet:
         Raises:
             UserError: labels are names that the table of classes lacks, or numbers beyond it.
         """
-        from splitsight.targets import read_classes
-
         names = None if self.classes is None else read_classes(self.classes)
         found = [Labels(*self._rows(shard)).numbers(names) for shard in self.shards]
         for shard, labels in zip(self.shards, found, strict=True):

@@ -11,6 +11,7 @@ import signal
 import struct
 import time
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ from splitsight.data import (
 )
 from splitsight.devices import pick_device
 from splitsight.errors import UserError, unknown_name
-from splitsight.registry import Registry
+from splitsight.registry import PathRegistry, Registry
 from splitsight.training import (
     Best,
     Budget,
@@ -77,17 +78,78 @@ def test_registry():
         registry.get("pear")
 
 
-def test_entry_points_fill_a_registry(monkeypatch):
-    class Point:
-        name = "pear"
+class Point:
+    """An entry point that names ``found``, or raises it."""
 
-        def load(self):
-            return "a pear"
+    value = "outside.fruit:thing"
 
-    monkeypatch.setattr(
-        "splitsight.registry.entry_points", lambda group: [Point()] if group == "splitsight.fruits" else []
-    )
+    def __init__(self, name, found):
+        self.name, self.found = name, found
+
+    def load(self):
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+@pytest.fixture
+def declare(monkeypatch):
+    """Declare entry points of the group ``splitsight.fruits``."""
+
+    def declare(*points):
+        monkeypatch.setattr(
+            "splitsight.registry.entry_points", lambda group: points if group == "splitsight.fruits" else ()
+        )
+
+    return declare
+
+
+def test_entry_points_fill_a_registry(declare):
+    declare(Point("pear", "a pear"))
     assert Registry("fruit").get("pear") == "a pear"
+
+
+def test_an_entry_point_that_cannot_be_used_is_named(declare):
+    registry = Registry("fruit")
+    registry.register("plum")("a plum")
+    declare(Point("pear", ImportError("no module\nnamed pear")))
+    for _ in range(2):  # and again, rather than a registry without it
+        with pytest.raises(UserError, match=r"fruit 'pear' .* \(outside.fruit:thing\) cannot be loaded .*named pear\)"):
+            registry.names()
+    declare(Point("plum", "another plum"))
+    with pytest.raises(UserError, match=r"fruit 'plum' .* has a name that is taken"):
+        registry.names()
+    declare(Point("pear", SimpleNamespace(name="apple")))
+    with pytest.raises(UserError, match=r"fruit 'pear' .* calls itself 'apple'"):
+        registry.names()
+
+
+def test_paths_by_name(declare, tmp_path):
+    def made():
+        (tmp_path / "made").mkdir()
+        return tmp_path / "made"
+
+    registry = PathRegistry("fruit", lambda: {"plum": tmp_path / "plum"})
+    declare(Point("pear", made), Point("apple", str(tmp_path)))
+    assert registry.names() == ["apple", "pear", "plum"] and not (tmp_path / "made").exists()
+    assert [registry.get(name) for name in registry.names()] == [tmp_path, tmp_path / "made", tmp_path / "plum"]
+    with pytest.raises(UserError, match="unknown fruit 'cherry': choose one of apple, pear, plum"):
+        registry.get("cherry")
+    with pytest.raises(UserError, match=r"fruit 'pear' .* cannot be found .FileExistsError"):
+        registry.get("pear")
+
+
+@pytest.mark.parametrize("found", [3, None, lambda: "/nowhere/at/all"])
+def test_what_is_no_path_is_refused(declare, found):
+    declare(Point("pear", found))
+    with pytest.raises(UserError, match=r"fruit 'pear' .* is no path that exists"):
+        PathRegistry("fruit", dict).get("pear")
+
+
+def test_a_path_whose_name_is_taken_is_refused(declare, tmp_path):
+    declare(Point("plum", tmp_path))
+    with pytest.raises(UserError, match="has a name that is taken"):
+        PathRegistry("fruit", lambda: {"plum": tmp_path}).names()
 
 
 # ---------------------------------------------------------------- artifacts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def train_inversion(
             network.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{start} has another shape than this network: give another --start, or none") from error
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     pipeline.to(device)
     prior.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -159,7 +160,7 @@ def train_inversion(
                     }
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
-    network = average.module.eval()
+    network = cast(InversionNetwork, average.module.eval())
     figures = inversion_quality(network, pipeline, prior, held[:2000])
     # as trained, so that they hold for photographs and for video
     measure_errors(network, pipeline, prior, flattened(images[-2000:], 0.5, generator.manual_seed(seed)))

@@ -31,6 +31,7 @@ from google.protobuf.message import DecodeError
 
 from splitsight.data import decode_image, encode_png, fit, image_hash
 from splitsight.errors import UserError
+from splitsight.files import read_parquet
 from splitsight.wire.channels import channel, parse_address
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import WireError, decode
@@ -230,7 +231,7 @@ def _impossible(session: SessionDescription) -> str | None:
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """Seconds after which a refusal for its rate should be asked again; ``None`` for any other refusal."""
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = {str(entry.key): str(entry.value) for entry in error.trailing_metadata() or ()}
     if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or trailing.get("splitsight-reason") != "rate":
         return None
     return max(0.001, int(trailing.get("splitsight-retry-ms", "100")) / 1000)
@@ -331,7 +332,7 @@ class QueryStore:
         found = sorted((int(m[1]), p) for p in self.folder.iterdir() if (m := _PART.fullmatch(p.name)))
         for _, part in found:
             try:
-                rows = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None).to_pylist()
+                rows = read_parquet(part, ["sha256", "role", "clip", "frame"]).to_pylist()
                 keys = {(r["sha256"], r["clip"], r["frame"]): r["role"] for r in rows}
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 self.skipped.append(f"{part.name} is damaged ({type(error).__name__})")
@@ -390,7 +391,7 @@ class QueryStore:
         windows: dict[int, dict[int, tuple[Path, int, tuple[str, int, int]]]] = {}
         seen: set[tuple[str, int, int]] = set()
         for part in self._parts:
-            table = pq.read_table(part, columns=["sha256", "role", "clip", "frame"], partitioning=None)
+            table = read_parquet(part, ["sha256", "role", "clip", "frame"])
             for i, r in enumerate(table.to_pylist()):
                 key = (r["sha256"], r["clip"], r["frame"])
                 if r["role"] != role or key in seen:
@@ -428,7 +429,7 @@ class QueryStore:
         opened: Path | None = None
         for part, row, key in found[:count]:
             if part != opened:
-                opened, table = part, pq.read_table(part, columns=["image", "caption", "features"], partitioning=None)
+                opened, table = part, read_parquet(part, ["image", "caption", "features"])
             cell = table.slice(row, 1).to_pylist()[0]
             try:
                 image = decode_image(cell["image"]["bytes"], f"a picture of {part}")

@@ -54,8 +54,8 @@ class LatentNetwork(InversionNetwork):
     def without_surrogate(self) -> None:
         """Leave out what only a fit through a surrogate reads; at L16 it is as large as the network."""
         assert self.errors is not None
-        latent = self.errors.latent
-        self.expect_errors(features=False).to(latent.device).latent.copy_(latent)
+        latent = self.errors.get_buffer("latent")
+        self.expect_errors(features=False).to(latent.device).get_buffer("latent").copy_(latent)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)``, as they were tapped → latents ``(B, C, h, w)``."""
@@ -90,6 +90,8 @@ class Surrogate(nn.Module):
         features: the tensors that cross the split.
         image: side of the images, in pixels.
     """
+
+    rectified: Tensor
 
     def __init__(self, features: Sequence[FeatureSpec], image: int) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ def _block(channels: int, out: int, kernel: int = 3, stride: float = 1) -> nn.Se
         layers.append(nn.Conv2d(channels, out, kernel, 2, (kernel - 1) // 2, bias=False))
     else:
         before, after = (kernel - 1) // 2, kernel // 2
-        layers += [nn.ZeroPad2d((before, after) * 2), nn.Conv2d(channels, out, kernel, bias=False)]
+        layers += [nn.ZeroPad2d((before, after, before, after)), nn.Conv2d(channels, out, kernel, bias=False)]
     return nn.Sequential(*layers, nn.BatchNorm2d(out), nn.ReLU())
 
 

@@ -35,11 +35,12 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from adversary.priors import PRIORS
 from adversary.priors.pixels import PixelDenoiser
-from splitsight.artifacts import asset, digest
+from splitsight.artifacts import digest
 from splitsight.errors import UserError, unknown_name
 
-__all__ = ["EMBEDDED", "Prior", "Text", "load_prior", "prior_names"]
+__all__ = ["EMBEDDED", "Prior", "Text", "load_prior"]
 
 EMBEDDED = "small"
 """Name of the prior that ships with the package."""
@@ -107,10 +108,14 @@ class Prior(nn.Module):
         self._empty: Text | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Prior:
+    def from_folder(cls, folder: Path, name: str | None = None) -> Prior:
         """Load a prior in diffusers layout (sub-folders ``vae``, ``transformer`` or ``unet``, ``scheduler``, …).
 
         A sub-folder ``pixel_denoiser`` is optional.
+
+        Args:
+            folder: where it is.
+            name: shown in summaries; the folder's by default.
 
         Raises:
             UserError: a part is missing, unreadable, or of a kind that is not supported.
@@ -136,7 +141,7 @@ class Prior(nn.Module):
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
-                how = {"low_cpu_mem_usage": False} if issubclass(kind, nn.Module) else {}
+                how = {"low_cpu_mem_usage": False} if part != "scheduler" else {}
                 loaded = kind.from_pretrained(folder / part, **how)
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded
@@ -150,7 +155,8 @@ class Prior(nn.Module):
             ) from error
         second = folder / "pixel_denoiser"
         pixels = PixelDenoiser.from_folder(second) if second.is_dir() else None
-        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, folder.name, pixels)
+        name = name or folder.name
+        return cls(parts["vae"], parts["denoiser"], parts["scheduler"], text_encoder, tokenizer, name, pixels)
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
@@ -286,20 +292,14 @@ class Prior(nn.Module):
         return (x - s * out) / a
 
 
-def prior_names() -> list[str]:
-    """Names of the embedded priors."""
-    root = asset("priors")
-    return sorted(p.name for p in root.iterdir() if (p / "vae").is_dir()) if root.is_dir() else []
-
-
 def load_prior(name: str) -> Prior:
-    """An embedded prior by name, or any folder in diffusers layout by path.
+    """A prior by name (``splitsight list priors``), or any folder in diffusers layout by path.
 
     Raises:
         UserError: neither such a name nor such a folder, or the folder is damaged.
     """
-    if name in prior_names():
-        return Prior.from_folder(asset("priors", name))
+    if name in PRIORS.names():
+        return Prior.from_folder(PRIORS.get(name), name)
     if "/" in name or Path(name).is_dir():
         return Prior.from_folder(Path(name))
-    raise unknown_name("prior", name, prior_names())
+    raise unknown_name("prior", name, PRIORS.names())

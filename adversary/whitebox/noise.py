@@ -70,12 +70,12 @@ def shrunk(
             moved.append(z)
             left.append(sigma)
             continue
-        values = spec.channels_last(z)
-        mean = values.mean(0, keepdim=True)
-        distance = (values - mean).square().mean(-1, keepdim=True)
+        mean = z.mean(0, keepdim=True)
+        squares = spec.channels_last((z - mean).square())
+        distance = squares.mean(-1, keepdim=True)
         alone = sigma**2 * (frames - 1) / frames
         kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
-        moved.append(spec.from_channels_last(mean + kept * (values - mean)).contiguous())
+        moved.append(mean + spec.from_channels_last(kept.expand_as(squares)) * (z - mean))
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
 

@@ -125,8 +125,8 @@ class WhitenedMatch:
         total = images.new_zeros(len(images))
         pairs = zip(self.pipeline(images), self.features, strict=True)
         for spec, w, (found, z) in zip(self.errors.specs, self.whiteners, pairs, strict=True):
-            white = spec.from_channels_last(whitened(spec.channels_last(found - z), w))
-            total = total + 0.5 * white.reshape(len(white), -1).square().sum(1)
+            white = whitened(found - z, spec, w)
+            total = total + 0.5 * white.flatten(1).square().sum(1)
         return total
 
 

@@ -100,7 +100,7 @@ def cell_summaries(
                 noise=_ratio(cell.defense),
                 options=cell.options
                 | ({"queries": cell.queries} if cell.queries else {})
-                | ({"training": cell.training} if cell.training else {}),
+                | ({"training": cell.training_name} if cell.training else {}),
                 n=len(own),
                 planned=planned.get(cell_id(i), len(own)),
                 **further,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,9 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from splitsight.errors import UserError
+from splitsight.registry import PathRegistry
 from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
+    "SCENARIOS",
     "Cell",
     "Comparison",
     "Data",
@@ -29,7 +30,6 @@ __all__ = [
     "load_scenario",
     "read_scenario",
     "renamed",
-    "scenario_names",
 ]
 
 _SUFFIX = ".yaml"
@@ -108,7 +108,8 @@ class Cell(_Part):
             section it is the package's, or the cache's.
         trained: take the scenario's own network; ``false`` for the package's or the cache's.
         queries: pictures that the network learnt from; ``None`` for as many as ``train`` says.
-        training: named setting of its training; ``None`` for the default.
+        training: named setting of its training, or values laid over one (the key ``setting`` says which one); ``None``
+            for the default.
         optional: leave the cell out, and say so, where this machine cannot run it (no such network).
         label: how tables call it; made from the rest by default.
     """
@@ -126,7 +127,7 @@ class Cell(_Part):
     network: Path | None = None
     trained: bool = True
     queries: int | None = Field(default=None, ge=16)
-    training: str | None = None
+    training: str | dict[str, Any] | None = None
     optional: bool = False
     label: str | None = None
 
@@ -146,6 +147,14 @@ class Cell(_Part):
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def training_name(self) -> str:
+        """How tables call its training; empty for the default."""
+        if not isinstance(self.training, dict):
+            return self.training or ""
+        changed = [f"{key} {_short(value)}" for key, value in self.training.items() if key != "setting"]
+        return ", ".join([*filter(None, [self.training.get("setting")]), *changed])
+
+    @property
     def name(self) -> str:
         """How tables call it, beside its split."""
         if self.label:
@@ -153,7 +162,7 @@ class Cell(_Part):
         parts = [self.method, self.setting or ""]
         parts += [f"{key} {_short(value)}" for key, value in self.options.items()]
         if self.training:
-            parts.append(f"trained {self.training}")
+            parts.append(f"trained {self.training_name}")
         if self.queries:
             parts.append(f"{self.queries} queries")
         if not self.trained:
@@ -379,13 +388,12 @@ def _values(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _folder() -> Any:
-    return files("scenarios")
+def _own() -> dict[str, Path]:
+    return {file.stem: file for file in Path(__file__).parents[1].glob(f"*{_SUFFIX}")}
 
 
-def scenario_names() -> list[str]:
-    """Names of the scenarios in the package, sorted."""
-    return sorted(f.name.removesuffix(_SUFFIX) for f in _folder().iterdir() if f.name.endswith(_SUFFIX))
+SCENARIOS = PathRegistry("scenario", _own)
+"""Scenarios by name: those of this package, and those that others name by an entry point ``splitsight.scenarios``."""
 
 
 def _text(scenario: str) -> tuple[str, str]:
@@ -394,13 +402,16 @@ def _text(scenario: str) -> tuple[str, str]:
     try:
         if path.suffix in (_SUFFIX, ".yml"):
             return path.read_text(encoding="utf-8"), path.stem
-        if scenario in scenario_names():
-            return (_folder() / f"{scenario}{_SUFFIX}").read_text(encoding="utf-8"), scenario
+        if scenario in SCENARIOS.names():
+            path = SCENARIOS.get(scenario)
+            return path.read_text(encoding="utf-8"), scenario
     except OSError as error:
         raise UserError(f"the scenario {path} cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file: a scenario is YAML in UTF-8") from error
-    raise UserError(f"unknown scenario '{scenario}': choose one of {', '.join(scenario_names())}, or give a .yaml file")
+    raise UserError(
+        f"unknown scenario '{scenario}': choose one of {', '.join(SCENARIOS.names())}, or give a .yaml file"
+    )
 
 
 def read_scenario(scenario: str) -> tuple[dict[str, Any], str]:

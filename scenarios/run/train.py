@@ -23,7 +23,7 @@ from adversary.attacks import ATTACKS
 from adversary.attacks.blackbox import NetAttack, method_of
 from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
-from adversary.blackbox.queries import QueryStore
+from adversary.blackbox.queries import QueryStore, Role
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario
@@ -144,7 +144,8 @@ def job_of(
     configured = attack.configured(cell.setting, target=about.target, split=cell.split, changes=cell.options)
     method = method_of(attack.method)
     frames = scenario.data.frames if attack.windowed else 1
-    setting, changes = (cell.training, {}) if not isinstance(cell.training, dict) else _setting_of(cell.training)
+    changes = dict(cell.training) if isinstance(cell.training, dict) else {"setting": cell.training}
+    setting = changes.pop("setting", None)
     values = method.training(setting, changes)[1]
     made = Made(
         method=attack.method,
@@ -197,12 +198,6 @@ def job_of(
         text=made.text,
         **decides,
     )
-
-
-def _setting_of(training: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Of a cell's ``training`` with values: the setting that they start from, and the values."""
-    values = dict(training)
-    return values.pop("setting", None), values
 
 
 def jobs(
@@ -351,7 +346,7 @@ def _asked(job: TrainingJob) -> bool:
     if not (pairs / "oracle.json").is_file():
         return False
     store = QueryStore.open(pairs)
-    wanted = (("train", job.queries), ("test", job.test_queries))
+    wanted: tuple[tuple[Role, int], ...] = (("train", job.queries), ("test", job.test_queries))
     return all(store.count(role, job.frames) >= count for role, count in wanted)
 
 

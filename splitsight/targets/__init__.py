@@ -8,7 +8,7 @@ family may give points the names that its literature uses, and may cut those by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from splitsight.artifacts import digest, load_weights
+from splitsight.data import read_classes
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.registry import Registry
@@ -244,7 +245,8 @@ class Target:
         return self
 
 
-TARGETS: Registry[type[Target]] = Registry("target", __name__)
+TARGETS: Registry[Callable[[Path | None], Target]] = Registry("target", __name__)
+"""What takes a file of weights, ``None`` for the embedded ones; as a rule a class that derives from :class:`Target`."""
 
 
 def load(name: str, weights: Path | None = None) -> Target:
@@ -317,18 +319,3 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} does not hold a state dict: save model.state_dict() into it")
     state = {str(k).removeprefix("module."): v for k, v in state.items()}
     return {k: (v.float() if v.is_floating_point() else v) for k, v in state.items()}
-
-
-def read_classes(path: Path) -> list[list[str]]:
-    """Synonyms of each class, in label order, from ``label ⟶ WordNet id ⟶ names`` (tab- and comma-separated).
-
-    Raises:
-        UserError: the file is missing or a line is not in that form.
-    """
-    try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [[name.strip() for name in row[2].split(",")] for row in sorted(rows, key=lambda row: int(row[0]))]
-    except (OSError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable class table ({type(error).__name__}): it needs label, id and names on each line"
-        ) from error

@@ -4,7 +4,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from tiny import TinyTarget
+from torch import nn
 from typer.testing import CliRunner
 
 from adversary import training
@@ -12,11 +12,15 @@ from adversary.blackbox import inversion
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_file, load_inversion
 from adversary.priors.captions import WORDS, build_tokenizer, caption, measure, read_class_names
 from adversary.priors.prior import load_prior
+from adversary.training import train_inversion_command
 from scenarios.cli import app
 from splitsight.artifacts import save_weights
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.pipeline import EdgePipeline
+from splitsight.targets import Normalize, Target
+from splitsight.tasks.classify import Classify
+from splitsight.training import Budget
 
 
 def _words(image):
@@ -104,23 +108,72 @@ def test_the_package_comes_before_the_cache_and_a_folder_serves(kept):
     with pytest.raises(UserError, match="other weights of F1"):
         load(head_digest="d" * 64)
     assert load(head_digest="c" * 64, path=package.parent).width == 8
+    # against a defence, the network that was trained for it, else the one for undefended features, which says so
+    defended = {**WEIGHTS, "defense": "gaussian:sigma=1"}
+    assert load(**defended).defense == "identity"
+    _network().save(inversion_file("net", "L8", "small", **defended), **about, **defended)
+    assert load(**defended).defense == "gaussian:sigma=1"
     with pytest.raises(NoInversionNetwork, match="against 'gaussian:sigma=1'"):
-        load(defense="gaussian:sigma=1")
+        load_inversion("net", "L4", "small", **defended)
 
 
-def test_what_is_missing_is_trained_by_the_command_that_the_message_names(kept, monkeypatch, pictures, flow_prior):
+def test_what_is_missing_is_trained_by_the_command_that_the_message_names(
+    kept, monkeypatch, pictures, flow_prior, tiny_target
+):
     with pytest.raises(NoInversionNetwork) as caught:
         load_inversion("tiny", "S2", "tiny", defense="gaussian:ratio=0.5", **WEIGHTS)
     command = shlex.split(re.search("`splitsight (.*)`", str(caught.value))[1])
     flow_prior.save(kept / "tiny")
     replaced = {"DIR": str(pictures), "tiny": str(kept / "tiny")}
     arguments = [replaced.get(word, word) if command[i - 1] != "--target" else word for i, word in enumerate(command)]
-    monkeypatch.setattr(training.targets, "load", lambda name, weights: TinyTarget())
+    monkeypatch.setattr(training.targets, "load", lambda name, weights: tiny_target)
     # the same, cut short
     arguments[arguments.index("--minutes") :] = ["--steps", "2"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    about = EdgePipeline(TinyTarget(), "S2", "gaussian:ratio=0.5").description()
+    about = EdgePipeline(tiny_target, "S2", "gaussian:ratio=0.5").description()
     weights = {"head_digest": about.head_digest, "prior_digest": load_prior(str(kept / "tiny")).latent_digest}
     network = load_inversion("tiny", "S2", "tiny", defense=about.defense, **weights)
     assert network.features == about.features and network.errors is not None
+
+
+class _Wide(Target):
+    """Two tensors that cross, of an image of 32 pixels."""
+
+    def __init__(self):
+        torch.manual_seed(1)
+        super().__init__("wide", nn.Conv2d(3, 4, 1), Normalize([0.5] * 3, [0.25] * 3), Classify(["a"]), 32)
+
+    def points(self):
+        return ["S1"]
+
+    def halves(self, point):
+        class Two(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, x):
+                z = self.model(x)
+                return nn.functional.avg_pool2d(z, 4), z.flatten(2).mean(2)
+
+        return Two(self.model), nn.Identity()
+
+
+@pytest.mark.parametrize("minutes", [None, 1.0])
+def test_a_target_of_another_size_than_the_priors_is_inverted(kept, monkeypatch, pictures, flow_prior, minutes):
+    flow_prior.save(kept / "tiny")
+    monkeypatch.setattr(training.targets, "load", lambda name, weights: _Wide())
+    monkeypatch.setattr(training, "load_prior", lambda name: flow_prior)
+    budgets = []
+    monkeypatch.setattr(training, "Budget", lambda *given: budgets.append(given) or Budget(steps=3))
+    file = train_inversion_command(data=pictures, target="wide", minutes=minutes, out=None if minutes else kept / "out")
+    # without a budget, half an hour; without a split, the middle one
+    assert budgets == [((minutes or training.MINUTES) * 60, None)] and "wide-S1-tiny" in file.name
+    about = EdgePipeline(_Wide(), "S1").description()
+    weights = {"head_digest": about.head_digest, "prior_digest": flow_prior.latent_digest}
+    network = load_inversion("wide", "S1", "tiny", path=None if minutes else file, **weights)
+    z = EdgePipeline(_Wide(), "S1")(torch.rand(2, 3, 32, 32))
+    assert flow_prior.decode(network(z)).shape == (2, 3, 16, 16)
+    assert [tuple(spec.shape) for spec in network.features] == [(4, 8, 8), (4,)]
+    assert "splitsight train inversion --target wide --split S1" in next(kept.rglob("README.md")).read_text()

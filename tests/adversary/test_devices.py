@@ -60,7 +60,7 @@ def _problem(prior, device, noise=0.0):
     z = z + noise * torch.randn_like(z)
     prior.to(device)
     network.requires_grad_(False).to(device)
-    return Problem(prior, head.to(device), [z.to(device)], lambda: network)
+    return Problem([z.to(device)], head.to(device), prior=prior, initial=lambda: network)
 
 
 CASES = [
@@ -80,11 +80,11 @@ CASES = [
 @pytest.mark.parametrize(("method", "setting", "changes"), CASES)
 def test_an_attack_computes_where_its_features_are_and_finds_the_same(flow_prior, elsewhere, method, setting, changes):
     attack = ATTACKS.get(method)
-    values = attack.setting(setting)[1]
-    values |= {key: value for key, value in QUICK.items() if key in values} | changes
+    quick = {key: value for key, value in QUICK.items() if key in attack.Settings.model_fields}
+    attack = attack.configured(setting, changes=quick | changes)
     noise = 0.3 if attack.windowed else 0.0
-    here = attack().solve(_problem(flow_prior, "cpu", noise), **values)
-    there = attack().solve(_problem(flow_prior, elsewhere, noise), **values)
+    here = attack.reconstruct(_problem(flow_prior, "cpu", noise))
+    there = attack.reconstruct(_problem(flow_prior, elsewhere, noise))
     assert here.images.device.type == "cpu" and there.images.device == elsewhere
     assert there.images.cpu().numpy() == pytest.approx(here.images.numpy(), abs=2e-3)
     assert there.loss == pytest.approx(here.loss, rel=1e-3, nan_ok=True)
@@ -92,17 +92,16 @@ def test_an_attack_computes_where_its_features_are_and_finds_the_same(flow_prior
 
 def test_the_preview_and_the_live_window_too(flow_prior, elsewhere):
     for method, changes in (("preview", {}), ("window", {"inner": 3, "pixels": 3})):
-        attack = ATTACKS.get(method)
-        values = attack.setting(None)[1] | changes
-        here = attack().solve(_problem(flow_prior, "cpu"), **values)
-        there = attack().solve(_problem(flow_prior, elsewhere), **values)
+        attack = ATTACKS.get(method).configured(changes=changes)
+        here = attack.reconstruct(_problem(flow_prior, "cpu"))
+        there = attack.reconstruct(_problem(flow_prior, elsewhere))
         assert there.images.cpu().numpy() == pytest.approx(here.images.numpy(), abs=2e-3)
 
 
 def test_prompts_are_chosen_from_there(flow_prior, elsewhere):
     problem = _problem(flow_prior, elsewhere)
-    values = ATTACKS.get("dmb").setting("tuned")[1] | {"iterations": 2, "steps": 1}
-    found = solve_with_prompts(ATTACKS.get("dmb")(), problem, embed_prompts(flow_prior, ["goldfish", "panda"]), values)
+    attack = ATTACKS.get("dmb").configured("tuned", changes={"iterations": 2, "steps": 1})
+    found = solve_with_prompts(attack, problem, embed_prompts(flow_prior, ["goldfish", "panda"]))
     assert found.answer.images.shape == (2, 3, 16, 16) and len(found.won) == 2
 
 

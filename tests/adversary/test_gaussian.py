@@ -157,7 +157,7 @@ def test_features_of_any_layout_are_whitened(shape):
     whitener = errors.whitener(0)
     # a full covariance only where it is small
     assert whitener.shape == ((spec.channels,) if spec.channels > 1024 else (spec.channels, spec.channels))
-    white = whitened(spec.channels_last(residual), whitener)
+    white = whitened(residual, spec, whitener).movedim(1, -1)
     assert white.shape[-1] == spec.channels
     torch.testing.assert_close(
         white.reshape(-1, spec.channels).square().mean(0), torch.ones(spec.channels), atol=0.02, rtol=0

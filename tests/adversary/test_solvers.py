@@ -6,13 +6,11 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from adversary.live.engine import Engine, WindowSettings
-from adversary.live.windows import Observation, Window, Windower
-from adversary.whitebox.clock import Clock
+from adversary.callback import Callback
+from adversary.live.windows import Observation, Windower
 from adversary.whitebox.solvers import adam, lbfgs, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, Pull, TemporalSmoothing
+from adversary.whitebox.terms import FeatureMatch, Proximal, TemporalSmoothing
 from adversary.whitebox.variables import Noise, Variable
-from splitsight.errors import UserError
 
 
 class _Plain(Variable):
@@ -30,23 +28,23 @@ class _Head(nn.Module):
 
 def test_adam_finds_the_minimum_of_a_quadratic_and_reports_it():
     target = torch.rand(2, 3, 4, 4)
-    outcome = adam(_Plain(torch.zeros_like(target)), [Pull(target, 2.0)], iterations=300, lr=0.05)
+    outcome = adam(_Plain(torch.zeros_like(target)), [Proximal(target, 2.0)], iterations=300, lr=0.05)
     torch.testing.assert_close(outcome.images, target, atol=1e-2, rtol=0)
     assert outcome.iterations == 300 and outcome.losses[-1] < 1e-3 * outcome.losses[0]
 
 
 def test_adam_returns_the_best_value_of_each_frame_not_the_last():
     target = torch.rand(1, 3, 4, 4)
-    outcome = adam(_Plain(target), [Pull(target, 1.0)], iterations=5, lr=1.0)
+    outcome = adam(_Plain(target), [Proximal(target, 1.0)], iterations=5, lr=1.0)
     torch.testing.assert_close(outcome.value, target)
 
 
 def test_adam_stops_at_the_deadline_with_an_answer():
     outcome = adam(
         _Plain(torch.rand(1, 3, 4, 4)),
-        [Pull(torch.zeros(1, 3, 4, 4), 1.0)],
+        [Proximal(torch.zeros(1, 3, 4, 4), 1.0)],
         iterations=10**9,
-        deadline=time.monotonic() + 0.2,
+        callback=Callback(time.monotonic() + 0.2),
     )
     assert 0 < outcome.iterations < 10**9 and outcome.images.shape == (1, 3, 4, 4)
 
@@ -135,7 +133,7 @@ class _Time:
     def __init__(self):
         self.at = 0.0
 
-    def monotonic(self):
+    def __call__(self):
         self.at += 0.001
         return self.at
 
@@ -143,15 +141,8 @@ class _Time:
         self.at += seconds
 
 
-@pytest.fixture
-def slow_time(monkeypatch):
-    found = _Time()
-    monkeypatch.setattr("adversary.whitebox.clock.time", found)
-    return found
-
-
-def test_a_clock_stands_still_while_somebody_looks(slow_time):
-    seen = []
+def test_time_stands_still_while_somebody_looks():
+    seen, slow_time = [], _Time()
 
     def look(seconds, images):
         seen.append((seconds, images.clone()))
@@ -159,7 +150,11 @@ def test_a_clock_stands_still_while_somebody_looks(slow_time):
 
     target = torch.rand(1, 3, 4, 4)
     outcome = adam(
-        _Plain(torch.zeros_like(target)), [Pull(target, 1.0)], iterations=200, lr=0.05, clock=Clock(look, growth=0.3)
+        _Plain(torch.zeros_like(target)),
+        [Proximal(target, 1.0)],
+        iterations=200,
+        lr=0.05,
+        callback=Callback(look=look, growth=0.3, clock=slow_time),
     )
     assert 5 < len(seen) < 200 and 0.2 < outcome.seconds < 20
     times = [t for t, _ in seen]
@@ -169,16 +164,36 @@ def test_a_clock_stands_still_while_somebody_looks(slow_time):
     assert all(b <= a + 1e-6 for a, b in itertools.pairwise(errors)) and errors[-1] < errors[0]
 
 
-def test_looking_does_not_use_up_the_time_before_a_deadline(slow_time):
-    clock = Clock(lambda seconds, images: slow_time.sleep(20), growth=0)
+def test_looking_does_not_use_up_the_time_before_a_deadline():
+    slow_time = _Time()
+    callback = Callback(look=lambda seconds, images: slow_time.sleep(20), growth=0, clock=slow_time)
+    callback.deadline = callback.now() + 0.25
     outcome = adam(
         _Plain(torch.rand(1, 3, 4, 4)),
-        [Pull(torch.zeros(1, 3, 4, 4), 1.0)],
+        [Proximal(torch.zeros(1, 3, 4, 4), 1.0)],
         iterations=10,
-        deadline=clock.now() + 0.25,
-        clock=clock,
+        callback=callback,
     )
     assert outcome.iterations == 10
+
+
+def test_a_part_has_its_share_of_the_time_and_counts_on():
+    now, told, seen = [100.0], [], []
+    whole = Callback(
+        110.0, progress=lambda *step: told.append(step), look=lambda *_: seen.append(1), growth=0, clock=lambda: now[0]
+    )
+    half = whole.part(0.5, done=3, planned=20, shown=False)
+    quarter = half.part(0.5, done=2, planned=7)
+    assert (whole.left, half.left, quarter.left) == (10, 5, 2.5)
+    quarter.step(1, 4, 0.5)
+    whole.step(1, 4, 0.5)
+    assert told == [(6, 20, 0.5), (1, 4, 0.5)]
+    for callback in (quarter, half, whole):
+        callback.show(lambda: torch.zeros(1))
+    assert len(seen) == 1
+    now[0] = 103.0
+    assert quarter.late() and not half.late()
+    assert half.part(0.5).left == 1.0 and Callback().left == float("inf") and not Callback().part(0.1).late()
 
 
 def _problem(prior, frames=4):
@@ -244,66 +259,12 @@ def test_with_a_seed_a_frame_an_answer_does_not_depend_on_the_other_frames(flow_
     torch.testing.assert_close(every.images[1:2], one.images, atol=1e-3, rtol=0)
 
 
-def test_the_term_that_pulls_towards_the_anchor_can_be_replaced(flow_prior):
+def test_the_last_round_is_kept_near_the_anchor(flow_prior):
     _, head, z = _problem(flow_prior, 1)
     start = torch.zeros(1, *flow_prior.latent_shape)
-    asked = []
-
-    def proximal(target, weight):
-        asked.append((target, weight))
-        return Pull(target, 1e6)
-
-    outcome = plug_and_play(
-        flow_prior, start, FeatureMatch(head, z), levels=(0.5, 0.0), inner=5, pull=0.25, proximal=proximal
-    )
-    assert len(asked) == 1 and asked[0][1] == 0.25 and torch.equal(asked[0][0], start)
+    options = {"levels": (0.5, 0.0), "inner": 5, "proximal_weight": lambda level: 0.25 if level else 1e6}
+    outcome = plug_and_play(flow_prior, start, FeatureMatch(head, z), **options)
     assert outcome.value.abs().max() < 0.05
-
-
-def _frames(z, latents=None):
-    return [
-        Observation(
-            i,
-            i * 500_000,
-            time.monotonic(),
-            tuple(t[i : i + 1] for t in z),
-            None if latents is None else latents[i : i + 1],
-        )
-        for i in range(len(z[0]))
-    ]
-
-
-@pytest.mark.parametrize("solver", ["pnp", "dmb"])
-def test_engine_answers_before_its_deadline_with_either_solver(flow_prior, solver):
-    _, head, z = _problem(flow_prior)
-    engine = Engine(flow_prior, head, None, WindowSettings(solver=solver, iterations=10**6, inner=10**6))
-    window = Window(0, _frames(z), True)
-    engine.refine(window, deadline=time.monotonic() + 0.3)
-    begin = time.monotonic()
-    result = engine.refine(window, deadline=begin + 0.6)
-    assert time.monotonic() - begin < 1.5
-    assert result.images.shape == (4, 3, 16, 16) and result.iterations > 0 and result.model_evaluations > 0
-
-
-def test_plug_and_play_without_previews_starts_from_nearly_pure_noise(flow_prior):
-    _, head, z = _problem(flow_prior)
-    window = Window(0, _frames(z), True)
-
-    def answer(window=window, **changes):
-        settings = WindowSettings.of("pnp", inner=3, smoothing=0.0, **changes)
-        return Engine(flow_prior, head, None, settings).refine(window).images
-
-    unaided = answer(unaided_levels=(0.8, 0.3))
-    assert torch.equal(unaided, answer(unaided_levels=(0.8, 0.3), levels=(0.1,)))
-    assert not torch.equal(unaided, answer(unaided_levels=(0.1,)))
-    latents = flow_prior.encode(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
-    with_previews = Window(0, _frames(z, latents), True)
-    assert torch.equal(answer(with_previews), answer(with_previews, unaided_levels=(0.1,)))
-
-
-def test_unknown_window_solver_is_named(flow_prior):
-    with pytest.raises(UserError, match="unknown window solver 'x'"):
-        Engine(flow_prior, _Head(), None, WindowSettings(solver="x"))
 
 
 def _observe(windower, times_ms):

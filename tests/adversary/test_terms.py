@@ -17,6 +17,7 @@ from adversary.whitebox.terms import (
 )
 from adversary.whitebox.variables import normalised
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 
 class _Head(nn.Module):
@@ -149,7 +150,7 @@ def test_temporal_smoothing_keeps_windows_apart():
 def test_agreement_lifts_the_pull_only_where_features_moved():
     z = torch.ones(4, 16, 8, 8)
     z[3, :, :4] = -2
-    weight = agreement([z], 8)
+    weight = agreement([z], [FeatureSpec("z", (16, 8, 8))], 8)
     assert weight.shape == (4, 1, 8, 8)
     assert weight[3, 0, 0].max() < 0.01 and weight[:3].min() > 0.99 and weight[3, 0, -1].min() > 0.99
     u = torch.randn(4, 2, 8, 8)

@@ -4,18 +4,21 @@ import json
 import math
 import re
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from fake_oracle import FakeOracle, features
 from safetensors.torch import load_file
+from torch import nn
 
 from adversary.attacks import ATTACKS, Problem
-from adversary.attacks.blackbox import method_of, methods
+from adversary.attacks.blackbox import NetAttack, method_of, methods
 from adversary.blackbox._batches import Batch
 from adversary.blackbox.command import PairOptions, train_pairs_command
-from adversary.blackbox.losses import pair_loss
+from adversary.blackbox.layouts import Standardised
+from adversary.blackbox.losses import PairLoss, pair_loss
 from adversary.blackbox.networks import (
     AttackNetwork,
     Made,
@@ -26,11 +29,13 @@ from adversary.blackbox.networks import (
     save_network,
 )
 from adversary.blackbox.queries import Pairs, QueryStore
-from adversary.blackbox.training import pair_quality, train_pairs
+from adversary.blackbox.training import Stage, pair_quality, train_pairs
+from adversary.priors.prior import load_prior
 from adversary.whitebox.terms import Negentropy, TotalVariation
 from splitsight.data import image_hash, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.wire.sessions import SessionDescription
 
 METHODS = ["net-do", "net-db", "net-dmb", "net-flow", "net-best"]
 
@@ -441,3 +446,47 @@ def test_the_curve_is_that_of_the_whole_training(flow_prior, tmp_path):
     assert min(logged.values()) <= min(trained.made.curve) <= max(trained.made.curve) <= max(logged.values())
     problem = Problem([torch.from_numpy(test.features[0])], prior=flow_prior, network=lambda: trained)
     assert ATTACKS.get("net-db")().reconstruct(problem).curve == list(trained.made.curve)
+
+
+class _Linear(nn.Module):
+    def __init__(self, features, latent):
+        super().__init__()
+        self.standard = Standardised(features)
+        dense = nn.Linear(features[0].numel, int(np.prod(latent)))
+        self.read = nn.Sequential(nn.Flatten(), dense, nn.Unflatten(1, latent))
+
+    def forward(self, features):
+        return self.read(self.standard(features)[0])
+
+
+def test_a_method_of_another_package_is_one_class(world, flow_prior, monkeypatch):
+    class NetLinear(NetAttack):
+        """Black-box: one linear layer from features to the prior's latent."""
+
+        name = "net-linear"
+        Training = PairLoss
+        trainings: ClassVar = {"plain": {"value": 1.0}}
+
+        @classmethod
+        def core(cls, made, values, prior):
+            return _Linear(made.features, prior.latent_shape)
+
+        @classmethod
+        def stages(cls, fit):
+            values = fit.network.values
+            yield Stage(fit.network, pair_loss(values, fit.truths()), values.lr, fit.generator())
+
+    ATTACKS.names()  # those of the package first, as an entry point would find them
+    monkeypatch.setitem(ATTACKS._items, "net-linear", NetLinear)
+    with FakeOracle() as oracle:
+        file = train_pairs_command(world("net-linear", oracle=oracle.address, changes={"lr": 0.01, "batch": 8}))
+    made = read_made(file)
+    assert (made.method, made.setting, made.training["lr"]) == ("net-linear", "plain", 0.01)
+    attack = ATTACKS.get("net-linear").configured()
+    about = SessionDescription(made.target, made.split, made.features, head_digest=made.head_digest)
+    tiny = load_prior(world(oracle="h:1").prior)
+    network = attack.load(tiny, about)
+    answer = attack.reconstruct(Problem([torch.rand(2, 3, 4, 4)], prior=tiny, network=lambda: network))
+    assert answer.images.shape == (2, 3, 16, 16) and answer.about["training"] == "plain"
+    with pytest.raises(UserError, match="net-linear takes single frames"):
+        replace(made, frames=2)

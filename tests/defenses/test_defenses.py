@@ -69,3 +69,16 @@ def test_noise_adds_up_over_a_chain():
     assert edge.deviations(z) == pytest.approx([5, 5])
     assert all(float(found.std()) == pytest.approx(5, rel=0.1) for found in edge(z, Draws()))
     assert all(torch.equal(a, b) for a, b in zip(edge.expected(z), z, strict=True))
+
+
+def test_seeds_that_the_generator_would_cut_short_are_refused():
+    for seed in (1 << 32, -1):
+        with pytest.raises(ValueError, match="seeds must be from 0"):
+            Draws([seed])
+
+
+def test_draws_without_seeds_repeat_nothing():
+    z = torch.zeros(4, 1000)
+    drawn = torch.cat([draws.normal(z) for draws in (Draws(), Draws())])
+    assert (torch.corrcoef(drawn) - torch.eye(8)).abs().max() < 0.2
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.05) and float(drawn.std()) == pytest.approx(1, abs=0.05)

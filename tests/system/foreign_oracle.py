@@ -7,6 +7,7 @@ from torch import nn
 
 from edge_client.oracle import OracleOptions, serve_oracle
 from splitsight.targets import TARGETS, Normalize, Target
+from splitsight.tasks.classify import Classify
 
 
 @TARGETS.register("foreign")
@@ -18,12 +19,12 @@ class Foreign(Target):
         self._head = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, 2, 1), nn.ReLU())
         self._tail = nn.Sequential(nn.Flatten(), nn.Linear(80, 2))
         preprocess = Normalize([0.5] * 3, [0.25] * 3)
-        super().__init__("foreign", nn.Sequential(self._head, self._tail), preprocess, [["yes"], ["no"]], 16)
+        super().__init__("foreign", nn.Sequential(self._head, self._tail), preprocess, Classify(["yes", "no"]), 16)
 
     def points(self):
         return ["A"]
 
-    def bodies(self, point):
+    def halves(self, point):
         return self._head, self._tail
 
 

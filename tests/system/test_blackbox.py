@@ -25,14 +25,16 @@ from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.recording import RecordingWriter, Session
 from splitsight.summary import read_summary
-from splitsight.targets import TARGETS, FeatureSpec
+from splitsight.targets import TARGETS
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"splitsight", "adversary", "edge_client", "cloud_server", "scenarios"}
 F1 = {"splitsight.targets", "splitsight.split", "edge_client", "cloud_server", "scenarios"}
-PATH = ["adversary.blackbox.command", "adversary.attacks.blackbox", "adversary.attacks.net_best"]
+PATH = ["adversary.blackbox.command"]
+# a method is found by name among all attacks, which the registry imports
+PATH += [f"adversary.attacks.{file.stem}" for file in (ROOT / "adversary" / "attacks").glob("[a-z_]*.py")]
 PATH += ["adversary.live.run", "adversary.live.blackbox"]
 # as `splitsight` starts, with whatever could build a target out of reach
 BLIND = """
@@ -77,7 +79,8 @@ def test_no_import_leads_to_f1():
     assert {"adversary.blackbox.unet", "adversary.blackbox.queries", "splitsight.data"} <= seen
     assert not seen & F1
     # the check sees what it should
-    assert "splitsight.targets" in _imports("scenarios.attack") and "splitsight.split" in _imports("splitsight.targets")
+    assert "splitsight.targets" in _imports("adversary.training")
+    assert "splitsight.split" in _imports("splitsight.targets")
 
 
 def test_no_option_names_weights_or_a_network_to_build():
@@ -163,15 +166,11 @@ def test_an_attacker_that_knows_nothing_of_f1_but_its_answers(world):
     # features that a tap recorded: of pictures that were asked about for testing
     store = QueryStore.open(pairs)
     test = store.pairs("test", 4)
-    victim = store.victim
-    session = Session(
-        "s", "foreign", "A", victim.digest, (FeatureSpec("z0", (5, 4, 4)),), "float32", "none", "identity"
-    )
+    session = Session("s", store.victim)
     with RecordingWriter(folder / "recording", session) as writer:
         for i in range(4):
-            frame = split_inference_pb2.Frame(
-                sequence=i, capture_time_us=i, features=[encode(test.features[0][i], CodecSpec())]
-            )
+            tensor = encode(test.features[0][i], CodecSpec(), store.victim.features[0])
+            frame = split_inference_pb2.Frame(sequence=i, capture_time_us=i, features=[tensor])
             writer.append(tap_pb2.TappedFrame(session_id="s", frame=frame.SerializeToString(), arrival_time_us=i))
     os.environ["SPLITSIGHT_HOME"], before = str(folder / "home"), os.environ.get("SPLITSIGHT_HOME")
     try:

@@ -31,19 +31,24 @@ import time
 
 import torch
 
-from adversary.attacks import Attack, Reconstruction
+from adversary.attacks import Attack, Reconstruction, Settings, option
 from splitsight.errors import UserError
 
 
 class Fake(Attack):
     """Noise that depends on the seed of each frame."""
 
-    name = "fake"
-    summary = "noise"
-    text = True
-    settings = {"dark": {"level": 0.2, "sleep": 0.0}, "bright": {"level": 0.8, "sleep": 0.0}}
+    class Settings(Settings):
+        level: float = option(0.2, "mean grey", ge=0)
+        sleep: float = option(0.0, "seconds", ge=0)
 
-    def solve(self, problem, *, level, sleep):
+    name = "fake"
+    text = True
+    needs = frozenset({"prior"})
+    presets = {"dark": {}, "bright": {"level": 0.8}}
+
+    def reconstruct(self, problem, state=None, callback=None):
+        level, sleep = self.settings.level, self.settings.sleep
         if level == 13:
             raise UserError("this machine lacks luck")
         time.sleep(sleep)

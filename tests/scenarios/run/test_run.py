@@ -20,6 +20,7 @@ from scenarios.run.run import RunOptions, run_scenario
 from scenarios.run.spec import load_scenario, read_scenario
 from scenarios.run.store import Store
 from scenarios.run.work import Bench
+from scenarios.workbench import edge_seeds
 from splitsight.errors import UserError
 from splitsight.metrics import METRICS, Metric, image_quality, mean_interval
 from splitsight.summary import read_summary
@@ -198,11 +199,21 @@ def test_clips_are_solved_by_windows(scenario, tmp_path, models):
 
 def test_noise_on_features_depends_on_the_image_alone(scenario):
     bench = Bench(load_scenario(read_scenario(scenario())[0]))
-    z = torch.randn(3, 4, 8, 8) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    both = bench._noisy(z, 0.5, [4, 5, 6])
-    assert torch.equal(both[1:2], bench._noisy(z[1:2], 0.5, [5]))
-    assert (both - z).flatten(1).std(1) / z.flatten(1).std(1) == pytest.approx([0.5] * 3, rel=0.15)
-    assert bench._noisy(z, 0.0, [4, 5, 6]) is z
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images *= torch.tensor([0.2, 0.5, 1.0]).view(3, 1, 1, 1)
+
+    def noise(chosen, seed=0):
+        seeds = edge_seeds(seed, [4 + i for i in chosen])
+        pipelines = [bench.models.pipeline("L8", defense) for defense in ("identity", "gaussian:ratio=0.5")]
+        (clean,), (noisy,) = (bench.models.observe(pipeline, images[chosen], seeds) for pipeline in pipelines)
+        return clean, noisy - clean
+
+    z, added = noise([0, 1, 2])
+    assert (added.flatten(1).std(1) / z.flatten(1).std(1)).tolist() == pytest.approx([0.5] * 3, rel=0.05)
+    assert torch.equal(noise([0, 1, 2])[1], added)
+    torch.testing.assert_close(noise([1])[1], added[1:2], atol=1e-4, rtol=0)
+    # and on the experiment's seed
+    assert torch.corrcoef(torch.stack([noise([1], seed=1)[1].flatten(), added[1].flatten()]))[0, 1].abs() < 0.1
 
 
 def test_rows_measure_what_was_written(scenario):
@@ -241,22 +252,25 @@ def test_rows_from_another_device_are_the_same(scenario):
 
 
 def test_black_box_attacks_get_their_network_and_no_f1(scenario, tmp_path, models, monkeypatch):
-    from adversary.attacks.blackbox import NetDO
+    from adversary.attacks.net_do import NetDO
     from adversary.blackbox.networks import AttackNetwork, Made, prior_key, save_network
     from adversary.priors.prior import load_prior
     from splitsight import targets
 
     target, prior = targets.load("resnet18", models / "target.safetensors"), load_prior(str(models / "prior"))
-    shapes = tuple(spec.shape for spec in target.feature_specs("L16"))
-    key = prior_key(prior, "net-do")
-    made = Made("net-do", "resnet18", "L16", target.digest, "identity", shapes, 64, prior.name, key, width=8)
+    cut, key = target.cut("L16"), prior_key(prior, "net-do")
+    made = Made("net-do", "resnet18", "L16", cut.head_digest, cut.specs, 64, prior.name, key, training={"width": 8})
     save_network(tmp_path / "net.safetensors", AttackNetwork(made, prior), [], {})
-    heads = []
-    solve = NetDO.solve
-    monkeypatch.setattr(NetDO, "solve", lambda self, problem, **s: heads.append(problem.head) or solve(self, problem))
+    known, reconstruct = [], NetDO.reconstruct
+
+    def watched(self, problem, *rest, **more):
+        known.append((problem.pipeline, problem.prior))
+        return reconstruct(self, problem, *rest, **more)
+
+    monkeypatch.setattr(NetDO, "reconstruct", watched)
     cells = [{"split": "L16", "method": "net-do", "network": str(tmp_path / "net.safetensors")}]
     out = run(scenario(cells=cells), tmp_path / "out")
-    assert heads == [None, None]
+    assert known == [(None, None)] * 2
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     assert len(rows) == 4 and all(r["inversion_digest"] and r["loss"] is None for r in rows)
     # measured on pictures that it was trained on, it would show nothing

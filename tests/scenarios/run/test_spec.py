@@ -5,7 +5,7 @@ import yaml
 
 from adversary.attacks import ATTACKS
 from scenarios.run.prompts import check_template
-from scenarios.run.spec import load_scenario, read_scenario, scenario_names
+from scenarios.run.spec import SCENARIOS, load_scenario, read_scenario
 from splitsight.errors import UserError
 
 BASE = {"title": "t", "about": "a", "cells": [{"method": "do"}]}
@@ -27,7 +27,7 @@ def test_lists_are_axes_and_lists_in_lists_are_values():
     ]
 
 
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", SCENARIOS.names())
 def test_what_is_written_down_is_read_back(name):
     scenario = load_scenario(read_scenario(name)[0], changes={"evaluator": None, "seconds": 2.5})
     again = load_scenario(yaml.safe_load(yaml.safe_dump(scenario.dump())))
@@ -82,20 +82,20 @@ def test_files_that_are_no_scenarios(tmp_path):
 def test_the_white_box_suite_is_there():
     tables = {"table-1", "table-1-published", "table-2", "table-3"}
     others = {"figure-12", "figure-14", "algorithm-2", "algorithm-2-published", "end-to-end"}
-    assert tables | others <= set(scenario_names())
+    assert tables | others <= set(SCENARIOS.names())
 
 
 @pytest.mark.parametrize("quick", [False, True])
-@pytest.mark.parametrize("name", scenario_names())
+@pytest.mark.parametrize("name", SCENARIOS.names())
 def test_shipped_scenarios_name_what_exists(name, quick):
     scenario = load_scenario(read_scenario(name)[0], quick=quick)
     for cell in scenario.cells:
-        ATTACKS.get(cell.method).setting(cell.setting, cell.split, cell.options)
+        ATTACKS.get(cell.method).configured(cell.setting, split=cell.split, changes=cell.options)
         for template in cell.prompts:
             check_template(template)
     if not quick:
         for comparison in scenario.compare:
             for side in (comparison.of, comparison.to):
-                found = [(c.split, c.noise) for c in scenario.cells if c.matches(side)]
+                found = [(c.split, c.defense) for c in scenario.cells if c.matches(side)]
                 assert found, f"{comparison.name}: {side} selects nothing"
                 assert len(found) == len(set(found)), f"{comparison.name}: {side} selects several cells at one split"

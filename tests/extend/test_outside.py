@@ -1,0 +1,83 @@
+"""A package made of the pages' examples: every command takes what it adds."""
+
+import json
+from itertools import chain
+
+import pyarrow.parquet as pq
+import pytest
+from pages import KINDS, PAGES, blocks
+
+ADDED = {
+    "attacks": ["pixels-lbfgs"],
+    "defenses": ["rounding"],
+    "metrics": ["edges"],
+    "priors": ["tiny"],
+    "scenarios": ["outside"],
+    "targets": ["meter", "mobilenet"],
+    "tasks": ["energy"],
+}
+TWO_TENSORS = "features.2+features.3.block.1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_is_whole_and_short(kind):
+    found = blocks(kind)
+    assert len(found) == (2 if kind == "scenario" else 1), "a scenario is a YAML file and a path to it"
+    lines = list(chain.from_iterable(text.splitlines() for text in found.values()))
+    assert len(lines) <= 40 and max(map(len, lines)) <= 120
+    assert f"({kind}.md)" in (PAGES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ADDED)
+def test_it_is_listed(splitsight, kind):
+    names = [row["name"] for row in json.loads(splitsight("list", kind, "--json"))]
+    assert set(ADDED[kind]) < set(names)
+
+
+def test_its_targets_are_cut_by_their_graphs(splitsight):
+    (early,) = json.loads(splitsight("list", "splits", "--target", "mobilenet", "--json"))
+    assert (early["name"], early["features"]) == ("early", ["16×56×56"])
+
+
+def _attack(splitsight, folder, photos, *arguments):
+    """Rows, and the figures of the one method, of an attack on the pictures."""
+    splitsight("attack", *arguments, "--images", photos, "--out", folder, "--threads", 1)
+    assert (folder / "index.html").is_file()
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    (figures,) = summary["methods"].values()
+    return pq.read_table(folder / "rows.parquet").to_pylist(), figures, summary["environment"]["session"]
+
+
+def test_its_attack_target_defence_and_metric_at_a_cut_of_two_tensors(splitsight, photos, tmp_path):
+    target = ["--target", "mobilenet", "--split", TWO_TENSORS, "--defense", "rounding:step=0.01"]
+    rows, figures, session = _attack(
+        splitsight, tmp_path, photos, "pixels-lbfgs", *target, "--set", "evaluations=3", "--set", "tv=0.1"
+    )
+    assert [row["iterations"] for row in rows] == [3, 3]
+    assert session["defense"] == "rounding:step=0.01" and session["split"] == TWO_TENSORS
+    assert [feature["shape"] for feature in session["features"]] == [[24, 28, 28], [88, 28, 28]]
+    assert figures["edges"]["mean"] == pytest.approx(sum(row["edges"] for row in rows) / 2)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["settings"] == {"evaluations": 3, "tv": 0.1}
+
+
+@pytest.mark.parametrize("prior", ["small", "tiny"])
+def test_a_prior_of_another_size_than_its_target(splitsight, photos, tmp_path, prior):
+    arguments = "dmb", "--prior", prior, "--target", "mobilenet", "--split", "early"
+    rows, figures, session = _attack(splitsight, tmp_path, photos, *arguments, "--set", "iterations=2")
+    assert len(rows) == 2 and session["input_size"] == 224 and 0 <= figures["edges"]["mean"] <= 2
+
+
+def test_its_task(splitsight, photos, tmp_path):
+    arguments = "do", "--target", "meter", "--split", "1", "--set", "iterations=3"
+    _, figures, session = _attack(splitsight, tmp_path, photos, *arguments)
+    assert session["task"] == "energy" and figures["n"] == 2
+
+
+def test_its_scenario(splitsight, photos, tmp_path):
+    splitsight("run", "outside", "--quick", "--data", photos, "--out", tmp_path / "run", "--threads", 1)
+    rows = pq.read_table(tmp_path / "run" / "rows.parquet").to_pylist()
+    cells = {(row["split"], row["defense"]) for row in rows}
+    assert cells == {(s, d) for s in ("early", "features.3") for d in ("identity", "rounding:step=0.01")}
+    assert len(rows) == 8 and all(row["method"] == "pixels-lbfgs" and row["edges"] is not None for row in rows)
+    assert "rounded over plain" in (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
