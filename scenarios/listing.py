@@ -9,19 +9,20 @@ from typing import Any
 __all__ = ["entries"]
 
 
-def entries(kind: str, target: str = "resnet18") -> list[dict[str, Any]]:
+def entries(kind: str, target: str = "resnet18", tensors: int = 1) -> list[dict[str, Any]]:
     """Rows with a ``name`` first, of one kind of thing.
 
     Args:
         kind: which.
         target: whose splits.
+        tensors: that may cross one, at most.
 
     Raises:
         UserError: no such target.
     """
     return {
         "targets": _targets,
-        "splits": lambda: _splits(target),
+        "splits": lambda: _splits(target, tensors),
         "attacks": _attacks,
         "defenses": _defenses,
         "tasks": lambda: [{"name": name, "about": _about(task)} for name, task in _registry("tasks", "TASKS")],
@@ -41,27 +42,26 @@ def _targets() -> list[dict[str, Any]]:
     return [{"name": name, "about": _about(target)} for name, target in TARGETS]
 
 
-def _splits(target: str) -> list[dict[str, Any]]:
-    """Points that the family names, else those of one tensor that its graph has; ``--split`` takes others too."""
+def _splits(target: str, tensors: int) -> list[dict[str, Any]]:
+    """The family's names, and all points of the graph where so many tensors cross at most, shallow first."""
     from splitsight import targets
 
     loaded = targets.load(target)
-    named = loaded.aliases or {point.name: point.name for point in loaded.cut_points()}
-    rows = []
-    for name, value in named.items():
-        point, specs = loaded.traced.resolve(value), loaded.cut(name).specs
-        rows.append(
-            {
-                "name": name,
-                "at": value,
-                "features": [spec.show for spec in specs],
-                "layout": [spec.layout for spec in specs],
-                "KiB a frame": round(sum(spec.bytes for spec in specs) / 1024, 1),
-                "F1 parameters": point.parameters,
-                "F1 MFLOPs": round(point.flops / 1e6, 1),
-            }
-        )
-    return rows
+    points = [(name, loaded.traced.resolve(at)) for name, at in loaded.aliases.items()]
+    named = {point.name for _, point in points}
+    points += [(point.name, point) for point in loaded.cut_points(tensors) if point.name not in named]
+    return [
+        {
+            "name": name,
+            "at": point.name if point.name in named else "",
+            "features": [spec.show for spec in point.tensors],
+            "layout": [spec.layout for spec in point.tensors],
+            "KiB a frame": round(point.bytes / 1024, 1),
+            "F1 parameters": point.parameters,
+            "F1 MFLOPs": round(point.flops / 1e6, 1),
+        }
+        for name, point in sorted(points, key=lambda row: row[1].position)
+    ]
 
 
 def _attacks() -> list[dict[str, Any]]:

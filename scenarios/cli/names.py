@@ -35,12 +35,13 @@ class Kind(StrEnum):
 def list_names(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     target: Annotated[str, typer.Option(help="Whose splits.")] = "resnet18",
+    tensors: Annotated[int, typer.Option(min=1, help="Of splits: tensors that may cross, at most.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what there is of a kind."""
     from scenarios.listing import entries
 
-    rows = entries(kind.value, target)
+    rows = entries(kind.value, target, tensors)
     if as_json:
         print(json.dumps(rows, indent=2))
         return

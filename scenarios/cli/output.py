@@ -65,7 +65,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     shown = Table(box=None, pad_edge=False)
     for column in head:
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))  # as it is: brackets are no markup
     Console().print(shown)

@@ -8,6 +8,7 @@ from adversary.attacks import ATTACKS, Callback, Problem
 from adversary.attacks._stages import STAGES, State, _perturbations
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 QUICK = {"fit_evaluations": 6, "pixel_evaluations": 6, "round_evaluations": 3, "residual_evaluations": 5}
 QUICK |= {
@@ -35,7 +36,7 @@ def _missing():
 def network(flow_prior):
     """An inversion network that answers zero, with measured errors of unit variance."""
     torch.manual_seed(0)
-    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval()
+    network = InversionNetwork([FeatureSpec("z0", (3, 8, 8))], flow_prior.latent_shape, width=8, depth=1).eval()
     nn.init.zeros_(network.exit.weight)
     nn.init.zeros_(network.exit.bias)
     noise = torch.randn(200, *flow_prior.latent_shape)
@@ -132,7 +133,11 @@ def test_a_network_for_other_weights_is_an_error_and_not_a_reason_to_do_without(
 
 
 def test_a_proximal_weight_keeps_an_unmeasured_fit_near_its_start(flow_prior):
-    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval().requires_grad_(False)
+    network = (
+        InversionNetwork([FeatureSpec("z0", (3, 8, 8))], flow_prior.latent_shape, width=8, depth=1)
+        .eval()
+        .requires_grad_(False)
+    )
     _, problem = _problem(flow_prior, network)
     start = State.start(problem, 0.0).images
     near = _solve(problem, stages=("fit",), fit_proximal_weight=1e6).images

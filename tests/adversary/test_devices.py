@@ -10,6 +10,7 @@ from adversary.blackbox.inversion import InversionNetwork
 from adversary.prompts import embed_prompts, solve_with_prompts
 from splitsight.devices import device_name, pick_device, standard_normal
 from splitsight.errors import UserError
+from splitsight.features import FeatureSpec
 
 QUICK = {
     "iterations": 3,
@@ -52,7 +53,7 @@ def elsewhere():
 def _problem(prior, device, noise=0.0):
     torch.manual_seed(4)
     nn.init.normal_(prior.denoiser.proj_out.weight, std=0.3)
-    network = InversionNetwork([(4, 8, 8)], prior.latent_shape, width=8, depth=1).eval()
+    network = InversionNetwork([FeatureSpec("z0", (4, 8, 8))], prior.latent_shape, width=8, depth=1).eval()
     network.expect_errors().measure(torch.randn(99, *prior.latent_shape), [0.05 * torch.randn(99, 4, 8, 8)])
     network.expect_pixels(16).measure(0.2 * torch.randn(99, 3, 16, 16), [])
     head = _Head()

@@ -124,24 +124,24 @@ def test_terms_on_latents_see_latents(measured):
 
 
 def test_errors_travel_with_the_network(tmp_path, measured):
-    network = InversionNetwork([(2, 2, 2), (5,)], (3, 4, 4), width=4, depth=1)
+    network = InversionNetwork(_specs((2, 2, 2), (5,)), (3, 4, 4), width=4, depth=1)
     network.expect_errors().load_state_dict(measured[0].state_dict())
-    about = {"target_digest": "t", "prior_digest": "p", "target": "a", "split": "b", "prior": "c"}
+    about = {"head_digest": "t", "prior_digest": "p", "target": "a", "split": "b", "prior": "c"}
     network.save(tmp_path / "n.safetensors", **about)
-    loaded = load_inversion("a", "b", "c", target_digest="t", prior_digest="p", path=tmp_path / "n.safetensors")
+    loaded = load_inversion("a", "b", "c", head_digest="t", prior_digest="p", path=tmp_path / "n.safetensors")
     assert loaded.errors is not None
     a = torch.randn(1, 3, 4, 4)
     assert torch.allclose(loaded.errors.displacement(a), measured[0].displacement(a), atol=5e-3)
-    bare = InversionNetwork([(2, 2, 2)], (3, 4, 4), width=4, depth=1)
+    bare = InversionNetwork([FeatureSpec("z0", (2, 2, 2))], (3, 4, 4), width=4, depth=1)
     bare.save(tmp_path / "bare.safetensors", **about)
     assert (
-        load_inversion("a", "b", "c", target_digest="t", prior_digest="p", path=tmp_path / "bare.safetensors").errors
+        load_inversion("a", "b", "c", head_digest="t", prior_digest="p", path=tmp_path / "bare.safetensors").errors
         is None
     )
 
 
 def test_a_network_without_errors_is_refused_by_name(flow_prior):
-    network = InversionNetwork([(8, 4, 4)], flow_prior.latent_shape, width=8, depth=1)
+    network = InversionNetwork([FeatureSpec("z0", (8, 4, 4))], flow_prior.latent_shape, width=8, depth=1)
     problem = Problem([torch.rand(2, 8, 4, 4)], prior=flow_prior, initial=lambda: network)
     with pytest.raises(UserError, match="retrain it with `splitsight train inversion`, or choose window:denoised"):
         ATTACKS.get("window").configured().reconstruct(problem)

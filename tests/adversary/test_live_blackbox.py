@@ -14,19 +14,19 @@ from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 
 
-@pytest.mark.parametrize("student", [False, True])
-def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, surrogate):
     monkeypatch.setattr(blackbox, "load_prior", lambda name: flow_prior)
     network, pairs = _fresh(flow_prior).eval(), _pairs(4)
-    network.student.measure(pairs.features)
-    network.decide(0.0, student=student)
+    network.surrogate.measure(pairs.features)
+    network.decide(0.0, surrogate=surrogate)
     save_network(tmp_path / "n.safetensors", network, ["0" * 64], {})
     common = {"tap": "", "out": tmp_path, "target": "net", "split": "L1", "network": tmp_path / "n.safetensors"}
     known = blackbox.know(LiveOptions(**common))
     assert (known.target, known.split, known.digest, known.defense) == ("net", "L1", "a" * 64, "identity")
     assert [s.shape for s in known.specs] == [(5, 4, 4)] and set(known.weights) == {"network", "prior"}
     engine = known.engine
-    assert (engine.pipeline is not None) == student and engine.attack.settings.likelihood_weight == 1.0
+    assert (engine.pipeline is not None) == surrogate and engine.attack.settings.likelihood_weight == 1.0
     z = torch.from_numpy(pairs.features[0])
     frames = [Observation(i, 0, 0.0, (z[:1],)) for i in range(3)]
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_it_runs_live_without_f1(flow_prior, tmp_path, monkeypatch, student):
     result = engine.refine(Window(0, frames, True))
     assert result.images.shape == (3, 3, 16, 16) and result.images.isfinite().all()
     # frames that are all the same have nothing to tell each other
-    if not student:
+    if not surrogate:
         torch.testing.assert_close(result.images[1], plain, atol=0.03, rtol=0.03)
         with pytest.raises(UserError, match="window needs the first part of the attacked network"):
             blackbox.know(LiveOptions(**common, setting="denoised"))
@@ -58,9 +58,9 @@ def test_a_networks_own_record_says_which_defence_it_expects(flow_prior, tmp_pat
     assert blackbox.know(options).defense == "gaussian:sigma=0.5"
 
 
-def test_a_window_without_a_student_averages_what_agrees(flow_prior):
+def test_a_window_without_a_surrogate_averages_what_agrees(flow_prior):
     network = _fresh(flow_prior).eval()
-    network.decide(0.0, student=False)
+    network.decide(0.0, surrogate=False)
     z = torch.from_numpy(_pairs(1).features[0])
     noisy = [z + 0.01 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     apart = {}

@@ -29,7 +29,7 @@ def _missing():
 def network(flow_prior):
     """Answers nearly zero; its errors were measured."""
     torch.manual_seed(0)
-    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval()
+    network = InversionNetwork([FeatureSpec("z0", (3, 8, 8))], flow_prior.latent_shape, width=8, depth=1).eval()
     nn.init.normal_(network.exit.weight, std=0.01)
     network.expect_errors().measure(torch.randn(200, *flow_prior.latent_shape), [0.05 * torch.randn(200, 3, 8, 8)])
     network.expect_pixels(16).measure(0.1 * torch.randn(200, 3, 16, 16), [])

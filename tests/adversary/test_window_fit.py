@@ -22,7 +22,7 @@ class _Head(nn.Module):
 def network(flow_prior):
     """Answers zero; its errors were measured."""
     torch.manual_seed(0)
-    network = InversionNetwork([(3, 8, 8)], flow_prior.latent_shape, width=8, depth=1).eval()
+    network = InversionNetwork([FeatureSpec("z0", (3, 8, 8))], flow_prior.latent_shape, width=8, depth=1).eval()
     nn.init.zeros_(network.exit.weight)
     nn.init.zeros_(network.exit.bias)
     network.expect_errors().measure(torch.randn(200, *flow_prior.latent_shape), [0.05 * torch.randn(200, 3, 8, 8)])

@@ -36,6 +36,7 @@ class FakeCloud(rpc.SplitInferenceServicer):
         self.frames: list[pb.Frame] = []
         self.most_waiting = 0
         self._lock = threading.Lock()
+        self.silent = threading.Event()  # set once it hangs
         self._released = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         rpc.add_SplitInferenceServicer_to_server(self, self._server)
@@ -83,6 +84,7 @@ class FakeCloud(rpc.SplitInferenceServicer):
             if self.break_after is not None and answered >= self.break_after:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "broken on purpose")
             if self.hang_after is not None and answered >= self.hang_after:
+                self.silent.set()
                 while context.is_active() and not self._released.wait(0.02):
                     pass
                 return

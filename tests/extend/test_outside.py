@@ -1,8 +1,10 @@
 """A package made of the pages' examples: every command takes what it adds."""
 
 import json
+import re
 from itertools import chain
 
+import cv2
 import pyarrow.parquet as pq
 import pytest
 from pages import KINDS, PAGES, blocks
@@ -35,8 +37,9 @@ def test_it_is_listed(splitsight, kind):
 
 
 def test_its_targets_are_cut_by_their_graphs(splitsight):
-    (early,) = json.loads(splitsight("list", "splits", "--target", "mobilenet", "--json"))
-    assert (early["name"], early["features"]) == ("early", ["16×56×56"])
+    splits = json.loads(splitsight("list", "splits", "--target", "mobilenet", "--json"))
+    found = {row["name"]: (row["at"], row["features"]) for row in splits}
+    assert found["early"] == ("features.1", ["16×56×56"]) and found["features.3"] == ("features.3", ["24×28×28"])
 
 
 def _attack(splitsight, folder, photos, *arguments):
@@ -61,17 +64,19 @@ def test_its_attack_target_defence_and_metric_at_a_cut_of_two_tensors(splitsight
     assert config["settings"] == {"evaluations": 3, "tv": 0.1}
 
 
-@pytest.mark.parametrize("prior", ["small", "tiny"])
-def test_a_prior_of_another_size_than_its_target(splitsight, photos, tmp_path, prior):
-    arguments = "dmb", "--prior", prior, "--target", "mobilenet", "--split", "early"
-    rows, figures, session = _attack(splitsight, tmp_path, photos, *arguments, "--set", "iterations=2")
-    assert len(rows) == 2 and session["input_size"] == 224 and 0 <= figures["edges"]["mean"] <= 2
+def test_a_prior_of_another_size_than_its_target(splitsight, photos, tmp_path):
+    arguments = "dmb", "--prior", "small", "--target", "mobilenet", "--split", "early", "--set", "iterations=2"
+    rows, _, session = _attack(splitsight, tmp_path, photos, *arguments)
+    assert len(rows) == 2 and session["input_size"] == 224
+    written = cv2.imread(str(tmp_path / "reconstructions" / "0.png"))
+    assert written.shape == (224, 224, 3)
 
 
-def test_its_task(splitsight, photos, tmp_path):
-    arguments = "do", "--target", "meter", "--split", "1", "--set", "iterations=3"
+def test_its_prior_and_its_task(splitsight, photos, tmp_path):
+    arguments = "dmb", "--prior", "tiny", "--target", "meter", "--split", "1", "--set", "iterations=3"
     _, figures, session = _attack(splitsight, tmp_path, photos, *arguments)
     assert session["task"] == "energy" and figures["n"] == 2
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["prior"] == "tiny"
 
 
 def test_its_scenario(splitsight, photos, tmp_path):
@@ -81,3 +86,25 @@ def test_its_scenario(splitsight, photos, tmp_path):
     assert cells == {(s, d) for s in ("early", "features.3") for d in ("identity", "rounding:step=0.01")}
     assert len(rows) == 8 and all(row["method"] == "pixels-lbfgs" and row["edges"] is not None for row in rows)
     assert "rounded over plain" in (tmp_path / "run" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("target", "split", "attack", "defense", "says"),
+    [
+        ("mobilenet", TWO_TENSORS, "pixels-lbfgs", "rounding:step=0.01", r"class \d \d+%"),
+        ("meter", "1", "do", "rounding:step=0.05+gaussian:sigma=0.01", r"-?\d\.\d\d kWh"),
+    ],
+    ids=["mobilenet", "meter"],
+)
+def test_a_live_session(splitsight, photos, tmp_path, target, split, attack, defense, says):
+    network = "--target", target, "--split", split, "--defense", defense
+    stream = "--video", photos, "--seconds", 2, "--fps", 2, "--frames", 2, "--stride", 0.5, "--threads", 1
+    splitsight("demo", *network, *stream, "--attack", attack, "--no-preview", "--out", tmp_path / "demo")
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["serving"]["frames"] == 4 and summary["environment"]["run"]["complete"]
+    window = summary["live"]["tiers"]["window"]
+    assert window["n"] == 4 and 0 <= window["edges"]["mean"] <= 2
+    session = json.loads((tmp_path / "demo" / "recording" / "session.json").read_text(encoding="utf-8"))
+    assert (session["target"], session["split"], session["defense"]) == (target, split, defense)
+    answers = (tmp_path / "demo" / "edge.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(answers) == 4 and all(re.fullmatch(says, json.loads(line)["says"]) for line in answers)

@@ -33,10 +33,10 @@ def run(tmp_path: Path) -> Path:
     for i in range(10):
         png(tmp_path / "truth" / f"{i:06d}.png", truth)
         if i != 3:
-            top = [{"index": 5, "name": "ox & cart", "probability": 0.5}]
-            edge.append(
-                {"sequence": i, "capture_time_us": 10**6 + 500_000 * i, "rtt_ms": 5.0 + i, "bytes": 32768, "top": top}
-            )
+            best = {"index": 5, "name": "ox & cart", "probability": 0.5}
+            said = {"says": "ox & cart 50 %", "best": best, "answer": {"top": [best]}}
+            timing = {"capture_time_us": 10**6 + 500_000 * i, "rtt_ms": 5.0 + i}
+            edge.append({"sequence": i, **timing, "bytes": 32768, **said})
         for tier, noise, last in (("preview", 20, 9), ("window", 5, 8)):
             if i < last:
                 noisy = truth.astype(int) + rng.normal(0, noise, truth.shape).astype(int)
@@ -82,7 +82,8 @@ def test_join(run: Path) -> None:
     rows = join.rows()
     assert [r.sequence for r in rows] == list(range(10))
     assert [r.answered for r in rows] == [i != 3 for i in range(10)]
-    assert rows[0].prediction == "ox & cart"
+    assert (rows[0].prediction, rows[0].probability, rows[0].says) == ("ox & cart", 0.5, "ox & cart 50 %")
+    assert [label["name"] for label in rows[0].top] == ["ox & cart"] and rows[3].says == ""
     assert [r.best_tier() for r in rows] == ["window"] * 8 + ["preview", None]
     assert [r.window for r in rows] == [0] * 4 + [1] * 4 + [-1, -1]
     assert rows[0].on_time and not rows[4].on_time
