@@ -67,6 +67,10 @@ class GaussianErrors(nn.Module):
         specs: what crosses the split.
     """
 
+    latent: Tensor
+    rows: Tensor
+    columns: Tensor
+
     def __init__(self, latent: tuple[int, int, int], specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
         self.specs = tuple(specs)

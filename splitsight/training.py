@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -165,7 +165,7 @@ class Run(AbstractContextManager["Run"]):
     """
 
     def __init__(
-        self, folder: Path, budget: Budget, parts: Mapping[str, Stateful], *, title: str, save_every: float = 120.0
+        self, folder: Path, budget: Budget, parts: dict[str, Stateful], *, title: str, save_every: float = 120.0
     ) -> None:
         self.folder, self.budget, self.parts, self.title = folder, budget, parts, title
         self.step = 0

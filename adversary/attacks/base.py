@@ -407,7 +407,8 @@ class Attack(ABC):
         if cls.tunes not in cls.presets:
             return {}
         extra = {key: info.json_schema_extra for key, info in cls.Settings.model_fields.items()}
-        return {key: list(more["tune"]) for key, more in extra.items() if isinstance(more, dict) and "tune" in more}
+        tuned = {key: more.get("tune") for key, more in extra.items() if isinstance(more, dict)}
+        return {key: list(values) for key, values in tuned.items() if isinstance(values, list)}
 
     def check(self, known: object) -> None:
         """Whether everything that the attack needs is there.

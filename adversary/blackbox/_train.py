@@ -115,7 +115,7 @@ def train_inversion(
             network.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{start} has another shape than this network: give another --start, or none") from error
-    network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = network.to(device).to(memory_format=torch.channels_last)
     pipeline.to(device)
     prior.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)

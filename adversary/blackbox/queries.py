@@ -31,6 +31,7 @@ from google.protobuf.message import DecodeError
 
 from splitsight.data import decode_image, encode_png, fit, image_hash
 from splitsight.errors import UserError
+from splitsight.files import read_parquet
 from splitsight.wire.channels import channel, parse_address
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import WireError, decode
@@ -266,11 +267,6 @@ class Pairs:
         return replace(self, images=images, hashes=[image_hash(image) for image in images])
 
 
-def _read_part(part: Path, columns: list[str]) -> pa.Table:
-    # a folder named a=b on the way is no column
-    return pq.read_table(part, columns=columns, partitioning=None)  # pyright: ignore[reportArgumentType]
-
-
 def _read(text: str) -> SessionDescription:
     """What a store's file says.
 
@@ -336,7 +332,7 @@ class QueryStore:
         found = sorted((int(m[1]), p) for p in self.folder.iterdir() if (m := _PART.fullmatch(p.name)))
         for _, part in found:
             try:
-                rows = _read_part(part, ["sha256", "role", "clip", "frame"]).to_pylist()
+                rows = read_parquet(part, ["sha256", "role", "clip", "frame"]).to_pylist()
                 keys = {(r["sha256"], r["clip"], r["frame"]): r["role"] for r in rows}
             except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 self.skipped.append(f"{part.name} is damaged ({type(error).__name__})")
@@ -395,7 +391,7 @@ class QueryStore:
         windows: dict[int, dict[int, tuple[Path, int, tuple[str, int, int]]]] = {}
         seen: set[tuple[str, int, int]] = set()
         for part in self._parts:
-            table = _read_part(part, ["sha256", "role", "clip", "frame"])
+            table = read_parquet(part, ["sha256", "role", "clip", "frame"])
             for i, r in enumerate(table.to_pylist()):
                 key = (r["sha256"], r["clip"], r["frame"])
                 if r["role"] != role or key in seen:
@@ -433,7 +429,7 @@ class QueryStore:
         opened: Path | None = None
         for part, row, key in found[:count]:
             if part != opened:
-                opened, table = part, _read_part(part, ["image", "caption", "features"])
+                opened, table = part, read_parquet(part, ["image", "caption", "features"])
             cell = table.slice(row, 1).to_pylist()[0]
             try:
                 image = decode_image(cell["image"]["bytes"], f"a picture of {part}")

@@ -189,7 +189,7 @@ def train_pairs(
     if network.surrogate is not None:
         network.surrogate.measure(learnt.features)
     network.prior.to(device)
-    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.to(device).to(memory_format=torch.channels_last)
     captions = Captions(network.prior, train.captions) if made.text else None
     batches = Batches(learnt, made.frames, values.batch, seed=seed, device=device, captions=captions)
     if steps is None and seconds is None:

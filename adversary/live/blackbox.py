@@ -7,9 +7,8 @@ surrogate, a window's frames correct each other where their features agree.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adversary.attacks import ATTACKS
+from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.networks import Made, load_network, prior_key
 from adversary.blackbox.surrogate import LatentNetwork
 from adversary.live.engine import Engine
@@ -17,9 +16,6 @@ from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import load_prior
 from splitsight.artifacts import digest
 from splitsight.errors import UserError
-
-if TYPE_CHECKING:
-    from adversary.attacks.blackbox import NetAttack
 
 __all__ = ["METHOD", "know"]
 
@@ -36,7 +32,7 @@ def know(options: LiveOptions) -> Known:
     attack = ATTACKS.get(options.attack).configured(
         options.setting or None, target=options.target, split=options.split, changes=options.changes
     )
-    own: type[NetAttack] | None = type(attack) if "network" in attack.needs else None
+    own = type(attack) if isinstance(attack, NetAttack) else None
     method = METHOD if own is None else own.method
     for name, given in (("--weights", options.weights), ("--inversion", options.inversion)):
         if given is not None:

@@ -141,7 +141,7 @@ class Prior(nn.Module):
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
-                how = {"low_cpu_mem_usage": False} if issubclass(kind, nn.Module) else {}
+                how = {"low_cpu_mem_usage": False} if part != "scheduler" else {}
                 loaded = kind.from_pretrained(folder / part, **how)
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded

@@ -23,7 +23,7 @@ from adversary.attacks import ATTACKS
 from adversary.attacks.blackbox import NetAttack, method_of
 from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs, train_pairs_command
 from adversary.blackbox.networks import Made, network_name, read_made
-from adversary.blackbox.queries import QueryStore
+from adversary.blackbox.queries import QueryStore, Role
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario
@@ -346,7 +346,7 @@ def _asked(job: TrainingJob) -> bool:
     if not (pairs / "oracle.json").is_file():
         return False
     store = QueryStore.open(pairs)
-    wanted = (("train", job.queries), ("test", job.test_queries))
+    wanted: tuple[tuple[Role, int], ...] = (("train", job.queries), ("test", job.test_queries))
     return all(store.count(role, job.frames) >= count for role, count in wanted)
 
 

@@ -55,8 +55,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
-            module = module._orig_mod
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            module = inner
         else:
             return module
 

@@ -7,7 +7,7 @@ import difflib
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -225,10 +225,9 @@ def _export_functional(private: PrivateCopy, batches: Sequence[tuple[Tensor, ...
     return Program(module, Rebuild(output), True, Batches.of(exported))
 
 
-def _within_autocast(module: nn.Module) -> Iterator[fx.Node]:
+def _within_autocast(module: fx.GraphModule) -> Iterator[fx.Node]:
     """Operators that run under autocast, which are in graphs within the graph."""
-    graph: fx.Graph = module.graph
-    for n in graph.nodes:
+    for n in module.graph.nodes:
         if n.target is torch.ops.higher_order.wrap_with_autocast:
             inner = getattr(module, str(n.args[4].target))
             for m in inner.graph.nodes:
@@ -288,9 +287,10 @@ def _inline_gradient_modes(module: fx.GraphModule) -> None:
         placeholders = [p for p in inner.nodes if p.op == "placeholder"]
         made = dict(zip(placeholders, n.args[2:], strict=True))
         with module.graph.inserting_before(n):
-            results = module.graph.graph_copy(inner, made)
+            # such a graph returns a tuple, which is taken apart right behind it
+            results = cast("tuple[fx.Node, ...]", module.graph.graph_copy(inner, made))
         for user in list(n.users):
-            user.replace_all_uses_with(results[user.args[1]])
+            user.replace_all_uses_with(results[cast("int", user.args[1])])
             module.graph.erase_node(user)
         module.graph.erase_node(n)
     module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "get_attr")

@@ -8,7 +8,7 @@ family may give points the names that its literature uses, and may cut those by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -245,7 +245,8 @@ class Target:
         return self
 
 
-TARGETS: Registry[type[Target]] = Registry("target", __name__)
+TARGETS: Registry[Callable[[Path | None], Target]] = Registry("target", __name__)
+"""What takes a file of weights, ``None`` for the embedded ones; as a rule a class that derives from :class:`Target`."""
 
 
 def load(name: str, weights: Path | None = None) -> Target:
