@@ -318,13 +318,13 @@ def resnet():
 @pytest.mark.parametrize("point", LAYERS)
 def test_same_cut_by_hand_and_by_tracing_reads_the_same(resnet, point):
     target, traced = resnet
-    for by_hand, half in zip(target.bodies(point), traced.split(f"layer{LAYERS[point]}"), strict=True):
+    for by_hand, half in zip(target.halves(point), traced.split(f"layer{LAYERS[point]}"), strict=True):
         expected, got = half_state(target.model, by_hand), half_state(target.model, half)
         assert list(got) == list(expected)
         assert all(torch.equal(got[k], expected[k]) and got[k].data_ptr() == expected[k].data_ptr() for k in got)
         assert not any("num_batches_tracked" in k for k in got)
     whole = half_state(target.model, target.model)
-    both = [half_state(target.model, half) for half in target.bodies(point)]
+    both = [half_state(target.model, half) for half in target.halves(point)]
     assert (
         set(whole)
         == set(both[0]) | set(both[1])
