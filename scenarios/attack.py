@@ -363,7 +363,7 @@ def run_attack(
         "seconds": time.monotonic() - start,
     }
     write_json(out / "config.json", config)
-    write_page(out, summary, rows, config, header)
+    write_page(out, summary, rows, config)
     return Attacked(out, _says(out, method, split, summary.methods[method]))
 
 

@@ -30,9 +30,7 @@ def _images(rows: Sequence[Mapping[str, Any]], shown: Sequence[Metric]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def write_page(
-    out: Path, summary: Summary, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], title: str
-) -> None:
+def write_page(out: Path, summary: Summary, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """Write the page.
 
     Args:
@@ -40,16 +38,16 @@ def write_page(
         summary: of the run.
         rows: of its ``rows.parquet``.
         config: resolved options.
-        title: what was done, in one line.
     """
     plain = summary.to_dict()
     shown = [metric for metric in image_metrics() if any(row.get(metric.column) is not None for row in rows)]
     text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>splitsight attack: {escape(summary.target)} at {escape(summary.split)}</title>
-<style>{STYLE}</style></head><body><main>
+<style>{STYLE}main{{max-width:1280px}}</style></head><body><main>
 <h1>What the features show</h1>
-<p class="lead">{escape(title)}.</p>
+<p class="lead">{escape(summary.target)} was cut at {escape(summary.split)}; its first part’s output, behind the defence
+{escape(str(config["defense"]))}, is all that {escape(str(config["method"]))} was given of {len(rows)} images.</p>
 <figure><img alt="Originals, where known, above reconstructions" src="{inlined(out / "grid.png")}"></figure>
 <h2>Figures</h2>
 <div class="card">{methods_table(plain, "method")}</div>
