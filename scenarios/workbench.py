@@ -111,6 +111,7 @@ class Workbench:
                 prior_digest=self.prior.latent_digest,
                 path=self._inversion,
                 defense=about.defense,
+                features=about.features,
             ).to(self.device)
         return self._initials[key]
 

@@ -21,7 +21,7 @@ from adversary.blackbox.layouts import entry, resized, side_of
 from adversary.gaussian import GaussianErrors
 from splitsight.artifacts import asset, home, kernels, load_weights, save_weights
 from splitsight.errors import UserError
-from splitsight.features import FeatureSpec
+from splitsight.features import FeatureSpec, shapes_of
 from splitsight.names import file_stem
 from splitsight.wire.sessions import UNDEFENDED
 
@@ -234,6 +234,7 @@ def load_inversion(
     prior_digest: str,
     path: Path | None = None,
     defense: str = UNDEFENDED,
+    features: Sequence[FeatureSpec] = (),
 ) -> InversionNetwork:
     """The inversion network for one target, split, prior and defence: out of the package, the cache, or a file.
 
@@ -246,9 +247,10 @@ def load_inversion(
         path: the file, or a folder of such files; by default the package's where that fits, else the cache's.
         defense: what the edge does to the features, in its canonical form; where no network was trained against it, the
             one for undefended features is taken (``network.defense`` says which it is).
+        features: what crosses, behind the defence, as far as it is known.
 
     Raises:
-        NoInversionNetwork: there is none.
+        NoInversionNetwork: there is none, or only one for undefended features, and the defence changes their shape.
         UserError: the file was trained for other weights.
     """
     digests = {"head_digest": head_digest, "prior_digest": prior_digest}
@@ -257,15 +259,16 @@ def load_inversion(
         _found(path, target, split, prior, trained_for, digests) for trained_for in dict.fromkeys((defense, UNDEFENDED))
     ]
     path = next((file for file in candidates if file.is_file()), candidates[0])
+    flags = f" --target {target} --split {split}" + (f" --prior {prior}" if prior != "small" else "")
+    flags += f" --defense '{defense}'" if defense != UNDEFENDED else ""
+    none = NoInversionNetwork(
+        f"no inversion network for {target} at {split} with prior '{prior}'"
+        + (f" against '{defense}'" if defense != UNDEFENDED else "")
+        + f": train one with `splitsight train inversion{flags} --data DIR --minutes 30`, DIR being a folder of "
+        "images, or go on without previews"
+    )
     if not path.is_file():
-        flags = f" --target {target} --split {split}" + (f" --prior {prior}" if prior != "small" else "")
-        flags += f" --defense '{defense}'" if defense != UNDEFENDED else ""
-        raise NoInversionNetwork(
-            f"no inversion network for {target} at {split} with prior '{prior}'"
-            + (f" against '{defense}'" if defense != UNDEFENDED else "")
-            + f": train one with `splitsight train inversion{flags} --data DIR --minutes 30`, DIR being a folder of "
-            "images, or go on without previews"
-        )
+        raise none
     if (what := _misfit(path, digests)) is not None:
         raise UserError(f"{path.name} was trained for {what}: retrain it with `splitsight train inversion`")
     state, about = load_weights(path), _about(path)
@@ -281,6 +284,8 @@ def load_inversion(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
     network.defense = about.get("defense", UNDEFENDED)
+    if features and shapes_of(network.features) != shapes_of(features):
+        raise none
     return network.eval().requires_grad_(False)
 
 

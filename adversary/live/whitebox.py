@@ -70,6 +70,7 @@ def _initial(options: LiveOptions, about: SessionDescription, prior: Prior) -> I
             prior_digest=prior.latent_digest,
             path=options.inversion,
             defense=about.defense,
+            features=about.features,
         )
     except NoInversionNetwork:
         if options.inversion is not None:

@@ -110,7 +110,9 @@ def test_the_package_comes_before_the_cache_and_a_folder_serves(kept):
     assert load(head_digest="c" * 64, path=package.parent).width == 8
     # against a defence, the network that was trained for it, else the one for undefended features, which says so
     defended = {**WEIGHTS, "defense": "gaussian:sigma=1"}
-    assert load(**defended).defense == "identity"
+    assert load(**defended, features=_network().features).defense == "identity"
+    with pytest.raises(NoInversionNetwork, match="against 'gaussian:sigma=1'"):
+        load(**defended, features=[FeatureSpec("z0", (8, 4, 4))])
     _network().save(inversion_file("net", "L8", "small", **defended), **about, **defended)
     assert load(**defended).defense == "gaussian:sigma=1"
     with pytest.raises(NoInversionNetwork, match="against 'gaussian:sigma=1'"):
