@@ -274,8 +274,8 @@ def load_inversion(
     state, about = load_weights(path), _about(path)
     try:
         config = dict(about["config"])
-        features = [FeatureSpec(f["name"], tuple(f["shape"]), f["layout"]) for f in config.pop("features")]
-        network = InversionNetwork(features, tuple(config.pop("latent")), **config)
+        own = [FeatureSpec(f["name"], tuple(f["shape"]), f["layout"]) for f in config.pop("features")]
+        network = InversionNetwork(own, tuple(config.pop("latent")), **config)
         if any(key.startswith("errors.") for key in state):
             network.expect_errors()
         if "pixels.latent" in state:
