@@ -156,6 +156,13 @@ def run_scenario(
     ] = None,
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(help="Seed of all draws of the attacks; default: the scenario's.")] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help="What the edge does to the features in every cell; see `splitsight list defenses`; default: the "
+            "scenario's."
+        ),
+    ] = None,
     evaluator: Annotated[
         list[str] | None,
         typer.Option(help="Independent classifier, a name or a folder, or none; repeatable; default: the scenario's."),
@@ -192,6 +199,7 @@ def run_scenario(
             quick=quick,
             limit=limit,
             seed=seed,
+            defense=defense,
             workers=workers,
             threads=threads,
             device=device,

@@ -21,7 +21,9 @@ from scenarios.run.store import Store
 from scenarios.run.train import train_missing
 from scenarios.run.work import Bench, work
 from splitsight.artifacts import home
+from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["RunOptions", "run_scenario", "run_worker"]
 
@@ -42,6 +44,7 @@ class RunOptions:
         quick: the scenario's quick form.
         limit: at most this many images, or windows of a clip.
         seed: of all draws of the attacks; the scenario's own where not given.
+        defense: what the edge does to the features in every cell, of a scenario that says nothing of defences.
         workers: processes that share the work.
         threads: compute threads of each; by default the cores are shared out.
         device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
@@ -57,6 +60,7 @@ class RunOptions:
     quick: bool = False
     limit: int | None = None
     seed: int | None = None
+    defense: str | None = None
     workers: int = 1
     threads: int | None = None
     device: str = "cpu"
@@ -83,6 +87,20 @@ def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
         several = len(options.evaluators) > 1
         changes["evaluator"] = list(options.evaluators) if several else None if only == "none" else only
     return changes
+
+
+def _defended(scenario: Scenario, defense: str) -> Scenario:
+    """The scenario with this defence in every cell.
+
+    Raises:
+        UserError: it sets defences itself.
+    """
+    if any(cell.defense != UNDEFENDED for cell in scenario.cells):
+        raise UserError("this scenario says itself what is done to the features: leave --defense out")
+    known = str(parse_defense(defense))
+    return scenario.model_copy(
+        update={"cells": [cell.model_copy(update={"defense": known}) for cell in scenario.cells]}
+    )
 
 
 def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
@@ -125,6 +143,8 @@ def run_scenario(options: RunOptions) -> Path:
     raw, name = read_scenario(options.scenario)
     scenario = load_scenario(raw, quick=options.quick, name=name)
     scenario = load_scenario(raw, quick=options.quick, name=name, changes=_changes(options, scenario))
+    if options.defense is not None:
+        scenario = _defended(scenario, options.defense)
     out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
     _set_threads(options.threads, options.workers)
     bench = Bench(scenario, options.device)

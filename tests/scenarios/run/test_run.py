@@ -216,6 +216,19 @@ def test_noise_on_features_depends_on_the_image_alone(scenario):
     assert torch.corrcoef(torch.stack([noise([1], seed=1)[1].flatten(), added[1].flatten()]))[0, 1].abs() < 0.1
 
 
+def test_a_defence_from_the_command_line_is_in_every_cell(scenario, tmp_path):
+    plain = scenario(cells=[{"split": ["L8", "L16"], "method": "fake"}])
+    rows = pq.read_table(
+        run(plain, tmp_path / "out", limit=1, defense="gaussian:ratio=0.50") / "rows.parquet"
+    ).to_pylist()
+    assert {row["defense"] for row in rows} == {"gaussian:ratio=0.5"} and len(rows) == 2
+    assert {row["label"] for row in rows} == {"fake against gaussian:ratio=0.5"}
+    own = scenario(cells=[{"split": "L8", "method": "fake", "defense": "gaussian:sigma=1"}])
+    with pytest.raises(UserError, match="says itself what is done to the features: leave --defense out"):
+        run(own, tmp_path / "other", defense="identity")
+    assert not (tmp_path / "other").exists()
+
+
 def test_rows_measure_what_was_written(scenario):
     bench = Bench(load_scenario(read_scenario(scenario())[0]))
     rows, images = bench.compute(bench.units[0])
