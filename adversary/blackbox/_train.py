@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from adversary.blackbox.inversion import WIDTH, InversionNetwork
@@ -22,15 +23,31 @@ from splitsight.training_data import TrainingSet
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
 
+_MEASURED = 1 / 10
+"""Part of a budget of time that each measurement after the training may take, so that a large F1 does not exceed it."""
+
+
+def _batches(images: np.ndarray, budget: Budget | None, size: int = 50) -> Iterator[Tensor]:
+    """Images in [0, 1], batch by batch, as many as there is time for: one batch at least."""
+    begin = 0.0 if budget is None else budget.now()
+    for i in range(0, len(images), size):
+        if i and budget is not None and budget.seconds and budget.now() - begin > _MEASURED * budget.seconds:
+            return
+        yield to_tensor(images[i : i + size])
+
+
 @torch.no_grad()
 def inversion_quality(
-    network: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, batch: int = 50
+    network: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, budget: Budget | None = None
 ) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images, in the prior's size."""
+    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images, in the prior's size.
+
+    With a budget of time, over as many of the first images as take a tenth of it.
+    """
     psnr, ssim = [], []
     device = next(network.parameters()).device
-    for i in range(0, len(images), batch):
-        whole = to_tensor(images[i : i + batch]).to(device)
+    for part in _batches(images, budget):
+        whole = part.to(device)
         x, y = resized(whole, prior.image_size), prior.decode(network(pipeline(whole))).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
@@ -39,8 +56,8 @@ def inversion_quality(
 
 @torch.no_grad()
 def measure_errors(
-    network: InversionNetwork, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, batch: int = 50
-) -> None:
+    network: InversionNetwork, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, budget: Budget | None = None
+) -> int:
     """Measure what the network does not know (:mod:`adversary.gaussian`) and keep it with the network.
 
     Args:
@@ -48,13 +65,17 @@ def measure_errors(
         pipeline: the edge.
         prior: gives encoder and decoder.
         images: ``(N, H, W, 3)`` uint8, none of them to be attacked later; some thousand.
+        budget: with one of time, as many of the first images are measured as take a tenth of it.
+
+    Returns:
+        How many images were measured.
     """
     device = next(network.parameters()).device
-    latent: list[torch.Tensor] = []
-    features: list[list[torch.Tensor]] = []
-    pixels: list[torch.Tensor] = []
-    for i in range(0, len(images), batch):
-        whole = to_tensor(images[i : i + batch]).to(device)
+    latent: list[Tensor] = []
+    features: list[list[Tensor]] = []
+    pixels: list[Tensor] = []
+    for part in _batches(images, budget):
+        whole = part.to(device)
         x = resized(whole, prior.image_size)
         u, answer = prior.encode(x), network(pipeline(whole))
         latent.append((u - answer).cpu())
@@ -64,6 +85,7 @@ def measure_errors(
         features.append([(a - b).cpu() for a, b in zip(found, z, strict=True)])
     network.expect_errors().measure(torch.cat(latent), [torch.cat(parts) for parts in zip(*features, strict=True)])
     network.expect_pixels(prior.image_size).measure(torch.cat(pixels), [])
+    return sum(map(len, pixels))
 
 
 def train_inversion(
@@ -156,17 +178,21 @@ def train_inversion(
                 if run.step % 1000 == 999:
                     extra = {
                         f"val_{k}": v
-                        for k, v in inversion_quality(average.module.eval(), pipeline, prior, held[:300]).items()
+                        for k, v in inversion_quality(
+                            average.module.eval(), pipeline, prior, held[:300], budget
+                        ).items()
                     }
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
     network = cast(InversionNetwork, average.module.eval())
-    figures = inversion_quality(network, pipeline, prior, held[:2000])
+    figures = inversion_quality(network, pipeline, prior, held[:2000], budget)
     # as trained, so that they hold for photographs and for video
-    measure_errors(network, pipeline, prior, flattened(images[-2000:], 0.5, generator.manual_seed(seed)))
+    seen = flattened(images[-2000:], 0.5, generator.manual_seed(seed))
+    measured = measure_errors(network, pipeline, prior, seen, budget)
     run.log(**{f"val_{k}": v for k, v in figures.items()})
     return network, {
         **figures,
+        "errors_measured_on": measured,
         "images_seen": run.step * batch,
         "minutes": round(run.seconds / 60, 1),
         "finished": run.fraction() >= 1.0,
