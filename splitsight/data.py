@@ -217,8 +217,8 @@ def decode_image(data: bytes, what: str) -> np.ndarray:
 
     Transparent pixels are composited on :data:`BACKGROUND`, whatever way the file holds transparency. Of 16 bits a
     channel the upper eight are kept; a 16-bit PNG whose values all fit in 10 or 12 bits (but not in 8), as cameras
-    and microscopes write them, is taken for data of that depth, which is said once: read as 16 bits it would be
-    almost black.
+    and microscopes write them, is taken for data of that depth, its transparency too where that fits likewise, which
+    is said once: read as 16 bits it would be almost black, or vanish.
 
     Raises:
         UserError: the bytes are not an image; ``what`` names it in the message.
@@ -282,7 +282,11 @@ def _alpha(stored: np.ndarray, png: _Png | None) -> np.ndarray | None:
     """``(h, w)`` float32 in [0, 1], as the file holds it; ``None`` for an image without."""
     most = np.iinfo(stored.dtype).max if stored.dtype in (np.uint8, np.uint16) else 1
     if stored.ndim == 3 and stored.shape[2] == 4:
-        return stored[..., 3].astype(np.float32) / most
+        alpha = stored[..., 3]
+        bits = _few_bits(stored) if png is not None and png.depth == 16 else None
+        if bits is not None and 255 < int(alpha.max()) < 2**bits:
+            most = 2**bits - 1
+        return alpha.astype(np.float32) / most
     if png is not None and png.colour == 0 and png.transparency and stored.ndim == 2:
         # OpenCV leaves out the one grey level that a PNG may declare transparent
         level = int.from_bytes(png.transparency[:2], "big") * (255 // (2**png.depth - 1) if png.depth < 8 else 1)
@@ -301,14 +305,26 @@ def _upright(stored: np.ndarray, data: bytes) -> np.ndarray:
     return stored.reshape(-1, *stored.shape[2:])[turned]
 
 
+def _colours(stored: np.ndarray) -> np.ndarray:
+    """RGB, or grey as one channel, of what OpenCV decoded unchanged."""
+    return stored[..., None] if stored.ndim == 2 else stored[..., 2::-1]
+
+
+def _few_bits(stored: np.ndarray) -> int | None:
+    """10 or 12 where 16-bit colours fit in as many bits and not in 8, else ``None``."""
+    largest = int(_colours(stored).max())
+    if not 255 < largest < 4096:
+        return None
+    return 10 if largest < 1024 else 12
+
+
 def _shallow(stored: np.ndarray, image: np.ndarray, data: bytes, what: str) -> np.ndarray:
     """``image``, or where its 16-bit values fit in 10 or 12 bits, the values scaled from there."""
-    colours = stored[..., None] if stored.ndim == 2 else stored[..., 2::-1]
-    largest = int(colours.max())
-    if not 255 < largest < 4096:
+    bits = _few_bits(stored)
+    if bits is None:
         return image
-    bits = 10 if largest < 1024 else 12
     _say_shallow(what, bits)
+    colours = _colours(stored)
     scaled = (colours.astype(np.float32) * (255 / (2**bits - 1))).round().astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(_upright(scaled, data), image.shape))
 

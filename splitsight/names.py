@@ -61,7 +61,8 @@ def safe_names(names: Iterable[str]) -> list[str]:
 
     Separators, control characters, line ends, and bytes that are not UTF-8 become ``_``, as does a dot in front
     (the file would be hidden); what Windows reserves gets a ``_``; a name longer than 242 bytes is cut and ends in
-    a hash of the whole; a second one of the same name gets ``-2``. A harmless name stays as it is.
+    a hash of the whole; a second one of the same name, letters of either case, gets ``-2``. A harmless name stays as
+    it is.
 
     Args:
         names: stems of inputs, or whatever a data set calls its images.
@@ -71,10 +72,10 @@ def safe_names(names: Iterable[str]) -> list[str]:
     for name in names:
         first = one = _cut(_clean(name), name)
         number = 2
-        while one in taken:
+        while (key := one.casefold()) in taken:  # macOS and Windows take A.png and a.png for one file
             one = _cut(f"{first}-{number}", f"{name}-{number}")
             number += 1
-        taken.add(one)
+        taken.add(key)
         safe.append(one)
     return safe
 

@@ -454,6 +454,11 @@ def test_deep_pictures_of_few_bits_are_scaled_and_that_is_said_once(caplog, monk
         colours = decode_image(raw_png(16, 2, [struct.pack(">3H", 1000, 500, 0)]), "ten.png")
         assert colours[0, 0].tolist() == [249, 125, 0] and "10 bits" in caplog.messages[1]
         caplog.clear()
+        for opaque in (4095, 65535):  # transparency of the same depth, and of 16 bits
+            seen = decode_image(raw_png(16, 6, [struct.pack(">4H", 4000, 2000, 0, opaque)] * 2), "alpha.png")
+            assert seen[0, 0].tolist() == [249, 125, 0]
+        hidden = decode_image(raw_png(16, 6, [struct.pack(">8H", 4000, 2000, 0, 0, 4000, 2000, 0, 4095)]), "alpha.png")
+        assert hidden[0].tolist() == [[255, 255, 255], [249, 125, 0]]
         assert decode_image(raw_png(16, 0, [struct.pack(">2H", 0, 255)]), "black.png").max() == 0
         assert decode_image(raw_png(16, 0, [struct.pack(">2H", 0, 4096)]), "dark.png").max() == 16
         assert not caplog.messages

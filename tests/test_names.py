@@ -55,6 +55,7 @@ def test_safe_name(name, safe):
 
 def test_safe_names_stay_apart():
     assert safe_names(["a/b", "a\\b", "a_b", "a_b-2"]) == ["a_b", "a_b-2", "a_b-3", "a_b-2-2"]
+    assert safe_names(["Cat", "cat", "CAT-2", "É", "é"]) == ["Cat", "cat-2", "CAT-2-2", "É", "é-2"]
     long = ["ü" * 150 + end for end in ("1", "2", "2")]
     safe = safe_names(long)
     assert len(set(safe)) == 3 and all(len(n.encode()) <= 242 for n in safe) and safe[0] == safe_names(long[:1])[0]
