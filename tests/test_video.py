@@ -448,4 +448,5 @@ def test_real_clips_and_their_damaged_copies(tmp_path, capfd):
         cut.write_bytes(path.read_bytes()[:300])
         with pytest.raises(UserError):
             open_source(cut)
-    assert capfd.readouterr().err == ""
+    # what was lost is said by the commands, in our words; the decoder itself says nothing
+    assert all(line.startswith("splitsight: ") for line in capfd.readouterr().err.splitlines())

@@ -92,7 +92,7 @@ def test_what_is_refused(folder, target, pictures, tmp_path):
     gallery.against(to_tensor(pictures[25:]))
     with pytest.raises(UserError, match=r"holds 19 different images where a gallery of 21 needs 20: .*-size 20"):
         gallery.against(to_tensor(pictures[4:5]))
-    with pytest.raises(UserError, match="unknown --gallery-features 'vgg': choose one of pixels, target"):
+    with pytest.raises(UserError, match="unknown features to compare images in 'vgg': choose one of pixels, target"):
         draw(folder, target, 5, features="vgg")
     with pytest.raises(UserError, match="--gallery-size must be at least 2"):
         draw(folder, target, 1)
