@@ -377,7 +377,8 @@ def adversary(
     from adversary.live.run import LiveOptions, run_live
 
     # each threat model's modules are loaded alone, so that a black-box process has none that could build F1
-    chosen = SOLVERS[solver] if solver is not None else attack or ("window:live" if preview else "window:denoised")
+    unaided = not preview and inversion is None and threat is not Threat.black_box
+    chosen = SOLVERS[solver] if solver is not None else attack or ("window:denoised" if unaided else "window:live")
     name, _, setting = chosen.partition(":")
     changes = changed(values or []) | ({"samples": samples} if solver is Solver.pnp else {})
     white = threat is Threat.white_box or (threat is None and "network" not in ATTACKS.get(name).needs)

@@ -187,6 +187,7 @@ def test_a_library_that_needs_utf8_is_one_sentence(capsys: pytest.CaptureFixture
     [
         ([], "window:live"),
         (["--no-preview"], "window:denoised"),
+        (["--no-preview", "--inversion", "starts.safetensors"], "window:live"),
         (["--no-preview", "--attack", "best-multi"], "best-multi:"),
         (["--no-preview", "--solver", "dmb"], "dmb-multi:live"),
     ],
