@@ -72,14 +72,7 @@ def demo(
         Path | None,
         typer.Option(help="Black-box: the net-best network, a file; default: the package's, else the cache's."),
     ] = None,
-    attack: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[:SETTING]",
-            help="What solves the windows; see `splitsight list attacks`; default: window:live, without previews "
-            "window:denoised.",
-        ),
-    ] = "",
+    attack: AttackOption = "",
     preview: Preview = True,
     defense: Defense = "identity",
     solver: SolverOption = None,
@@ -338,7 +331,7 @@ def oracle(
 def adversary(
     tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT, an IPv6 address in brackets.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
-    attack: AttackOption = "window:live",
+    attack: AttackOption = "",
     threat: Annotated[
         Threat | None,
         typer.Option(
@@ -384,7 +377,9 @@ def adversary(
     from adversary.live.run import LiveOptions, run_live
 
     # each threat model's modules are loaded alone, so that a black-box process has none that could build F1
-    name, _, setting = (attack if solver is None else SOLVERS[solver]).partition(":")
+    unaided = not preview and inversion is None and threat is not Threat.black_box
+    chosen = SOLVERS[solver] if solver is not None else attack or ("window:denoised" if unaided else "window:live")
+    name, _, setting = chosen.partition(":")
     changes = changed(values or []) | ({"samples": samples} if solver is Solver.pnp else {})
     white = threat is Threat.white_box or (threat is None and "network" not in ATTACKS.get(name).needs)
     load(("adversary.live.whitebox", "splitsight.targets") if white else ("adversary.live.blackbox",))

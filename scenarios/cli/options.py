@@ -97,7 +97,12 @@ GalleryFeatures = Annotated[
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
 AttackOption = Annotated[
-    str, typer.Option(metavar="NAME[:SETTING]", help="What solves the windows; see `splitsight list attacks`.")
+    str,
+    typer.Option(
+        metavar="NAME[:SETTING]",
+        help="What solves the windows; see `splitsight list attacks`; default: window:live, without previews "
+        "window:denoised.",
+    ),
 ]
 SOLVERS = {Solver.map: "window:live", Solver.pnp: "window:denoised", Solver.dmb: "dmb-multi:live"}
 SolverOption = Annotated[

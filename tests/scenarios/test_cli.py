@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import typer
@@ -179,3 +180,28 @@ def test_a_library_that_needs_utf8_is_one_sentence(capsys: pytest.CaptureFixture
         command()
     assert caught.value.exit_code == 2
     assert "the name x\\xe9 is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "solved_by"),
+    [
+        ([], "window:live"),
+        (["--no-preview"], "window:denoised"),
+        (["--no-preview", "--inversion", "starts.safetensors"], "window:live"),
+        (["--no-preview", "--attack", "best-multi"], "best-multi:"),
+        (["--no-preview", "--solver", "dmb"], "dmb-multi:live"),
+    ],
+)
+def test_windows_are_solved_without_previews_where_there_are_none(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    solved_by: str,
+) -> None:
+    import adversary.live.run as live
+
+    seen: list[live.LiveOptions] = []
+    monkeypatch.setattr(live, "run_live", lambda options, know: seen.append(options))
+    code, _, err = run(capsys, "adversary", "--tap", "127.0.0.1:1", "--out", str(tmp_path / "out"), *words)
+    assert (code, err) == (0, "") and f"{seen[0].attack}:{seen[0].setting or ''}" == solved_by
