@@ -280,6 +280,10 @@ def run_attack(
             trained.check_features([z[group] for z in data.features])
         if data.originals is not None:
             trained.check_unseen(data.names, to_pixels(data.originals))
+    # whatever is missing is said before anything is written
+    models.problem(attack, data.about, [z[:1] for z in data.features], codec=data.codec, network=trained)
+    if "initial" in attack.needs:
+        models.initial(data.about)
 
     (out / "reconstructions").mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
