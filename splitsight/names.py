@@ -57,7 +57,7 @@ def printable(name: str | Path) -> str:
 
 
 def safe_names(names: Iterable[str]) -> list[str]:
-    """Names for output files, without a suffix: each usable on every file system, no two alike.
+    """Names for output files, without a suffix: each usable on every POSIX file system, no two alike.
 
     Separators, control characters, line ends, and bytes that are not UTF-8 become ``_``, as does a dot in front
     (the file would be hidden); what Windows reserves gets a ``_``; a name longer than 242 bytes is cut and ends in
