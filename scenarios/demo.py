@@ -488,6 +488,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         complete=complete,
         seconds=demo.streaming_s,
         peak_rss_mb=memory,
+        previews=o.preview,
         weights=demo.weights,
         session=demo.session.to_dict(),
         accounting=demo.accounting,

@@ -238,7 +238,7 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         source = inlined(out / "demo.mp4")
         parts.append(f"<figure><video controls autoplay muted loop playsinline src='{source}'></video></figure>")
     if (out / "grid.png").is_file():
-        alt = "Columns are frames; rows are the original, the preview and the window reconstruction"
+        alt = "Columns are frames; rows are the original and its reconstructions by tier"
         parts.append(
             f"<h2>Frames side by side</h2><figure><img alt='{alt}' src='{inlined(out / 'grid.png')}'></figure>"
         )

@@ -52,6 +52,7 @@ class RunInfo:
         complete: whether the run went to its end.
         seconds: wall-clock seconds of streaming.
         peak_rss_mb: per process, 10⁶ bytes.
+        previews: whether single frames were shown at once.
         weights: digests by role.
         session: what the edge did, as :meth:`splitsight.wire.sessions.SessionDescription.to_dict` says it.
         accounting: what its defence costs and guarantees.
@@ -71,6 +72,7 @@ class RunInfo:
     complete: bool = True
     seconds: float = 0.0
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
+    previews: bool = True
     weights: dict[str, str] = field(default_factory=dict)
     session: dict[str, Any] = field(default_factory=dict)
     accounting: dict[str, Any] = field(default_factory=dict)
@@ -248,7 +250,10 @@ def _figures(row: FrameRow, tier: str) -> str:
 
 
 def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
-    """Original, preview and window of one frame; a tier that is missing shows the best one there is and says so."""
+    """Original, preview and window of one frame; a tier that is missing shows the best one there is and says so.
+
+    A run without any previews has no panel for them.
+    """
     cloud = f"cloud: {row.says}" if row.says else "no answer from the cloud"
     preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
     figures = _figures(row, "preview")
@@ -259,8 +264,11 @@ def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
         last = Panel(preview, "no window: preview shown", figures)
     else:
         last = Panel(None, "no window")
+    original = Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud)
+    if not info.previews:
+        return [original, last]
     return [
-        Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud),
+        original,
         Panel(preview, f"preview at {info.split}" if preview is not None else "no preview", figures),
         last,
     ]
@@ -314,7 +322,8 @@ def write_report(
         chosen = [best[i] for i in spread(len(best), _GRID_FRAMES)]
         picture = grid(
             [panels_of(join, r, info) for r in chosen],
-            f"{info.target} split at {info.split}: original, preview and window, reconstructed from the features alone",
+            f"{info.target} split at {info.split}: original, {'preview and ' if info.previews else ''}window, "
+            "reconstructed from the features alone",
         )
         write_png(out / "grid.png", picture)
     say("writing index.html")

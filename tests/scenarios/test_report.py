@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from scenarios.demo import prepare_folder
 from scenarios.join import Join, Lines, quick_psnr, read_png
-from scenarios.report import RunInfo, write_report
+from scenarios.report import RunInfo, panels_of, write_report
 from splitsight.data import write_png
 from splitsight.errors import UserError
 
@@ -154,6 +155,13 @@ def test_report(run: Path) -> None:
     assert "ox &amp; cart" in page and "&lt;b&gt;" in page
     assert "found first" not in page and "match" not in summary["methods"]["window"]
     assert not list(run.glob(".*partial*")) and not list(run.glob("*.partial"))
+
+
+def test_a_run_without_previews_has_no_panel_for_them(run: Path) -> None:
+    join = Join(run)
+    join.poll()
+    titles = [[p.title for p in panels_of(join, join.row(0), replace(INFO, previews=p))] for p in (True, False)]
+    assert len(titles[0]) == 3 and titles[1] == [titles[0][0], titles[0][2]]
 
 
 def test_report_with_a_gallery(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
