@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from adversary.priors._train_autoencoder import build_autoencoder
-from adversary.priors._train_denoiser import build_denoiser, build_unet
+from adversary.priors._train_denoiser import build_denoiser, build_text_encoder, build_unet
 from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.data import encode_png
@@ -31,6 +31,15 @@ def _text(tokenizer, width):
             eos_token_id=2,
         )
     )
+
+
+def save_prior(folder, *classes):
+    """A random prior of our own kind in ``folder``: 64 pixels, with a text encoder for these classes; its path."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer([[name] for name in classes or ("goldfish",)])
+    parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder)
+    return str(folder)
 
 
 @pytest.fixture

@@ -7,25 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny import save_prior
 
 from adversary.blackbox.pictures import draw_groups
-from adversary.priors._train_autoencoder import build_autoencoder
-from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
-from adversary.priors.captions import build_tokenizer
-from adversary.priors.prior import Prior
 from adversary.training import train_inversion_command
 from splitsight.artifacts import load_weights
 
 
 @pytest.fixture
 def prior(tmp_path):
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer([["goldfish"]])
-    parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
-    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
+    return save_prior(tmp_path / "tiny")
 
 
 def pictures(count):

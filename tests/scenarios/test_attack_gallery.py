@@ -4,13 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny import save_prior
 
 from adversary.attacks import ATTACKS, Attack, Reconstruction
-from adversary.priors._train_autoencoder import build_autoencoder
-from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
-from adversary.priors.captions import build_tokenizer
-from adversary.priors.prior import Prior
 from scenarios.attack import run_attack
 from splitsight.data import load_images, to_tensor, write_png
 from splitsight.errors import UserError
@@ -32,11 +28,7 @@ class Oracle(Attack):
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory):
-    tokenizer = build_tokenizer([["goldfish"]])
-    parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
-    folder = tmp_path_factory.mktemp("priors") / "tiny"
-    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder)
-    return str(folder)
+    return save_prior(tmp_path_factory.mktemp("priors") / "tiny")
 
 
 @pytest.fixture
