@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adversary.attacks import Attack, Problem
 from adversary.attacks.blackbox import NetAttack
-from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, load_inversion
+from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
 from adversary.blackbox.networks import AttackNetwork
 from adversary.priors.prior import EMBEDDED, Prior, Text, load_prior
 from splitsight import targets
@@ -103,16 +103,7 @@ class Workbench:
         """
         key = _key(about)
         if key not in self._initials:
-            self._initials[key] = load_inversion(
-                about.target,
-                about.split,
-                self.prior.name,
-                head_digest=about.head_digest,
-                prior_digest=self.prior.latent_digest,
-                path=self._inversion,
-                defense=about.defense,
-                features=about.features,
-            ).to(self.device)
+            self._initials[key] = inversion_for(about, self.prior, self._inversion).to(self.device)
         return self._initials[key]
 
     def network(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +23,17 @@ from splitsight.artifacts import asset, home, kernels, load_weights, save_weight
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec, shapes_of
 from splitsight.names import file_stem
-from splitsight.wire.sessions import UNDEFENDED
+from splitsight.wire.sessions import UNDEFENDED, SessionDescription
+
+if TYPE_CHECKING:
+    from adversary.priors.prior import Prior
 
 __all__ = [
     "WIDTH",
     "InversionNetwork",
     "NoInversionNetwork",
     "inversion_file",
+    "inversion_for",
     "inversion_kept",
     "inversion_name",
     "load_inversion",
@@ -287,6 +291,20 @@ def load_inversion(
     if features and shapes_of(network.features) != shapes_of(features):
         raise none
     return network.eval().requires_grad_(False)
+
+
+def inversion_for(about: SessionDescription, prior: Prior, path: Path | None = None) -> InversionNetwork:
+    """The inversion network for a session with a prior; see :func:`load_inversion` for the file and the errors."""
+    return load_inversion(
+        about.target,
+        about.split,
+        prior.name,
+        head_digest=about.head_digest,
+        prior_digest=prior.latent_digest,
+        path=path,
+        defense=about.defense,
+        features=about.features,
+    )
 
 
 def _found(path: Path | None, target: str, split: str, prior: str, defense: str, digests: Mapping[str, str]) -> Path:

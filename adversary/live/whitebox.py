@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adversary.attacks import ATTACKS
-from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, load_inversion
+from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
 from adversary.live.engine import Engine
 from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import Prior, load_prior
@@ -62,16 +62,7 @@ def know(options: LiveOptions) -> Known:
 def _initial(options: LiveOptions, about: SessionDescription, prior: Prior) -> InversionNetwork | None:
     """The inversion network, or none where there is none for what is attacked."""
     try:
-        return load_inversion(
-            about.target,
-            about.split,
-            prior.name,
-            head_digest=about.head_digest,
-            prior_digest=prior.latent_digest,
-            path=options.inversion,
-            defense=about.defense,
-            features=about.features,
-        )
+        return inversion_for(about, prior, options.inversion)
     except NoInversionNetwork:
         if options.inversion is not None:
             raise
