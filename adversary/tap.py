@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from splitsight.errors import UserError
-from splitsight.wire.channels import channel, parse_address
+from splitsight.wire.channels import parse_address
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.v1 import tap_pb2, tap_pb2_grpc
 
 __all__ = ["TapReader"]
@@ -24,9 +24,9 @@ class TapReader:
         address: ``HOST:PORT`` of the tap.
         session_id: only this session; empty for all.
         ring: frames that the server keeps for us while we do not read; 0 for its default.
-        token: bearer token where the tap asks for one (then TLS is used).
-        ca: PEM file of the certificate authority, for TLS.
+        credentials: what the tap asks for; none by default.
         patience: seconds to go on trying to reach the tap, at the start and after it was lost.
+        on_change: called with whether the tap is there, when it is lost and when it is back.
 
     Raises:
         UserError: no such address or certificate.
@@ -38,15 +38,15 @@ class TapReader:
         *,
         session_id: str = "",
         ring: int = 0,
-        token: str | None = None,
-        ca: Path | None = None,
+        credentials: ClientCredentials = ANONYMOUS,
         patience: float = 10.0,
+        on_change: Callable[[bool], None] = lambda there: None,
     ) -> None:
-        self.address, self.patience = address, patience
+        self.address, self.patience, self.on_change = address, patience, on_change
         self._request = tap_pb2.SubscribeRequest(session_id=session_id, ring=ring)
-        self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        self._channel = channel(
-            parse_address(address, "--tap 127.0.0.1:50052"), receive_bytes=_MAX_BYTES, ca=ca, keepalive=True
+        self._metadata = credentials.metadata
+        self._channel = credentials.channel(
+            parse_address(address, "--tap 127.0.0.1:50052"), receive_bytes=_MAX_BYTES, keepalive=True
         )
         self._call: grpc.Call | None = None
         self._closed = False
@@ -84,7 +84,9 @@ class TapReader:
             call = self._call = stub.Subscribe(self._request, metadata=self._metadata)
             try:
                 for event in call:
-                    lost_since = None
+                    if lost_since is not None:
+                        lost_since = None
+                        self.on_change(True)
                     yield event
                 return
             except grpc.RpcError as error:
@@ -94,7 +96,9 @@ class TapReader:
                 if code != grpc.StatusCode.UNAVAILABLE:
                     raise UserError(f"the tap {self.address} refused: {error.details()}", code=1) from error
                 now = time.monotonic()
-                lost_since = lost_since or now
+                if lost_since is None:
+                    lost_since = now
+                    self.on_change(False)
                 if now - lost_since > self.patience:
                     raise UserError(
                         f"the tap {self.address} was lost and did not come back within {self.patience:g} s", code=1

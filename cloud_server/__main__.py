@@ -18,9 +18,12 @@ _HELP: dict[str, tuple[type, str]] = {
     "port": (int, "0 takes a free one"),
     "tap_port": (int, "port of the tap; 0 takes a free one (default: no tap)"),
     "tap_host": (str, "address of the tap"),
-    "tap_token": (str, "bearer token that subscribers must send"),
-    "tap_cert": (Path, "PEM certificate chain of the tap"),
-    "tap_key": (Path, "PEM key of the tap"),
+    "token_file": (Path, "file of the bearer token that edges must send"),
+    "tap_token_file": (Path, "file of the bearer token that subscribers of the tap must send"),
+    "cert": (Path, "PEM certificate chain, for both ports"),
+    "key": (Path, "PEM key that belongs to it"),
+    "client_ca": (Path, "PEM certificates of the authority that must have signed the callers' own"),
+    "insecure": (bool, "serve edges on other addresses than loopback without token and TLS, too; never the tap"),
     "tap_ring": (int, "frames kept for a subscriber that does not read"),
     "max_subscribers": (int, "subscribers of the tap at once"),
     "metrics_port": (int, "Prometheus metrics on loopback; 0 takes a free port (default: off)"),
@@ -42,7 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name, (kind, text) in _HELP.items():
         default = getattr(defaults, name)
         shown = "" if default is None else f" (default: {default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + shown)
+        option = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=text)
+        else:
+            parser.add_argument(option, type=kind, default=default, help=text + shown)
     try:
         options = CloudOptions(**vars(parser.parse_args(arguments)))
         from cloud_server.server import serve

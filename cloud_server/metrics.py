@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from splitsight.wire.guard import serve_metrics
+from splitsight.wire.ports import serve_metrics
 
 __all__ = ["Metrics"]
 

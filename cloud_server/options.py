@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from splitsight.errors import UserError
 from splitsight.wire.channels import host_of
-from splitsight.wire.guard import check_guard
+from splitsight.wire.credentials import ServerCredentials, read_token
 
 __all__ = ["CloudOptions"]
 
@@ -26,9 +27,12 @@ class CloudOptions:
         port: 0 … 65535; 0 takes a free one.
         tap_port: likewise; ``None`` leaves the tap off.
         tap_host: address of the tap; other than loopback it needs token, certificate and key.
-        tap_token: what subscribers must send as ``authorization: Bearer …``.
-        tap_cert: PEM certificate chain of the tap.
-        tap_key: PEM private key that belongs to it.
+        token_file: file of the token that edges must send as ``authorization: Bearer …``.
+        tap_token_file: file of the one that subscribers of the tap must send.
+        cert: PEM certificate chain, for both ports.
+        key: PEM private key that belongs to it.
+        client_ca: PEM certificates of the authority that must have signed the callers' own, for both ports.
+        insecure: serve edges on other addresses than loopback without token and TLS, too; never the tap.
         tap_ring: frames kept for a subscriber that does not read, ≥ 1, unless it asks for fewer.
         max_subscribers: of the tap at once, ≥ 1.
         metrics_port: Prometheus metrics on loopback; ``None`` leaves them off.
@@ -53,9 +57,12 @@ class CloudOptions:
     port: int = 0
     tap_port: int | None = None
     tap_host: str = "127.0.0.1"
-    tap_token: str | None = None
-    tap_cert: Path | None = None
-    tap_key: Path | None = None
+    token_file: Path | None = None
+    tap_token_file: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    insecure: bool = False
     tap_ring: int = 64
     max_subscribers: int = 8
     metrics_port: int | None = None
@@ -85,11 +92,16 @@ class CloudOptions:
         host_of(self.host, "--host")
         if self.tap_port is not None:
             host_of(self.tap_host, "--tap-host")
-            check_guard(
-                "tap",
-                "show every session to the network",
-                host=self.tap_host,
-                token=self.tap_token,
-                cert=self.tap_cert,
-                key=self.tap_key,
-            )
+            self.tap_credentials.check("tap", "show every session to the network", self.tap_host)
+        if not self.insecure:
+            self.credentials.check("cloud server", "compute for anyone on the network", self.host)
+
+    @cached_property
+    def credentials(self) -> ServerCredentials:
+        """What edges must present."""
+        return ServerCredentials(read_token(self.token_file, "cloud server"), self.cert, self.key, self.client_ca)
+
+    @cached_property
+    def tap_credentials(self) -> ServerCredentials:
+        """What subscribers of the tap must present."""
+        return ServerCredentials(read_token(self.tap_token_file, "tap"), self.cert, self.key, self.client_ca)

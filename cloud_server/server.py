@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from cloud_server.options import CloudOptions
-from splitsight.wire.guard import add_port
+from splitsight.wire.ports import add_port
 
 __all__ = ["CloudOptions", "serve"]
 
@@ -61,6 +61,7 @@ async def _serve(options: CloudOptions) -> int:
 
     limit = int(options.max_message_mb * (1 << 20))
     server = grpc.aio.server(
+        interceptors=options.credentials.aio_interceptors("cloud server"),
         options=[
             # without this two servers share a port and a typo goes unnoticed
             ("grpc.so_reuseport", 0),
@@ -71,11 +72,11 @@ async def _serve(options: CloudOptions) -> int:
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ]
+        ],
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
-        port = add_port(server, options.host, options.port, what="cloud server")
+        port = add_port(server, options.host, options.port, what="cloud server", credentials=options.credentials)
         return await _run(options, server, port, stop, hurry, signals)
     finally:
         await server.stop(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import grpc
 
 from cloud_server.metrics import Metrics
 from cloud_server.options import CloudOptions
-from splitsight.wire.guard import add_port, refuse_strangers
+from splitsight.wire.ports import add_port
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import tap_pb2, tap_pb2_grpc
 
@@ -168,21 +168,18 @@ class TapService(tap_pb2_grpc.TapServicer):
     Args:
         hub: where frames are published.
         metrics: counts what is forwarded and dropped.
-        token: what subscribers must present; ``None`` asks for nothing.
         ring: frames kept by default, and at most.
         most: subscribers at once.
     """
 
-    def __init__(self, hub: Hub, metrics: Metrics, *, token: str | None, ring: int, most: int) -> None:
+    def __init__(self, hub: Hub, metrics: Metrics, *, ring: int, most: int) -> None:
         self._hub = hub
         self._metrics = metrics
-        self._token = token
         self._ring = ring
         self._most = most
 
     def Subscribe(self, request: tap_pb2.SubscribeRequest, context: grpc.ServicerContext) -> Iterator[tap_pb2.TapEvent]:
         """Sessions, frames and ends, until the subscriber leaves or the server drains."""
-        refuse_strangers(context, self._token, "tap")
         subscription = Subscription(request.session_id, min(request.ring or self._ring, self._ring))
         if not self._hub.subscribe(subscription, self._most):
             context.abort(
@@ -194,12 +191,17 @@ class TapService(tap_pb2_grpc.TapServicer):
         context.add_callback(subscription.wake.set)
         self._metrics.subscribers.inc()
         try:
-            yield from self._events(subscription, context.is_active)
+            interrupted = yield from self._events(subscription, context.is_active)
         finally:
             self._hub.unsubscribe(subscription)
             self._metrics.subscribers.dec()
+        if interrupted:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server shuts down while sessions go on: come back later")
 
-    def _events(self, subscription: Subscription, active: Callable[[], bool]) -> Iterator[tap_pb2.TapEvent]:
+    def _events(
+        self, subscription: Subscription, active: Callable[[], bool]
+    ) -> Generator[tap_pb2.TapEvent, None, bool]:
+        """Events; in the end, whether sessions that were told of have not ended, only this server has."""
         told: dict[str, pb.SessionOpen] = {}
         counted = 0
         while active():
@@ -222,12 +224,13 @@ class TapService(tap_pb2_grpc.TapServicer):
                     counted = subscription.dropped
                 yield tap_pb2.TapEvent(frame=frame)
             # `live` was read before the ring was emptied: whatever had ended by then has no frame left here
-            for session_id in [s for s in told if s not in live or closing]:
+            for session_id in [s for s in told if s not in live]:
                 del told[session_id]
                 yield tap_pb2.TapEvent(end=tap_pb2.SessionEnd(session_id=session_id))
             if closing:
-                return
+                return bool(told)
             subscription.wake.wait(_POLL)
+        return False
 
 
 def _announce(told: dict[str, pb.SessionOpen], opening: pb.SessionOpen) -> Iterator[tap_pb2.TapEvent]:
@@ -261,12 +264,13 @@ def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int
         The server, started, and its port.
 
     Raises:
-        UserError: certificate or key cannot be read, or the port is in use.
+        UserError: a certificate or key cannot be read, or the port is in use.
     """
     ring = max(1, min(options.tap_ring, _RING_BYTES // max(1, frame_size)))
     server = grpc.server(
         # a few threads more than subscribers, so that one too many is told so instead of waiting
         ThreadPoolExecutor(options.max_subscribers + 2, thread_name_prefix="tap"),
+        interceptors=options.tap_credentials.interceptors("tap"),
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.keepalive_time_ms", 20_000),
@@ -274,9 +278,9 @@ def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ],
     )
-    service = TapService(hub, metrics, token=options.tap_token, ring=ring, most=options.max_subscribers)
+    service = TapService(hub, metrics, ring=ring, most=options.max_subscribers)
     tap_pb2_grpc.add_TapServicer_to_server(service, server)
     assert options.tap_port is not None
-    port = add_port(server, options.tap_host, options.tap_port, what="tap", cert=options.tap_cert, key=options.tap_key)
+    port = add_port(server, options.tap_host, options.tap_port, what="tap", credentials=options.tap_credentials)
     server.start()
     return server, port

@@ -26,6 +26,7 @@ from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.video import FrameSource, VideoFrame, open_source
 from splitsight.wire.channels import parse_address
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -68,6 +69,7 @@ class EdgeOptions:
         drain_s: seconds that frames in flight get to be answered after a signal, ≥ 0.
         source_timeout_s: seconds to wait for a camera or stream, > 0.
         session_id: ``None`` for a random one.
+        credentials: what the server asks for.
     """
 
     server: str
@@ -92,6 +94,7 @@ class EdgeOptions:
     drain_s: float = 3.0
     source_timeout_s: float = 10.0
     session_id: str | None = None
+    credentials: ClientCredentials = ANONYMOUS
 
     def check(self) -> None:
         """Refuses values that make no sense.
@@ -305,7 +308,7 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
         ) as source:
             stop.source = source
             try:
-                served = describe(options.server, options.wait_s, stop.event)
+                served = describe(options.server, options.wait_s, stop.event, options.credentials)
             except UserError:
                 if not stop.event.is_set():
                     raise
@@ -389,6 +392,7 @@ def _stream(
         on_event=on_event,
         give_up_s=options.give_up_s,
         answer_timeout_s=options.answer_timeout_s,
+        credentials=options.credentials,
     )
     link.start()
     try:

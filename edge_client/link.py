@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import grpc
 
 from splitsight.errors import UserError
-from splitsight.wire.channels import channel, parse_address
+from splitsight.wire.channels import parse_address
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import split_inference_pb2_grpc as rpc
 
@@ -45,36 +46,57 @@ def _reason(error: grpc.RpcError) -> str:
     return details.splitlines()[0] if details else error.code().name.lower().replace("_", " ")
 
 
-def describe(server: str, wait_s: float, stop: threading.Event | None = None) -> pb.DescribeResponse:
+def _tls(error: grpc.RpcError, credentials: ClientCredentials) -> str:
+    """What is wrong with TLS where a connection fails for that, for messages."""
+    details = error.details() or ""
+    if credentials.ca is not None and ("SSL" in details or "handshake" in details.lower()):
+        return "; its certificate was not signed by --ca for that name, or it asks for --cert and --key"
+    if credentials.ca is None and "Socket closed" in details:
+        return "; it may speak TLS: give --ca"
+    return ""
+
+
+def describe(
+    server: str,
+    wait_s: float,
+    stop: threading.Event | None = None,
+    credentials: ClientCredentials = ANONYMOUS,
+) -> pb.DescribeResponse:
     """Asks a server what it serves, waiting for it to come up.
 
     Args:
         server: ``HOST:PORT``.
         wait_s: seconds to keep trying, ≥ 0.
         stop: gives up early when set.
+        credentials: what it asks for; none by default.
 
     Raises:
-        UserError: nothing answers in time, or what answers is not a splitsight server.
+        UserError: nothing answers in time, it refuses the token, or what answers is not a splitsight server.
     """
     deadline = time.monotonic() + wait_s
-    with channel(parse_address(server, _EXAMPLE)) as opened:
+    with credentials.channel(parse_address(server, _EXAMPLE)) as opened:
         stub = rpc.SplitInferenceStub(opened)
         while True:
             left = deadline - time.monotonic()
             # Short tries, so that a signal during the wait is noticed.
             call = stub.Describe.future(
-                pb.DescribeRequest(), timeout=max(0.2, min(1.0, left)), wait_for_ready=left > _POLL_S
+                pb.DescribeRequest(),
+                timeout=max(0.2, min(1.0, left)),
+                wait_for_ready=left > _POLL_S,
+                metadata=credentials.metadata,
             )
             try:
                 return call.result()
             except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    raise UserError(f"{server} refuses: {_reason(error)} (--token-file)") from error
                 if error.code() in _FINAL:
                     raise UserError(
                         f"{server} answers, but not as a splitsight cloud server ({_reason(error)}): check --server"
                     ) from error
                 if time.monotonic() >= deadline or (stop is not None and stop.is_set()):
                     raise UserError(
-                        f"no cloud server answers at {server} (waited {wait_s:g} s): "
+                        f"no cloud server answers at {server} (waited {wait_s:g} s{_tls(error, credentials)}): "
                         "start one with `splitsight cloud`, or correct --server"
                     ) from error
                 time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
@@ -139,6 +161,7 @@ class Link:
         on_event: called with ``("connected" | "lost" | "resumed", details)``.
         give_up_s: seconds without a new answer, since the connection was lost, after which it gives up.
         answer_timeout_s: seconds an answer may take before the connection counts as lost.
+        credentials: what the server asks for; none by default.
         seed: of the jitter; ``None`` for a random one.
     """
 
@@ -152,12 +175,14 @@ class Link:
         on_event: Callable[[str, dict], None] = lambda *_: None,
         give_up_s: float = 30.0,
         answer_timeout_s: float = 20.0,
+        credentials: ClientCredentials = ANONYMOUS,
         seed: int | None = None,
     ) -> None:
         self.reconnects = 0
         self.resent = 0
         self.duplicates = 0
         self._server, self._address = server, parse_address(server, _EXAMPLE)
+        self._credentials = credentials
         self._opening = opening
         self._wanted = in_flight
         self._limit = in_flight
@@ -345,9 +370,9 @@ class Link:
     def _attempt(self, stream: _Stream) -> None:
         """One stream, until it breaks or everything is done; sets why it broke."""
         self._lost_why = ""
-        opened = channel(self._address)
+        opened = self._credentials.channel(self._address)
         try:
-            call = rpc.SplitInferenceStub(opened).Infer(self._requests(stream))
+            call = rpc.SplitInferenceStub(opened).Infer(self._requests(stream), metadata=self._credentials.metadata)
             with self._changed:
                 stream.call = call
                 if self._aborted:

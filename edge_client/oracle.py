@@ -30,7 +30,8 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitsight.errors import UserError
-from splitsight.wire.guard import add_port, check_guard, refuse_strangers, serve_metrics
+from splitsight.wire.credentials import OPEN, ServerCredentials
+from splitsight.wire.ports import add_port, serve_metrics
 from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
@@ -52,9 +53,7 @@ class OracleOptions:
         weights: of the target; ``None`` for the embedded ones.
         host: address to listen on; other than loopback it needs token, certificate and key.
         port: 0 … 65535; 0 takes a free one.
-        token: what clients must send as ``authorization: Bearer …``.
-        cert: PEM certificate chain.
-        key: PEM private key that belongs to it.
+        credentials: what clients must present.
         budget: pictures answered in all, ≥ 1.
         rate: pictures a second, ≥ 0; 0 for no limit.
         max_batch: pictures of one query, ≥ 1.
@@ -74,9 +73,7 @@ class OracleOptions:
     weights: Path | None = None
     host: str = "127.0.0.1"
     port: int = 0
-    token: str | None = None
-    cert: Path | None = None
-    key: Path | None = None
+    credentials: ServerCredentials = OPEN
     budget: int = 5120
     rate: float = 200.0
     max_batch: int = 32
@@ -101,14 +98,7 @@ class OracleOptions:
             CodecSpec(self.dtype, self.compression)
         except WireError as error:
             raise UserError(error.message) from error
-        check_guard(
-            "oracle",
-            "answer anyone on the network",
-            host=self.host,
-            token=self.token,
-            cert=self.cert,
-            key=self.key,
-        )
+        self.credentials.check("oracle", "answer anyone on the network", self.host)
 
 
 class Shortage(Exception):
@@ -191,26 +181,18 @@ class OracleService(rpc.OracleServicer):
         respond: ``(h, w, 3)`` uint8 pictures → what the edge would send for each; called by one thread at a time.
         allowance: what may be answered.
         metrics: counts.
-        token: what clients must present; ``None`` asks for nothing.
     """
 
     def __init__(
-        self,
-        description: pb.DescribeOracleResponse,
-        respond: Respond,
-        allowance: Allowance,
-        metrics: Metrics,
-        *,
-        token: str | None,
+        self, description: pb.DescribeOracleResponse, respond: Respond, allowance: Allowance, metrics: Metrics
     ) -> None:
-        self._description, self._respond, self._token = description, respond, token
+        self._description, self._respond = description, respond
         self._allowance, self._metrics = allowance, metrics
         self._lock = threading.Lock()
         metrics.left.set(allowance.left)
 
     def Describe(self, request: pb.DescribeOracleRequest, context: grpc.ServicerContext) -> pb.DescribeOracleResponse:
         """What answers, and how much is left."""
-        refuse_strangers(context, self._token, "oracle")
         answer = pb.DescribeOracleResponse()
         answer.CopyFrom(self._description)
         answer.left = self._allowance.left
@@ -218,11 +200,6 @@ class OracleService(rpc.OracleServicer):
 
     def Query(self, request: pb.QueryRequest, context: grpc.ServicerContext) -> pb.QueryResponse:
         """Features of all pictures, or a refusal."""
-        try:
-            refuse_strangers(context, self._token, "oracle")
-        except Exception:  # what gRPC's abort raises has no name
-            self._metrics.refused.labels("token").inc()
-            raise
         if (wrong := self._wrong(request)) is not None:
             self._refuse(context, "picture", grpc.StatusCode.INVALID_ARGUMENT, wrong)
         try:
@@ -325,8 +302,10 @@ def serve_oracle(options: OracleOptions) -> int:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
     )
+    metrics = Metrics()
     server = grpc.server(
         ThreadPoolExecutor(4, thread_name_prefix="oracle"),
+        interceptors=options.credentials.interceptors("oracle", metrics.refused.labels("token").inc),
         options=[
             ("grpc.so_reuseport", 0),
             # what is a little too large is read and refused with a sentence of ours, the rest by gRPC unread
@@ -339,11 +318,10 @@ def serve_oracle(options: OracleOptions) -> int:
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
-        port = add_port(server, options.host, options.port, what="oracle", cert=options.cert, key=options.key)
-        metrics = Metrics()
+        port = add_port(server, options.host, options.port, what="oracle", credentials=options.credentials)
         metrics_port = None if options.metrics_port is None else serve_metrics(metrics.registry, options.metrics_port)
         allowance = Allowance(options.budget, options.rate, options.max_batch)
-        service = OracleService(*_edge(options), allowance, metrics, token=options.token)
+        service = OracleService(*_edge(options), allowance, metrics)
         rpc.add_OracleServicer_to_server(service, server)
         checker = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checker, server)

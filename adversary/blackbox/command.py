@@ -35,6 +35,7 @@ from splitsight.data import fit, image_hash
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
 from splitsight.names import file_stem
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 
 __all__ = ["LEAST", "PairOptions", "collect_pairs", "default_pairs", "train_pairs_command"]
@@ -75,8 +76,7 @@ class PairOptions:
         text: train with the pictures' captions (equation 12).
         target: what the oracle is expected to serve; any by default.
         split: likewise.
-        token: bearer token of the oracle.
-        ca: certificate authority of the oracle, PEM.
+        credentials: what the oracle asks for.
         patience: seconds to wait for an oracle that is away.
         minutes: time budget, over resumed runs.
         computing: on a CPU, count only minutes in which the training's thread computes, so that networks that are
@@ -104,8 +104,7 @@ class PairOptions:
     text: bool = False
     target: str | None = None
     split: str | None = None
-    token: str | None = None
-    ca: Path | None = None
+    credentials: ClientCredentials = ANONYMOUS
     patience: float = 10.0
     minutes: float | None = None
     computing: bool = False
@@ -276,7 +275,7 @@ def _store(options: PairOptions, prior: Prior, progress: Progress | None) -> Que
         if options.oracle is None or all(store.count(r, options.frames) >= n for r, n in wanted.items()):
             return store
     assert options.oracle is not None
-    with OracleClient(options.oracle, token=options.token, ca=options.ca, patience=options.patience) as client:
+    with OracleClient(options.oracle, credentials=options.credentials, patience=options.patience) as client:
         victim = client.connect()
         _check(options, victim, prior)
         folder = options.pairs or default_pairs(victim, frames=options.frames)

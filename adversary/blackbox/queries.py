@@ -32,7 +32,8 @@ from google.protobuf.message import DecodeError
 from splitsight.data import decode_image, encode_png, fit, image_hash
 from splitsight.errors import UserError
 from splitsight.files import read_parquet
-from splitsight.wire.channels import channel, parse_address
+from splitsight.wire.channels import parse_address
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import WireError, decode
 from splitsight.wire.v1 import oracle_pb2 as pb
@@ -98,8 +99,7 @@ class OracleClient(AbstractContextManager["OracleClient"]):
 
     Args:
         address: ``HOST:PORT``.
-        token: bearer token where it asks for one.
-        ca: PEM file of the certificate authority, for TLS.
+        credentials: what it asks for; none by default.
         patience: seconds to go on trying to reach it, at the start and after it was lost.
 
     Attributes:
@@ -111,15 +111,11 @@ class OracleClient(AbstractContextManager["OracleClient"]):
         UserError: no such address or certificate.
     """
 
-    def __init__(
-        self, address: str, *, token: str | None = None, ca: Path | None = None, patience: float = 10.0
-    ) -> None:
+    def __init__(self, address: str, *, credentials: ClientCredentials = ANONYMOUS, patience: float = 10.0) -> None:
         where = parse_address(address, "--oracle 127.0.0.1:50053")
-        if token is not None and not (token.isascii() and token.isprintable()):
-            raise UserError("the oracle's token cannot be sent: give one of plain ASCII characters")
         self.address, self.patience = address, patience
-        self._metadata = [("authorization", f"Bearer {token}")] if token else []
-        self._channel = channel(where, receive_bytes=1 << 30, ca=ca)
+        self._metadata = credentials.metadata
+        self._channel = credentials.channel(where, receive_bytes=1 << 30)
         self._stub = rpc.OracleStub(self._channel)
         self.left = self.max_batch = 0
 

@@ -39,6 +39,7 @@ from splitsight.features import FeatureSpec
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
 from splitsight.wire import tensors
+from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import SessionDescription, show
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
@@ -89,8 +90,7 @@ class LiveOptions:
         nice: how much to lower this process's priority (0…19).
         margin: part of a window's period that is left unused before its deadline, in [0, 1).
         prompt: text prior; empty for none.
-        token: bearer token of the tap.
-        ca: certificate authority of the tap, PEM.
+        credentials: what the tap asks for.
         session: only this session; empty for the first one that shows up.
         preview: whether single frames are shown at once; without, no inversion network is looked for.
         inversion: white-box: file of an inversion network; the embedded one by default.
@@ -115,8 +115,7 @@ class LiveOptions:
     nice: int = 10
     margin: float = 0.15
     prompt: str = ""
-    token: str | None = None
-    ca: Path | None = None
+    credentials: ClientCredentials = ANONYMOUS
     session: str = ""
     preview: bool = True
     inversion: Path | None = None
@@ -341,13 +340,14 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     cv2.setNumThreads(1)
     _lower_priority(options.nice)
     reader = TapReader(
-        options.tap, session_id=options.session, token=options.token, ca=options.ca, patience=options.patience
+        options.tap, session_id=options.session, credentials=options.credentials, patience=options.patience
     )
     known = know(options)
     _warm_up(known, options)
     options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
+    reader.on_change = lambda there: adversary.log.write("tap_back" if there else "tap_lost")
     interrupted = threading.Event()
 
     def on_signal(number: int, _: object) -> None:

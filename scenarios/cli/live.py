@@ -14,6 +14,9 @@ from scenarios.cli.guard import guarded, load
 from scenarios.cli.options import (
     SOLVERS,
     AttackOption,
+    Ca,
+    ClientCert,
+    ClientKey,
     Codec,
     CodecOption,
     Compression,
@@ -36,6 +39,7 @@ from scenarios.cli.options import (
     Stride,
     Target,
     Threads,
+    TokenFile,
     Video,
     Weights,
     changed,
@@ -145,12 +149,19 @@ def cloud(
     tap_host: Annotated[str, typer.Option(help="Address of the tap; only loopback goes without token and TLS.")] = (
         "127.0.0.1"
     ),
-    tap_token: Annotated[
-        str | None,
-        typer.Option(envvar="SPLITSIGHT_TAP_TOKEN", help="Bearer token that subscribers must send; default: none."),
+    token_file: Annotated[Path | None, typer.Option(help="File of the bearer token that edges must send.")] = None,
+    tap_token_file: Annotated[
+        Path | None, typer.Option(help="File of the bearer token that subscribers of the tap must send.")
     ] = None,
-    tap_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of the tap; default: no TLS.")] = None,
-    tap_key: Annotated[Path | None, typer.Option(help="PEM private key of the tap; default: no TLS.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM certificate chain, for both ports; default: no TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM of the authority that must have signed the callers' own certificates (mutual TLS)."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve edges of other machines without token and TLS; never the tap.")
+    ] = False,
     tap_ring: Annotated[int, typer.Option(min=1, help="Frames kept for a subscriber that does not read.")] = 64,
     max_subscribers: Annotated[int, typer.Option(min=1, help="Subscribers of the tap at once.")] = 8,
     metrics_port: MetricsPort = None,
@@ -179,9 +190,12 @@ def cloud(
         port=port,
         tap_port=tap_port,
         tap_host=tap_host,
-        tap_token=tap_token,
-        tap_cert=tap_cert,
-        tap_key=tap_key,
+        token_file=token_file,
+        tap_token_file=tap_token_file,
+        cert=cert,
+        key=key,
+        client_ca=client_ca,
+        insecure=insecure,
         tap_ring=tap_ring,
         max_subscribers=max_subscribers,
         metrics_port=metrics_port,
@@ -237,10 +251,15 @@ def edge(
     ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for a server that is not up yet.")] = 5.0,
     give_up: Annotated[float, typer.Option(help="Seconds to try to take up a lost connection.")] = 30.0,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: ClientCert = None,
+    key: ClientKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
     """Run the first part of a network on a video and stream the features."""
     from edge_client.client import EdgeOptions, run_edge
+    from splitsight.wire.credentials import ClientCredentials
 
     done = run_edge(
         EdgeOptions(
@@ -262,6 +281,7 @@ def edge(
             truth=truth,
             wait_s=wait,
             give_up_s=give_up,
+            credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
         )
     )
     if as_json:
@@ -284,12 +304,13 @@ def oracle(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 50053,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="SPLITSIGHT_ORACLE_TOKEN", help="Bearer token that clients must send; default: none."),
-    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File of the bearer token that clients must send.")] = None,
     cert: Annotated[Path | None, typer.Option(help="PEM certificate chain; default: no TLS.")] = None,
-    key: Annotated[Path | None, typer.Option(help="PEM private key; default: no TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM of the authority that must have signed the clients' own certificates (mutual TLS)."),
+    ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Pictures answered in all.")] = 5120,
     rate: Annotated[float, typer.Option(min=0, help="Pictures answered a second; 0 for no limit.")] = 200.0,
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures of one query.")] = 32,
@@ -302,6 +323,7 @@ def oracle(
 ) -> int:
     """Answer an attacker's queries with the first part of a network: images in, features out, on a budget."""
     from edge_client.oracle import OracleOptions, serve_oracle
+    from splitsight.wire.credentials import ServerCredentials, read_token
 
     return serve_oracle(
         OracleOptions(
@@ -310,9 +332,7 @@ def oracle(
             weights=weights,
             host=host,
             port=port,
-            token=token,
-            cert=cert,
-            key=key,
+            credentials=ServerCredentials(read_token(token_file, "oracle"), cert, key, client_ca),
             budget=budget,
             rate=rate,
             max_batch=max_batch,
@@ -361,10 +381,10 @@ def adversary(
     margin: Annotated[
         float, typer.Option(min=0, max=0.9, help="Part of a window's period left unused before its deadline.")
     ] = 0.15,
-    token: Annotated[
-        str | None, typer.Option(envvar="SPLITSIGHT_TAP_TOKEN", help="Bearer token of the tap; default: none.")
-    ] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the tap, PEM; default: no TLS.")] = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: ClientCert = None,
+    key: ClientKey = None,
     session: Annotated[str, typer.Option(help="Only this session; default: the first that shows up.")] = "",
     preview: Preview = True,
     inversion: Inversion = None,
@@ -375,6 +395,7 @@ def adversary(
     """Reconstruct what a tapped stream shows, while it runs."""
     from adversary.attacks import ATTACKS
     from adversary.live.run import LiveOptions, run_live
+    from splitsight.wire.credentials import ClientCredentials
 
     # each threat model's modules are loaded alone, so that a black-box process has none that could build F1
     unaided = not preview and inversion is None and threat is not Threat.black_box
@@ -402,8 +423,7 @@ def adversary(
             nice=nice,
             margin=margin,
             prompt=prompt,
-            token=token,
-            ca=ca,
+            credentials=ClientCredentials.read("adversary", token_file, ca, cert, key),
             session=session,
             preview=preview,
             inversion=inversion,

@@ -14,6 +14,9 @@ from splitsight.errors import UserError
 __all__ = [
     "SOLVERS",
     "AttackOption",
+    "Ca",
+    "ClientCert",
+    "ClientKey",
     "Codec",
     "CodecOption",
     "Compression",
@@ -37,6 +40,7 @@ __all__ = [
     "Stride",
     "Target",
     "Threads",
+    "TokenFile",
     "Video",
     "Weights",
     "changed",
@@ -118,6 +122,14 @@ Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where t
 MetricsPort = Annotated[
     int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")
 ]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File of the bearer token that the server asks for; see `splitsight certs`.")
+]
+Ca = Annotated[
+    Path | None, typer.Option(help="Certificate authority that signed the server's certificate, PEM; default: no TLS.")
+]
+ClientCert = Annotated[Path | None, typer.Option(help="Own certificate, PEM, for servers that ask for one.")]
+ClientKey = Annotated[Path | None, typer.Option(help="Private key of the own certificate, PEM.")]
 
 
 def changed(given: list[str], **named: float | None) -> dict[str, Any]:

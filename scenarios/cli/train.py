@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Device, Prior, Seed, Stride, Threads, changed
+from scenarios.cli.options import (
+    Ca,
+    ClientCert,
+    ClientKey,
+    Device,
+    Prior,
+    Seed,
+    Stride,
+    Threads,
+    TokenFile,
+    changed,
+)
 from scenarios.cli.output import progress
 from splitsight.errors import UserError
 
@@ -259,10 +270,10 @@ def train_inversion(
         bool, typer.Option("--mixing/--no-mixing", help="Black-box: mix the frames (equation 13), or the control.")
     ] = True,
     stride: Stride = 0.5,
-    token: Annotated[
-        str | None, typer.Option(envvar="SPLITSIGHT_ORACLE_TOKEN", help="Bearer token of the oracle; default: none.")
-    ] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificate authority of the oracle, PEM; default: no TLS.")] = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: ClientCert = None,
+    key: ClientKey = None,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for an oracle that is away.")] = 10.0,
 ) -> None:
     """Train an inversion network: the preview's, with F1 at hand, or with --oracle a black-box attacker's."""
@@ -293,6 +304,7 @@ def train_inversion(
         )
         return
     from adversary.blackbox.command import PairOptions, train_pairs_command
+    from splitsight.wire.credentials import ClientCredentials
 
     for name, given in (("start", start), ("width", width), ("weights", weights), ("defense", defense)):
         if given is not None:
@@ -317,8 +329,7 @@ def train_inversion(
         text=text,
         target=target,
         split=split,
-        token=token,
-        ca=ca,
+        credentials=ClientCredentials.read("client", token_file, ca, cert, key),
         patience=patience,
         minutes=minutes,
         steps=steps,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -144,31 +143,24 @@ def _options(address: Address, receive_bytes: int, keepalive: bool) -> list[tupl
 
 
 def channel(
-    address: Address, *, receive_bytes: int = 16 << 20, ca: Path | None = None, keepalive: bool = False
+    address: Address,
+    *,
+    receive_bytes: int = 16 << 20,
+    keepalive: bool = False,
+    tls: grpc.ChannelCredentials | None = None,
 ) -> grpc.Channel:
     """A channel to a server; connects when it is used.
 
     Args:
         address: of the server.
         receive_bytes: largest message that may come.
-        ca: PEM file of the certificate authority, for TLS; ``None`` for none.
         keepalive: ask every 20 s whether the server is still there.
-
-    Raises:
-        UserError: the certificate cannot be read or is not PEM.
+        tls: what :class:`splitsight.wire.credentials.ClientCredentials` makes; ``None`` for no TLS.
     """
     options = _options(address, receive_bytes, keepalive)
-    if ca is None:
+    if tls is None:
         return grpc.insecure_channel(_target(address), options)
-    try:
-        pem = ca.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"no such certificate file: {ca}") from None
-    except OSError as error:
-        raise UserError(f"the certificate {ca} cannot be read: {error.strerror}") from error
-    if b"BEGIN CERTIFICATE" not in pem:
-        raise UserError(f"{ca} is not a PEM certificate: give the certificate authority's, in PEM")
-    return grpc.secure_channel(_target(address), grpc.ssl_channel_credentials(pem), options)
+    return grpc.secure_channel(_target(address), tls, options)
 
 
 def aio_channel(address: Address, *, receive_bytes: int = 16 << 20) -> grpc.aio.Channel:

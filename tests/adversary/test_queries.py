@@ -1,6 +1,7 @@
 """Asking an oracle: what is kept whatever happens, what is asked again, what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from adversary.blackbox.queries import OracleClient, Picture, QueryStore, collec
 from splitsight.data import image_hash, load_images, write_png
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.wire.credentials import ClientCredentials
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, encode
 from splitsight.wire.v1 import tensor_pb2
@@ -135,7 +137,7 @@ def test_an_oracle_that_comes_back_is_asked_on_and_another_one_is_not(tmp_path):
 def test_what_an_oracle_may_not_be(oracle, words):
     with (
         FakeOracle(**oracle) as made,
-        OracleClient(made.address, token="wrong") as client,
+        OracleClient(made.address, credentials=ClientCredentials(token="wrong")) as client,
         pytest.raises(UserError, match=words),
     ):
         client.connect()
@@ -145,15 +147,13 @@ def test_what_an_oracle_may_not_be(oracle, words):
     ("address", "options", "words"),
     [
         ("localhost", {}, "is not HOST:PORT"),
-        ("localhost:1", {"token": "päss"}, "plain ASCII"),
-        ("localhost:1", {"ca": "/nowhere.pem"}, "no such certificate"),
+        ("localhost:1", {"ca": Path("/nowhere.pem")}, "certificate authority /nowhere.pem cannot be read"),
+        ("elsewhere:1", {"token": "secret"}, "in the clear"),
     ],
 )
 def test_bad_addresses_are_one_sentence(address, options, words):
-    from pathlib import Path
-
     with pytest.raises(UserError, match=words):
-        OracleClient(address, **{k: Path(v) if k == "ca" else v for k, v in options.items()})
+        OracleClient(address, credentials=ClientCredentials(**options))
 
 
 def test_an_oracle_that_is_not_there():

@@ -35,6 +35,7 @@ from adversary.whitebox.terms import Negentropy, TotalVariation
 from splitsight.data import image_hash, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.wire.credentials import ClientCredentials
 from splitsight.wire.sessions import SessionDescription
 
 METHODS = ["net-do", "net-db", "net-dmb", "net-flow", "net-best"]
@@ -373,7 +374,11 @@ def test_pairs_and_networks_are_kept_apart_by_defence(world, tmp_path):
 @pytest.mark.parametrize(
     ("trouble", "options", "words"),
     [
-        ({"token": "secret"}, {"token": "guess"}, "refuses: the oracle asks for a token$"),
+        (
+            {"token": "secret"},
+            {"credentials": ClientCredentials(token="guess")},
+            "refuses: the oracle asks for a token$",
+        ),
         ({"max_side": 8}, {}, "refuses: a picture is too large; 0 pairs for training and 0 for testing are kept"),
         ({"die_after": 24}, {}, "was lost and did not come back within 0.1 s; 8 pairs for training and 16 for testing"),
         ({"change_after": 24}, {}, "no longer answers as it announced: .*; 8 pairs for training and 16 for testing"),

@@ -1,10 +1,14 @@
 """Settings are checked before anything is opened."""
 
+from pathlib import Path
+
 import pytest
 
 from cloud_server.__main__ import _HELP, main
 from cloud_server.options import CloudOptions
 from splitsight.errors import UserError
+
+_FILES = {"cert", "key", "token_file", "tap_token_file"}
 
 
 @pytest.mark.parametrize(
@@ -21,24 +25,29 @@ from splitsight.errors import UserError
         ({"host": "http://0.0.0.0"}, "--host 127.0.0.1"),
         ({"host": "127.0.0.1:50051"}, "holds a port"),
         ({"tap_port": 0, "tap_host": "unix:/tmp/s"}, "--tap-host 127.0.0.1"),
-        ({"tap_port": 0, "tap_cert": "c.pem"}, "both or neither"),
-        ({"tap_port": 0, "tap_host": "0.0.0.0"}, "token, a certificate and a key"),
-        ({"tap_port": 0, "tap_host": "::", "tap_token": "t"}, "token, a certificate and a key"),
-        ({"tap_port": 0, "tap_host": "example.org", "tap_cert": "c", "tap_key": "k"}, "token, a certificate and a key"),
-        ({"tap_port": 0, "tap_host": "10.0.0.1", "tap_token": "", "tap_cert": "c", "tap_key": "k"}, "token"),
+        ({"cert": "c.pem"}, "both or neither"),
+        ({"tap_port": 0, "tap_host": "0.0.0.0"}, "a tap on 0.0.0.0 .* token, a certificate and a key"),
+        ({"tap_port": 0, "tap_host": "::", "cert": "c", "key": "k", "insecure": True}, "a tap on :: .* token"),
+        ({"host": "0.0.0.0"}, "a cloud server on 0.0.0.0 .* token, a certificate and a key"),
+        ({"tap_port": 0, "tap_token_file": "/none"}, "the tap's token file /none cannot be read"),
+        ({"token_file": "/none"}, "the cloud server's token file /none cannot be read"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, text):
     with pytest.raises(UserError, match=text) as caught:
-        CloudOptions(**settings)
+        CloudOptions(**{k: Path(v) if k in _FILES else v for k, v in settings.items()})
     assert "\n" not in str(caught.value)
 
 
-def test_the_tap_may_be_open_on_loopback_and_guarded_elsewhere():
+def test_ports_may_be_open_on_loopback_and_guarded_elsewhere(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef")
     CloudOptions(tap_port=0)
     for host in ("::1", "[::1]", "localhost"):
         CloudOptions(host=host, tap_port=0, tap_host=host)
-    CloudOptions(tap_port=0, tap_host="0.0.0.0", tap_token="t", tap_cert="c", tap_key="k")
+    CloudOptions(tap_port=0, tap_host="0.0.0.0", tap_token_file=token, cert=Path("c"), key=Path("k"))
+    CloudOptions(host="0.0.0.0", token_file=token, cert=Path("c"), key=Path("k"))
+    CloudOptions(host="0.0.0.0", insecure=True)
     CloudOptions(tap_host="0.0.0.0")  # off
 
 

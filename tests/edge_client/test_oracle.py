@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -22,11 +23,14 @@ from splitsight.data import fit, to_tensor
 from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline
 from splitsight.wire.channels import Address, channel
+from splitsight.wire.credentials import ServerCredentials
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, decode, encode
 from splitsight.wire.v1 import oracle_pb2 as pb
 from splitsight.wire.v1 import oracle_pb2_grpc as rpc
 from splitsight.wire.v1 import tensor_pb2
+
+TOKEN = "0123456789abcdef"
 
 
 @given(
@@ -69,7 +73,7 @@ def test_without_a_rate_only_the_budget_counts():
         ({"max_batch": 0}, "max_batch"),
         ({"dtype": "float8"}, "float8"),
         ({"host": "0.0.0.0"}, "a token, a certificate and a key"),
-        ({"cert": "c"}, "both or neither"),
+        ({"credentials": ServerCredentials(cert=Path("c"))}, "both or neither"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, words):
@@ -99,7 +103,7 @@ def _picture(height, width, size=None):
 def _service(allowance, answer=None):
     description = pb.DescribeOracleResponse(max_batch=2, max_side=8, budget=4)
     one = pb.PictureFeatures(features=[encode(np.ones((1, 2, 2)), CodecSpec())])
-    return OracleService(description, answer or (lambda p: [one] * len(p)), allowance, Metrics(), token=None)
+    return OracleService(description, answer or (lambda p: [one] * len(p)), allowance, Metrics())
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,9 @@ def test_a_rate_is_told_in_milliseconds():
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
     log = tmp_path_factory.mktemp("oracle") / "log"
-    arguments = ["--port", "0", "--metrics-port", "0", "--split", "L12", "--budget", "5", "--token", "a secret"]
+    secret = log.with_name("token")
+    secret.write_text(TOKEN)
+    arguments = ["--port", "0", "--metrics-port", "0", "--split", "L12", "--budget", "5", "--token-file", secret]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "scenarios", "oracle", *arguments, "--dtype", "float16", "--max-side", "128"],
@@ -152,7 +158,7 @@ def oracle(tmp_path_factory):
 
 
 def test_a_real_oracle_answers_what_the_edge_would_send(oracle):
-    metadata = [("authorization", "Bearer a secret")]
+    metadata = [("authorization", f"Bearer {TOKEN}")]
     with channel(Address("127.0.0.1", oracle.port)) as opened:
         health = health_pb2_grpc.HealthStub(opened).Check(health_pb2.HealthCheckRequest(service="splitsight.v1.Oracle"))
         assert health.status == health_pb2.HealthCheckResponse.SERVING
