@@ -41,6 +41,10 @@ class CloudOptions:
         max_batch: frames computed together, ≥ 1.
         max_sessions: at once, ≥ 1.
         max_in_flight: frames of one session waiting for an answer, ≥ 1.
+        max_streams_per_peer: at once from one network address, ≥ 1.
+        max_frame_rate: frames a second from one network address, ≥ 0; 0 for no limit. More are read later.
+        idle_seconds: after which a session without a new frame is ended, > 0.
+        stream_hours: after which any stream is ended, > 0; its session may be taken up again on another.
         max_message_mb: largest message in MiB, > 0.
         drain_seconds: longest that a shutdown waits for frames under way, ≥ 0.
         resume_seconds: how long the tap waits for a lost session to come back before it reports its end, ≥ 0.
@@ -71,6 +75,10 @@ class CloudOptions:
     max_batch: int = 8
     max_sessions: int = 32
     max_in_flight: int = 8
+    max_streams_per_peer: int = 16
+    max_frame_rate: float = 0.0
+    idle_seconds: float = 300.0
+    stream_hours: float = 24.0
     max_message_mb: float = 16.0
     drain_seconds: float = 10.0
     resume_seconds: float = 30.0
@@ -80,11 +88,22 @@ class CloudOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65535:
                 raise UserError(f"{name} {value} is not a port: give 0 (any free one) … 65535")
-        for name in ("threads", "tap_ring", "max_subscribers", "max_batch", "max_sessions", "max_in_flight"):
+        for name in (
+            "threads",
+            "tap_ring",
+            "max_subscribers",
+            "max_batch",
+            "max_sessions",
+            "max_in_flight",
+            "max_streams_per_peer",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value} is too small: give at least 1")
-        for name in ("batch_window_ms", "drain_seconds", "resume_seconds"):
+        for name in ("idle_seconds", "stream_hours"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name} {getattr(self, name)} is no time to wait: give more than 0")
+        for name in ("batch_window_ms", "drain_seconds", "resume_seconds", "max_frame_rate"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)} is negative: give 0 or more")
         if not 0 < self.max_message_mb <= 1024:

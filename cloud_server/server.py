@@ -95,6 +95,7 @@ async def _run(
 
     from cloud_server.metrics import Metrics
     from cloud_server.model import Served
+    from cloud_server.peers import Peers
     from cloud_server.sessions import NAME, Inference, handlers
     from cloud_server.tap import Hub, start_tap
 
@@ -116,6 +117,9 @@ async def _run(
         max_batch=options.max_batch,
         batch_window=options.batch_window_ms / 1000,
         resume_seconds=options.resume_seconds,
+        peers=Peers(options.max_streams_per_peer, options.max_frame_rate),
+        idle=options.idle_seconds,
+        longest=options.stream_hours * 3600,
     )
     server.add_generic_rpc_handlers((handlers(service),))
     checker = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub

@@ -22,6 +22,7 @@ from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  missing
 
 from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
+from cloud_server.peers import Peers
 from cloud_server.tap import Hub
 from splitsight.tasks import Reading
 from splitsight.wire.sessions import difference
@@ -97,6 +98,9 @@ class Inference:
         max_batch: frames a batch.
         batch_window: seconds to wait for frames to be computed together.
         resume_seconds: how long a lost session counts as alive for the tap.
+        peers: what one peer may ask.
+        idle: seconds after which a session without a new frame is ended.
+        longest: seconds after which any stream is ended; its session may be taken up again on another.
     """
 
     def __init__(
@@ -111,6 +115,9 @@ class Inference:
         max_batch: int,
         batch_window: float,
         resume_seconds: float,
+        peers: Peers,
+        idle: float,
+        longest: float,
     ) -> None:
         self.description = description
         self._specs = specs
@@ -119,6 +126,7 @@ class Inference:
         self._metrics = metrics
         self._log = log
         self._resume_seconds = resume_seconds
+        self._peers, self._idle, self._longest = peers, idle, longest
         self._sessions: dict[str, _Session] = {}
         self._streams = 0
         self._draining = False
@@ -137,12 +145,13 @@ class Inference:
         """One stream, from its opening to its end."""
         self._streams += 1
         try:
-            session = await self._open(context)
-            try:
-                await self._serve(session, context)
-            except asyncio.CancelledError:
-                self._log.info("session lost", session=session.opening.session_id, next=session.due)
-                raise
+            with self._peers.stream(context.peer()):
+                session = await self._open(context)
+                try:
+                    await self._serve(session, context)
+                except asyncio.CancelledError:
+                    self._log.info("session lost", session=session.opening.session_id, next=session.due)
+                    raise
         except WireError as error:
             self._metrics.refused.labels(error.code.name).inc()
             self._log.warning("call ended", code=error.code.name, reason=error.message)
@@ -244,11 +253,14 @@ class Inference:
 
     async def _read(self, session: _Session, context: grpc.aio.ServicerContext) -> None:
         """Accept frames until the client has sent its last one, one is refused, or the server drains."""
+        end = asyncio.get_running_loop().time() + self._longest
         try:
             while not session.finished:
                 # no slot, no reading: HTTP/2 flow control then holds the client back
                 await session.slots.acquire()
-                raw = await context.read()
+                if (pause := self._peers.wait(context.peer())) > 0:
+                    await asyncio.sleep(pause)
+                raw = await self._next(context, end)
                 if session.finished:
                     return
                 if raw is EOF:
@@ -265,6 +277,18 @@ class Inference:
         except Exception as error:
             # grpc.aio reports a call that is already gone by various exceptions of its own
             session.end(WireError(grpc.StatusCode.UNAVAILABLE, f"the stream broke off ({type(error).__name__})"))
+
+    async def _next(self, context: grpc.aio.ServicerContext, end: float) -> bytes:
+        left = end - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(context.read(), max(0.0, min(self._idle, left)))
+        except TimeoutError:
+            over = f"the stream has lasted {self._longest:g} s, the longest that one may"
+            quiet = f"no frame came for {self._idle:g} s"
+            raise WireError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"{quiet if self._idle < left else over}: reconnect and resume the session",
+            ) from None
 
     def _accept(self, session: _Session, raw: bytes) -> None:
         arrived, arrival_us = time.perf_counter(), time.time_ns() // 1000

@@ -518,6 +518,22 @@ def test_without_its_token_a_server_serves_nobody(start, about, tmp_path):
     assert json.loads(run.stdout)["answered"] == 4
 
 
+def test_a_session_without_frames_is_ended_and_may_resume(start, about):
+    server = start("--idle-seconds", 0.5, "--max-streams-per-peer", 1)
+    with Edge(server.port, about) as edge:
+        edge.opened()
+        edge.ask(frame(0))
+        with Edge(server.port, about) as second:
+            code, sentence = second.refusal()
+            assert code is EXHAUSTED and "already has 1 streams" in sentence
+        code, sentence = edge.refusal()
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert sentence == "no frame came for 0.5 s: reconnect and resume the session"
+    with Edge(server.port, about, session_id=edge.opening.session_id, resume_after=0) as again:
+        again.opened()
+        assert [answer.sequence for answer in again.ask(frame(1))] == [1]
+
+
 def test_a_session_goes_on_at_a_restarted_server(start, about):
     name = uuid.uuid4().hex
     first = start()
@@ -604,8 +620,8 @@ def test_a_port_in_use_is_one_sentence(server):
         (["--split", "L5"], "unknown split"),
         (["--target", "nosuch"], "unknown target"),
         (["--weights", "/nosuch.safetensors"], "/nosuch.safetensors"),
-        (["--tap-port", "0", "--tap-cert", "/nosuch.pem", "--tap-key", "/nosuch.pem"], "cannot be read"),
-        (["--tap-port", "0", "--tap-cert", __file__, "--tap-key", __file__], "PEM"),
+        (["--tap-port", "0", "--cert", "/nosuch.pem", "--key", "/nosuch.pem"], "cannot be read"),
+        (["--tap-port", "0", "--cert", __file__, "--key", __file__], "PEM"),
     ],
 )
 def test_a_mistake_at_the_start_is_one_sentence(server, capsys, options, text):
