@@ -1,0 +1,149 @@
+"""``docs/results.md``, the committed figures, made from their rows: ``python -m scenarios.results_page``.
+
+Every number on that page is computed here from ``scenarios/results/NAME.parquet``, one file a scenario, with the code
+that also makes a run's own report; nothing is typed by hand, and a test holds the page to the rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from scenarios.run.figures import cell_summaries, comparisons
+from scenarios.run.spec import PaperRow, Scenario, load_scenario, read_scenario
+from splitsight.files import write_text
+from splitsight.metrics import Metric, metrics_named
+from splitsight.summary import CellSummary, ComparisonSummary, Interval
+
+__all__ = ["PAGE", "RESULTS", "page"]
+
+PAGE = Path("docs/results.md")
+"""From the root of the repository."""
+
+RESULTS = Path(__file__).parent / "results"
+"""Rows of one run a file."""
+
+_SHOWN = ("psnr", "ssim", "recognised", "matched_top1")
+_INTRODUCTION = (
+    "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR in "
+    "dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often the "
+    "original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a person "
+    "would ask are the last two. Rows say which weights made them; figures of other weights are not comparable."
+)
+_ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
+
+
+def _scenario(path: Path) -> tuple[Scenario, list[dict[str, Any]]]:
+    data, name = read_scenario(path.stem)
+    return load_scenario(data, name=name), pq.read_table(path).to_pylist()
+
+
+def _metrics(names: Sequence[str]) -> list[Metric]:
+    return [metric for metric in metrics_named(names) if metric.name in _SHOWN]
+
+
+def _cell(summary: CellSummary) -> str:
+    shown = [(metric, summary.interval(metric.name)) for metric in _metrics(_SHOWN)]
+    texts = [metric.text(value.mean, unit=metric.kind == "share") for metric, value in shown if value is not None]
+    return f"{' / '.join(texts[:2])}{''.join(f' · {text}' for text in texts[2:])}"
+
+
+def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
+    splits = list(dict.fromkeys(cell.split for cell in cells))
+    labels = list(dict.fromkeys((cell.label, cell.prompt, cell.defense) for cell in cells))
+    several = len({defense for _, _, defense in labels}) > 1
+    yield "| PSNR / SSIM · recognised · found first | " + " | ".join(splits) + " | images |"
+    yield "| --- |" + " --- |" * (len(splits) + 1)
+    for label, prompt, defense in labels:
+        own = {c.split: c for c in cells if (c.label, c.prompt, c.defense) == (label, prompt, defense)}
+        behind = f", {defense}" if several else ""
+        counts = sorted({cell.n for cell in own.values()})
+        row = [_cell(own[split]) if split in own else "" for split in splits]
+        yield f"| {label}{behind} | {' | '.join(row)} | {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} |"
+    for row in scenario.paper:
+        if row.split is None or row.split in splits:
+            yield f"| *{row.label}, the paper's* | " + " | ".join(_paper(row, split) for split in splits) + " | |"
+
+
+def _paper(row: PaperRow, split: str) -> str:
+    if row.split not in (None, split):
+        return ""
+    return ", ".join(f"{name} {value:g}" for name, value in row.figures.items())
+
+
+def _difference(metric: Metric, value: Interval | None) -> str:
+    if value is None or value.mean is None:
+        return ""
+    points = " points" if metric.kind == "share" else ""
+    mean, low, high = (metric.text(v, sign=True, unit=False) for v in (value.mean, value.low, value.high))
+    return f"{mean}{points}" + (f" [{low}, {high}]" if value.low is not None else "")
+
+
+def _compared(found: Sequence[ComparisonSummary]) -> Iterator[str]:
+    whole = [one for one in found if one.clip is None]
+    shown = [m for m in _metrics(_SHOWN) if any(m.name in one.differences for one in whole)]
+    if not whole or not shown:
+        return
+    yield "Paired differences on the same images, with 95 % intervals:"
+    yield ""
+    theirs = any(one.paper for one in whole)
+    titles = [metric.title for metric in shown] + ["the paper's"] * theirs
+    yield "| of, over | at | pairs | " + " | ".join(titles) + " |"
+    yield "| --- | --- | --- |" + " --- |" * len(titles)
+    for one in whole:
+        where = one.split + (f", {one.defense}" if one.defense not in ("", "identity") else "")
+        values = [_difference(metric, one.differences.get(metric.name)) for metric in shown]
+        if theirs:
+            values.append(", ".join(f"{name} {value}" for name, value in (one.paper or {}).items()))
+        yield f"| {one.name} | {where} | {one.n} | {' | '.join(values)} |"
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> str:
+    said = []
+    for column, role in _ROLES.items():
+        digests = sorted({row[column][:12] for row in rows if row.get(column)})
+        if digests:
+            said.append(f"{role} {', '.join(f'`{digest}`' for digest in digests)}")
+    return "; ".join(said)
+
+
+def _section(path: Path) -> Iterator[str]:
+    scenario, rows = _scenario(path)
+    cells = cell_summaries(scenario, rows, {}, planned={}, features="evaluator")
+    yield f"## {scenario.title}"
+    yield ""
+    about = f"{scenario.about[:1].upper()}{scenario.about[1:]}. " if scenario.about else ""
+    source = f"As in {scenario.source} of the paper. " if scenario.source else ""
+    yield f"{about}{source}`splitsight run {path.stem}`, rows in `scenarios/results/{path.name}`."
+    yield ""
+    yield from _figures(scenario, cells)
+    yield ""
+    if (lines := list(_compared(comparisons(scenario, rows)))) != []:
+        yield from lines
+        yield ""
+    yield f"Weights (SHA-256): {_weights(rows)}."
+    yield ""
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    lines = [
+        "# Results",
+        "",
+        "<!-- Made by `python -m scenarios.results_page` from scenarios/results: run it, do not edit this. -->",
+        "",
+        _INTRODUCTION,
+        "",
+    ]
+    for path in sorted(RESULTS.glob("*.parquet")):
+        if not path.stem.startswith("bench-"):
+            lines += _section(path)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE, page())

@@ -1,0 +1,32 @@
+"""The page of results follows from the committed rows."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from scenarios.results_page import PAGE, RESULTS, page
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_page_is_up_to_date():
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `python -m scenarios.results_page`"
+
+
+def test_a_figure_is_the_mean_of_its_rows():
+    rows = pq.read_table(RESULTS / "table-1.parquet").to_pylist()
+    own = [row for row in rows if row["label"] == "best faithful" and row["split"] == "L8"]
+    assert len(own) == 64
+    mean = {name: sum(row[name] for row in own) / len(own) for name in ("psnr", "ssim", "recognised")}
+    first = sum(row["match_rank"] == 1 for row in own) / len(own)
+    section = page().split("`splitsight run table-1`")[1].split("\n## ")[0]
+    line = next(line for line in section.splitlines() if line.startswith("| best faithful |"))
+    heading = next(line for line in section.splitlines() if "found first" in line).split("|")
+    cell = line.split("|")[next(i for i, name in enumerate(heading) if name.strip() == "L8")].strip()
+    assert cell == (f"{mean['psnr']:.2f} / {mean['ssim']:.3f} · {100 * mean['recognised']:.1f} % · {100 * first:.1f} %")
+
+
+def test_every_file_of_rows_has_its_section():
+    text = page()
+    for path in RESULTS.glob("*.parquet"):
+        assert (f"scenarios/results/{path.name}" in text) != path.stem.startswith("bench-")
