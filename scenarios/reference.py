@@ -1,25 +1,33 @@
-"""``docs/reference/scenario.md``, every key of a scenario, made from its models: ``python -m scenarios.reference``."""
+"""``docs/reference``, made from the code: ``python -m scenarios.reference``.
+
+``scenario.md`` has every key of a scenario, from its models, ``commands.md`` every command and option, from the command
+line itself.
+"""
 
 from __future__ import annotations
 
 import re
-import sys
 from inspect import cleandoc
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.cli import get_docs_for_click
 
+from scenarios.cli import app
 from scenarios.run import spec
 from splitsight.files import write_text
 from splitsight.metrics import metrics
 
-__all__ = ["PAGE", "descriptions", "page"]
+__all__ = ["COMMANDS", "PAGE", "commands", "descriptions", "page"]
 
 PAGE = Path("docs/reference/scenario.md")
 """From the root of the repository."""
+
+COMMANDS = Path("docs/reference/commands.md")
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "The file": spec.Scenario,
@@ -131,5 +139,14 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def commands() -> str:
+    """The page of commands, in Markdown."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="splitsight")
+    note = "<!-- Made by `python -m scenarios.reference` from the command line: change that, not this. -->"
+    return f"{note}\n\n{text.strip()}\n"
+
+
 if __name__ == "__main__":
-    write_text(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE, page())
+    write_text(PAGE, page())
+    write_text(COMMANDS, commands())

@@ -1,12 +1,12 @@
-"""``docs/results.md``, the committed figures, made from their rows: ``python -m scenarios.results_page``.
+"""``docs/results.md`` and the table in the README, made from committed rows: ``python -m scenarios.results_page``.
 
-Every number on that page is computed here from ``scenarios/results/NAME.parquet``, one file a scenario, with the code
-that also makes a run's own report; nothing is typed by hand, and a test holds the page to the rows.
+Every number there is computed here from ``scenarios/results/NAME.parquet``, one file a scenario, with the code
+that also makes a run's own report; nothing is typed by hand, and a test holds both to the rows.
 """
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,22 @@ from splitsight.files import write_text
 from splitsight.metrics import Metric, metrics_named
 from splitsight.summary import CellSummary, ComparisonSummary, Interval
 
-__all__ = ["PAGE", "RESULTS", "page"]
+__all__ = ["PAGE", "README", "RESULTS", "page", "with_table"]
 
 PAGE = Path("docs/results.md")
 """From the root of the repository."""
+
+README = Path("README.md")
 
 RESULTS = Path(__file__).parent / "results"
 """Rows of one run a file."""
 
 _SHOWN = ("psnr", "ssim", "recognised", "matched_top1")
 _INTRODUCTION = (
-    "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR in "
-    "dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often the "
-    "original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a person "
-    "would ask are the last two. Rows say which weights made them; figures of other weights are not comparable."
+    "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR "
+    "in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often "
+    "the original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a "
+    "person would ask are the last two. Rows say which weights made them; figures of other weights are not comparable."
 )
 _ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
 
@@ -145,5 +147,15 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def with_table(text: str) -> str:
+    """A text with figures of the scenario that its marker ``<!-- results: NAME -->`` names, up to the end marker."""
+    match = re.search(r"(<!-- results: (\S+) -->\n).*?(?=<!-- end of results -->)", text, re.DOTALL)
+    assert match is not None, "the marker is gone"
+    scenario, rows = _scenario(RESULTS / f"{match[2]}.parquet")
+    lines = _figures(scenario, cell_summaries(scenario, rows, {}, planned={}, features="evaluator"))
+    return text[: match.end(1)] + "\n" + "\n".join(lines) + "\n\n" + text[match.end() :]
+
+
 if __name__ == "__main__":
-    write_text(Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE, page())
+    write_text(PAGE, page())
+    write_text(README, with_table(README.read_text(encoding="utf-8")))

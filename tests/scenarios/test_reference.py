@@ -4,15 +4,16 @@ from pathlib import Path
 
 import yaml
 
-from scenarios.reference import PAGE, descriptions, page
+from scenarios.reference import COMMANDS, PAGE, commands, descriptions, page
 from scenarios.run import spec
 from scenarios.run.spec import load_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_is_up_to_date():
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `python -m scenarios.reference`"
+def test_the_pages_are_up_to_date():
+    for path, made in ((PAGE, page()), (COMMANDS, commands())):
+        assert (ROOT / path).read_text(encoding="utf-8") == made, "run `python -m scenarios.reference`"
 
 
 def test_every_key_is_described():

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from scenarios.results_page import PAGE, RESULTS, page
+from scenarios.results_page import PAGE, README, RESULTS, page, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_is_up_to_date():
+def test_page_and_readme_are_up_to_date():
     assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `python -m scenarios.results_page`"
+    readme = (ROOT / README).read_text(encoding="utf-8")
+    assert readme == with_table(readme), "run `python -m scenarios.results_page`"
+    assert len(readme.encode()) <= 6000
 
 
 def test_a_figure_is_the_mean_of_its_rows():
