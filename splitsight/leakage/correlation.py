@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 __all__ = ["rank_correlation"]
 
@@ -40,7 +40,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
     n = len(pairs)
     if n < LEAST or (pairs == pairs[0]).all(0).any():
         return None
-    rho = float(np.clip(spearmanr(pairs[:, 0], pairs[:, 1])[0], -1, 1))
+    ranks = np.asarray(rankdata(pairs, axis=0))
+    rho = float(np.clip(np.corrcoef(ranks.T)[0, 1], -1, 1))
     inner = math.copysign(min(abs(rho), 1 - 12 / (n * (n**2 - 1))), rho)
     half = _Z * math.sqrt((1 + inner**2 / 2) / (n - 3))
     low, high = (math.tanh(math.atanh(inner) + side) for side in (-half, half))

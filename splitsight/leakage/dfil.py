@@ -2,16 +2,16 @@
 
 Maeng, Guo, Kariyappa and Suh: "Measuring and Controlling Split Layer Privacy Leakage Using Fisher Information" (arXiv
 2209.10119), "Bounding the Invertibility of Privacy-preserving Instance Encoding using Fisher Information" (arXiv
-2305.04146). Features with Gaussian noise of deviation σ_t on tensor t have the Fisher information ``F = Σ_t
-J_tᵀJ_t/σ_t²`` about the image, and
+2305.04146). Features with Gaussian noise of deviation σ_t on tensor t have the Fisher information ``F = Σ_t J_tᵀJ_t/σ_t²``
+about the image, and
 
     dFIL = tr(F)/d.
 
 * Cramér–Rao: any *unbiased* attacker has ``E‖x̂ − x‖²/d ≥ tr(F⁻¹)/d ≥ 1/dFIL`` (arithmetic and harmonic mean of F's
   eigenvalues; equal where F is a multiple of the identity).
 * van Trees (Detection, Estimation and Modulation Theory I, 1968; Gill and Levit, Bernoulli 1(1/2), 1995): any
-  attacker at all has, on average over images with density p, ``E‖x̂ − x‖²/d ≥ 1/(E dFIL + tr J_P/d)``, ``J_P = E ∇log
-  p ∇log pᵀ``.
+  attacker at all has, on average over images with density p, ``E‖x̂ − x‖²/d ≥ 1/(E dFIL + tr J_P/d)``, where
+  ``J_P = E ∇log p ∇log pᵀ``.
 
 Not contained: noise whose deviation itself depends on the image (a ratio of its features' spread s) tells of the
 image by its strength, too; that adds ``2k‖∇ log s‖²/d``, at most ``2 r² λ_max(F)/d`` for k features and the ratio r.
@@ -62,8 +62,11 @@ class Bound:
 
     @property
     def psnr(self) -> float:
-        """Upper limit of the PSNR *of that mean squared error*, dB; a mean of PSNRs over images can exceed it."""
-        return -10 * math.log10(self.mse) if self.mse < math.inf else -math.inf
+        """Upper limit of the PSNR *of that mean squared error*, dB; a mean of PSNRs over images can exceed it.
+
+        Infinite for the limit 0, minus infinity for an infinite one.
+        """
+        return 10 * math.log10(1 / self.mse) if 0 < self.mse < math.inf else math.inf if self.mse == 0 else -math.inf
 
 
 def cramer_rao(leakage: Estimates | None) -> Bound | None:

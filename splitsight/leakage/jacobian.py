@@ -82,6 +82,7 @@ class Jacobian:
             UserError: an operator of F1 whose derivative cannot be derived again.
         """
         try:
+            first = self._g is None
             with torch.inference_mode(False), torch.enable_grad():
                 if self._g is None:
                     self._u = [torch.zeros_like(z, requires_grad=True) for z in self.features]
@@ -92,11 +93,30 @@ class Jacobian:
         except RuntimeError as error:
             if not _lacks_derivative(error):
                 raise
-            raise UserError(
-                f"FSInfo needs second derivatives, which an operator of F1 lacks ({one_line(error)}): leave it out "
-                "here; the Jacobian's energy and dFIL need first ones only"
-            ) from error
+            raise _no_second_derivative(one_line(error)) from error
+        if first:
+            self._check_adjoint(tangents, found)
         return found
+
+    def _check_adjoint(self, v: Tensor, jv: tuple[Tensor, ...]) -> None:
+        """Refuse a Jv that is not the transpose of Jᵀu: operators that hide from the second derivative leave zeros."""
+        u = [torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z) for z in jv]
+        jtu = self.transposed(u)
+
+        def flat(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([t.flatten(1) for t in tensors], 1).double()
+
+        a, b, c, d = flat(u), flat(jv), flat([jtu]), flat([v])
+        apart = ((a * b).sum(1) - (c * d).sum(1)).abs()
+        if (apart > 1e-4 * (a.norm(dim=1) * b.norm(dim=1) + c.norm(dim=1) * d.norm(dim=1))).any():
+            raise _no_second_derivative("its derivative is taken for a constant")
+
+
+def _no_second_derivative(why: str) -> UserError:
+    return UserError(
+        f"FSInfo needs second derivatives, which an operator of F1 lacks ({why}): leave it out here; the Jacobian's "
+        "energy and dFIL need first ones only"
+    )
 
 
 def _lacks_derivative(error: RuntimeError) -> bool:
