@@ -2,8 +2,8 @@
 
 Maeng, Guo, Kariyappa and Suh: "Measuring and Controlling Split Layer Privacy Leakage Using Fisher Information" (arXiv
 2209.10119), "Bounding the Invertibility of Privacy-preserving Instance Encoding using Fisher Information" (arXiv
-2305.04146). Features with Gaussian noise of deviation σ_t on tensor t have the Fisher information ``F = Σ_t J_tᵀJ_t/σ_t²``
-about the image, and
+2305.04146). Features with Gaussian noise of deviation σ_t on tensor t have the Fisher information about the image
+``F = Σ_t J_tᵀJ_t/σ_t²``, and
 
     dFIL = tr(F)/d.
 

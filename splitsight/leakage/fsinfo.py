@@ -76,14 +76,14 @@ def fsinfo(
     *,
     prior_variance: float = 1 / 12,
     probes: int = 2,
-    steps: int = 12,
+    steps: int = 16,
     seed: int = 0,
     batch: int = 8,
 ) -> FSInfo | None:
     """Certainty about each image of an attacker who sees its features with Gaussian noise.
 
     Args:
-        head: F1 in eval mode, without a codec that rounds; its operators need second derivatives.
+        head: F1 in eval mode, without a codec that rounds.
         images: ``(N, C, H, W)`` in [0, 1], of the size that F1 takes.
         sigma: deviation of the noise in the features' unit: one number, one a tensor, or one an image and tensor.
         prior_variance: τ² of an input number; > 0.

@@ -1,11 +1,13 @@
 """Products with the Jacobian J = ∂F1/∂x of a batch of images, which is never formed.
 
-``Jᵀu`` is one reverse sweep (vector-Jacobian product). ``Jv`` is one more through that sweep: ``g(u) = Jᵀu`` is
-linear in u, and its own transposed product with v is ``Jv``. So both need reverse derivatives alone, which PyTorch
-has for nearly all operators, and no forward-mode ones, which fused attention and other operators lack; and after one
-pass forwards (and one backwards) each product costs about one pass of F1, where ``torch.func.jvp`` costs two or more
-since it goes through F1 again. The images of a batch do not interact in eval mode, so a product for a batch is one
-for each image.
+``Jᵀu`` is one reverse sweep (vector-Jacobian product), which nearly every operator has. ``Jv`` is one more through
+that sweep: ``g(u) = Jᵀu`` is linear in u, and its own transposed product with v is ``Jv``. So after one pass forwards
+and one backwards each product costs about one pass of F1, where forward mode (``torch.func.jvp``) goes through F1
+again each time; that was two to four passes. Forward mode takes over for an F1 with an operator whose derivative has
+none itself (hard sigmoid, in MobileNetV3) or hides it, which one test of ``⟨u, Jv⟩ = ⟨Jᵀu, v⟩`` shows; the products
+are the same.
+
+The images of a batch do not interact in eval mode, so a product for a batch is one for each image.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Jacobian:
                 "the features have no derivative by the images, so no measure of leakage can be computed from it: "
                 "give an F1 that does not detach or round what it passes on"
             )
+        self._head, self._forward_mode = head, False
         self._u: list[Tensor] = []
         self._g: Tensor | None = None
 
@@ -79,47 +82,57 @@ class Jacobian:
         """``Jv``: ``(B, C, H, W)`` → one a tensor, ``(B, …)``.
 
         Raises:
-            UserError: an operator of F1 whose derivative cannot be derived again.
+            UserError: an operator of F1 has neither a second nor a forward-mode derivative.
         """
+        if self._forward_mode:
+            return self._forward(tangents)
+        first = self._g is None
         try:
-            first = self._g is None
-            with torch.inference_mode(False), torch.enable_grad():
-                if self._g is None:
-                    self._u = [torch.zeros_like(z, requires_grad=True) for z in self.features]
-                    self._g = self._reverse(self._u, create_graph=True)
-                found = torch.autograd.grad(
-                    self._g, self._u, tangents, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+            found = self._transposed_twice(tangents)
         except RuntimeError as error:
             if not _lacks_derivative(error):
                 raise
-            raise _no_second_derivative(one_line(error)) from error
-        if first:
-            self._check_adjoint(tangents, found)
+            found = None
+        if found is None or (first and not self._is_adjoint(tangents, found)):
+            self._forward_mode, self._g, self._u = True, None, []
+            return self._forward(tangents)
         return found
 
-    def _check_adjoint(self, v: Tensor, jv: tuple[Tensor, ...]) -> None:
-        """Refuse a Jv that is not the transpose of Jᵀu: operators that hide from the second derivative leave zeros."""
+    def _transposed_twice(self, v: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode(False), torch.enable_grad():
+            if self._g is None:
+                self._u = [torch.zeros_like(z, requires_grad=True) for z in self.features]
+                self._g = self._reverse(self._u, create_graph=True)
+            return torch.autograd.grad(
+                self._g, self._u, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+    def _is_adjoint(self, v: Tensor, jv: tuple[Tensor, ...]) -> bool:
+        """``⟨u, Jv⟩ = ⟨Jᵀu, v⟩`` for random u; operators that hide from the second derivative leave zeros in Jv."""
         u = [torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z) for z in jv]
-        jtu = self.transposed(u)
-
-        def flat(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.cat([t.flatten(1) for t in tensors], 1).double()
-
-        a, b, c, d = flat(u), flat(jv), flat([jtu]), flat([v])
+        a, b, c, d = _flat(u), _flat(jv), _flat([self.transposed(u)]), _flat([v])
         apart = ((a * b).sum(1) - (c * d).sum(1)).abs()
-        if (apart > 1e-4 * (a.norm(dim=1) * b.norm(dim=1) + c.norm(dim=1) * d.norm(dim=1))).any():
-            raise _no_second_derivative("its derivative is taken for a constant")
+        return bool((apart <= 1e-4 * (a.norm(dim=1) * b.norm(dim=1) + c.norm(dim=1) * d.norm(dim=1))).all())
+
+    def _forward(self, v: Tensor) -> tuple[Tensor, ...]:
+        try:
+            with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+                return torch.func.jvp(self._head, (self.images,), (v,))[1]
+        except RuntimeError as error:
+            if not _lacks_derivative(error):
+                raise
+            raise UserError(
+                f"an operator of F1 has neither a second nor a forward-mode derivative ({one_line(error)}), so FSInfo "
+                "cannot be computed here: leave it out; the Jacobian's energy and dFIL need neither"
+            ) from error
 
 
-def _no_second_derivative(why: str) -> UserError:
-    return UserError(
-        f"FSInfo needs second derivatives, which an operator of F1 lacks ({why}): leave it out here; the Jacobian's "
-        "energy and dFIL need first ones only"
-    )
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.flatten(1) for t in tensors], 1).double()
+
+
+_LACKING = ("is not implemented", "once_differentiable", "does not require grad", "forward AD", "autograd.Function")
 
 
 def _lacks_derivative(error: RuntimeError) -> bool:
-    return isinstance(error, NotImplementedError) or any(
-        said in str(error) for said in ("is not implemented", "once_differentiable", "does not require grad")
-    )
+    return isinstance(error, NotImplementedError) or any(said in str(error) for said in _LACKING)

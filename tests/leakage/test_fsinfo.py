@@ -121,9 +121,9 @@ def test_more_noise_leaves_less():
 def test_features_of_few_directions_end_lanczos_early():
     # ten directions among 100 features: Lanczos has found all after ten steps
     a = torch.cat([matrix(10)] * 10)
-    found = fsinfo(linear(a), IMAGES, 0.3, probes=400, steps=30).information
+    found = fsinfo(linear(a), IMAGES, 0.3, probes=100, steps=14).information
     assert (np.abs(found.values - mutual_information(a / 0.3)) < 4 * found.errors).all()
-    assert (found.errors < 0.05 * found.values).all()
+    assert (found.errors < 0.1 * found.values).all()
     zero = fsinfo(linear(torch.zeros(100, D)), IMAGES, 0.3)
     np.testing.assert_allclose(zero.information.values, 0, atol=1e-12)
 
@@ -162,13 +162,21 @@ class Once(torch.autograd.Function):
 
 @pytest.mark.parametrize(
     "head",
-    [lambda x: (Once.apply(x),), lambda x: (x.mean(1), Once.apply(x)), lambda x: (x[:, 0] + Once.apply(x)[:, 1],)],
+    [lambda x: (Once.apply(x),), lambda x: (x.mean(1), Once.apply(x)), lambda x: (x[:, :2] + Once.apply(x)[:, 1:],)],
     ids=["alone", "in one tensor", "in one branch"],
 )
-def test_an_operator_without_second_derivative_is_refused_and_has_energy_still(head):
-    with pytest.raises(UserError, match="needs second derivatives.*leave it out here"):
+def test_an_operator_with_one_derivative_alone_is_refused_and_has_energy_still(head):
+    with pytest.raises(UserError, match=r"neither a second nor a forward-mode.*leave it out;"):
         fsinfo(head, IMAGES, 0.1)
     assert (jacobian_energy(head, IMAGES).values > 0).all()
+
+
+def test_forward_mode_takes_over_where_a_derivative_has_none():
+    a = matrix(100)
+    found = fsinfo(lambda x: (nn.functional.hardsigmoid(x.flatten(1) @ a.T),), IMAGES, 0.1, probes=40, steps=30)
+    for i, z in enumerate(IMAGES.flatten(1) @ a.T):
+        inner = (z.abs() < 3)[:, None] * a / 6
+        assert found.information.values[i] == pytest.approx(mutual_information(inner / 0.1), rel=0.03)
 
 
 def test_fused_attention_is_no_obstacle():
