@@ -10,6 +10,7 @@ import torch
 
 from splitsight.leakage import Energy, cramer_rao, dfil, jacobian_energy, van_trees
 from splitsight.leakage.estimates import Estimates
+from splitsight.pipeline import EdgePipeline
 
 SIDE, D = 2, 12
 DRAWS = 20_000
@@ -146,3 +147,13 @@ def test_an_infinite_prior_information_leaves_no_bound_but_is_no_error():
 def test_prior_information_that_cannot_be(information):
     with pytest.raises(ValueError, match="at least 0"):
         van_trees(Estimates(np.ones(3), np.zeros(3)), information)
+
+
+@pytest.mark.parametrize("split", ["S1", "S2"])
+def test_the_noise_of_a_pipelines_defence(tiny_target, split):
+    pipeline, images = EdgePipeline(tiny_target, split, "gaussian:sigma=0.3"), torch.rand(3, 3, 16, 16)
+    energy = jacobian_energy(pipeline.head, images)
+    found = dfil(energy, pipeline.deviations(pipeline.head(images)))
+    np.testing.assert_allclose(found.values, energy.values / 0.09)
+    undefended = EdgePipeline(tiny_target, split)
+    assert dfil(energy, undefended.deviations(undefended.head(images))) is None
