@@ -192,7 +192,7 @@ def test_a_defence_may_change_the_shapes_and_have_a_part_on_the_server(target, i
     ("split", "defense", "words"),
     [
         ("B", "identity", "unknown split of two 'B': choose one of A, output"),
-        ("A", "noise", "unknown defense 'noise'"),
+        ("A", "magic", "unknown defense 'magic'"),
         ("left+right+join", "identity", "not a valid split point"),
     ],
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
@@ -88,12 +89,12 @@ class Protection(nn.Module):
     key, may use.
 
     Attributes:
-        law: how the noise is distributed that :meth:`deviations` gives the strength of.
+        law: how the noise is distributed that :meth:`deviations` gives the strength of; ``None`` where it adds none.
         fresh: whether chance is drawn anew for each frame, so that the mean over a static scene is without it; false
             where it is drawn once (a key).
     """
 
-    law: Law = "gaussian"
+    law: Law | None = None
     fresh: bool = True
 
     def forward(self, features: Features, draws: Draws) -> Features:
@@ -191,6 +192,17 @@ class Defense(ABC, Generic[P]):
     def cost(self, specs: Sequence[FeatureSpec]) -> Cost:
         """What it costs a frame."""
         return Cost()
+
+    def fitted(self, head: Callable[[Tensor], Features], images: Tensor, place: Place, out: Path | None = None) -> Self:
+        """Itself with what it has to know of features, measured on images; itself where it has to know nothing.
+
+        Args:
+            head: images in [0, 1] → features as they come in here; differentiable.
+            images: ``(N, 3, S, S)`` in [0, 1], of the size that F1 takes, and like those that are to be protected.
+            place: that it is fitted for.
+            out: file for what does not fit into a parameter; by default one in ``$SPLITSIGHT_HOME/defenses``.
+        """
+        return self
 
     # ---------------------------------------------------------------- what is proven
 

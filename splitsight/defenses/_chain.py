@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -40,10 +41,10 @@ class _Sequence(Protection):
         return [cast(Protection, part) for part in self.parts]
 
     @property
-    def law(self) -> Law:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def law(self) -> Law | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of the noise that there is; Gaussian where there are both."""
-        noisy = {part.law for part in self._steps()}
-        return "laplace" if noisy == {"laplace"} else "gaussian"
+        laws = {part.law for part in self._steps()} - {None}
+        return None if not laws else "laplace" if laws == {"laplace"} else "gaussian"
 
     @property
     def fresh(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -85,6 +86,16 @@ class _Sequence(Protection):
             more = part.covariances(features)
             found = [b if a is None else a if b is None else a + b for a, b in zip(found, more, strict=True)]
         return found
+
+
+class _After:
+    """What a defence is given: the features behind those before it, without chance."""
+
+    def __init__(self, head: Callable[[Tensor], Features], protection: Protection) -> None:
+        self.head, self.protection = head, protection
+
+    def __call__(self, images: Tensor) -> Features:
+        return self.protection.expected(self.head(images))
 
 
 class Chain:
@@ -147,6 +158,29 @@ class Chain:
         for part in self.parts:
             head, tail = part.adapted(head, tail)
         return head, tail
+
+    def fitted(
+        self,
+        head: Callable[[Tensor], Features],
+        specs: Sequence[FeatureSpec],
+        images: Tensor,
+        place: Place,
+        out: Path | None = None,
+    ) -> Chain:
+        """As :meth:`Defense.fitted`, each on what those before it make of the features without chance.
+
+        Args:
+            head: F1.
+            specs: what it makes.
+            images: as for :meth:`Defense.fitted`, like all that follow.
+            place: likewise.
+            out: likewise.
+        """
+        found: list[Defense[Any]] = []
+        for part in self.parts:
+            before = _After(head, Chain(found).build(specs)[0])
+            found.append(part.fitted(before, images, place, out))
+        return Chain(found)
 
     def cost(self, specs: Sequence[FeatureSpec]) -> Cost:
         """Of all of them."""

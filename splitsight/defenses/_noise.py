@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from splitsight.accounting import Mechanism
-from splitsight.defenses._base import Defense, Norms
+from splitsight.defenses._base import Defense, Features, Law, Norms, Protection, Scale
+from splitsight.draws import Draws
 from splitsight.errors import UserError
 
-__all__ = ["needed", "promise", "spread", "spread_in_noise"]
+__all__ = ["Constant", "needed", "promise", "spread", "spread_in_noise"]
 
 
 def spread(z: Tensor) -> Tensor:
@@ -51,3 +52,25 @@ def promise(mechanism: Mechanism | None, bound: str, scale: str) -> str | None:
         f"each frame is differentially private with {pair} towards anyone who sees what leaves but not the draws, any "
         f"two frames being neighbours ({bound}, sensitivity twice that, {scale}); over a stream ε adds up"
     )
+
+
+class Constant(Protection):
+    """Gaussian noise of one strength on every number.
+
+    Args:
+        sigma: standard deviation, in the features' unit.
+    """
+
+    law: Law | None = "gaussian"
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, features: Features, draws: Draws) -> Features:
+        """Features → with noise."""
+        return tuple(z + self.sigma * draws.normal(z) for z in features)
+
+    def deviations(self, features: Features) -> list[Scale]:
+        """σ for each tensor."""
+        return [self.sigma] * len(features)

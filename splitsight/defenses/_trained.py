@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -53,7 +53,16 @@ class Trained(Defense[P]):
     """A defence whose weights were made for one target and split.
 
     Subclasses build modules in ``build`` and fill them by :meth:`fill`; :meth:`adapted` needs no change.
+
+    Attributes:
+        maker: the command that makes such a file, for messages; ``{name}`` stands for the defence.
     """
+
+    maker: ClassVar[str] = "splitsight train defense {name}"
+
+    @property
+    def _make(self) -> str:
+        return f"`{self.maker.format(name=self.name)}`"
 
     @cached_property
     def file(self) -> Path:
@@ -62,10 +71,12 @@ class Trained(Defense[P]):
         Raises:
             UserError: nowhere.
         """
+        if not self.parameters.weights:
+            raise UserError(f"'{self}' names no file: give weights=FILE, or make one with {self._make}")
         if not (path := trained_file(self.parameters.weights)).is_file():
             raise UserError(
                 f"the defence {self.name} has no weights at {path}: give a file or a name in {home() / 'defenses'}, or "
-                f"make one with `splitsight train defense {self.name}`"
+                f"make one with {self._make}"
             )
         return path
 
@@ -104,8 +115,7 @@ class Trained(Defense[P]):
             if made.get(key) != here[key]:
                 ours, theirs = (_short(key, value) for value in (made.get(key), here[key]))
                 raise UserError(
-                    f"{self.file.name} was trained for {word} {ours}, not {theirs}: "
-                    f"make another with `splitsight train defense {self.name}`"
+                    f"{self.file.name} was trained for {word} {ours}, not {theirs}: make another with {self._make}"
                 )
 
     def has(self, group: str) -> bool:
@@ -123,7 +133,7 @@ class Trained(Defense[P]):
         except (RuntimeError, KeyError) as error:
             raise UserError(
                 f"{self.file} does not hold what the defence {self.name} needs ({str(error).splitlines()[0]}): "
-                f"make it again with `splitsight train defense {self.name}`"
+                f"make it again with {self._make}"
             ) from error
         return module.eval().requires_grad_(False)
 

@@ -8,7 +8,7 @@ direction is sent in full. It bounds what noise behind it has to hide: two frame
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -30,7 +30,7 @@ def joint_norm(features: Features, order: int = 2) -> Tensor:
 
 class _Parameters(Parameters):
     norm: float = Field(gt=0, allow_inf_nan=False, description="C, the largest norm of a frame, in the features' unit")
-    order: Literal[1, 2] = Field(default=2, description="of the norm: 2, or 1 for Laplace noise behind it")
+    order: int = Field(default=2, ge=1, le=2, description="of the norm: 2, or 1 for Laplace noise behind it")
 
 
 class _Clip(Protection):

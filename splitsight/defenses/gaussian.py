@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from splitsight.accounting import DELTA, Mechanism, gaussian_multiplier
-from splitsight.defenses import DEFENSES, Cost, Defense, Features, Norms, Parameters, Protection, Scale
+from splitsight.defenses import DEFENSES, Cost, Defense, Features, Law, Norms, Parameters, Protection, Scale
 from splitsight.defenses._noise import needed, promise, spread, spread_in_noise
 from splitsight.draws import Draws
 from splitsight.features import FeatureSpec
@@ -48,6 +48,8 @@ class _Parameters(Parameters):
 
 
 class _Noise(Protection):
+    law: Law | None = "gaussian"
+
     def __init__(self, sigma: float, ratio: float) -> None:
         super().__init__()
         self.sigma, self.ratio = sigma, ratio

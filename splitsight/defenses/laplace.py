@@ -39,7 +39,7 @@ class _Parameters(Parameters):
 
 
 class _Noise(Protection):
-    law: Law = "laplace"
+    law: Law | None = "laplace"
 
     def __init__(self, scale: float) -> None:
         super().__init__()
