@@ -14,8 +14,8 @@ Here the shape ``b = c √λ`` is kept, and c is what meets the budget without t
 less noise for the same bound.
 
 Σ of thousands of features is not estimated in full. Features are turned, position by position, into the eigenvectors
-of their channels' covariance, and λ is the variance of each number there. By Hadamard's inequality ``det(I + Σ B⁻¹)`` is
-at most the product over B's own axes, so the bound holds for whatever correlation is left.
+of their channels' covariance, and λ is the variance of each number there. By Hadamard's inequality ``det(I + Σ B⁻¹)``
+is at most the product over B's own axes, so the bound holds for whatever correlation is left.
 
 The budget is for frames *distributed like the images that λ was measured on*, not for any frame: weaker than
 differential privacy, which it is not. Frames of a stream add up at most: T of them leak at most T v.
@@ -147,7 +147,8 @@ class PAC(Trained[_Parameters]):
         v = self.parameters.budget
         return (
             f"the mutual information between a frame and what leaves is at most {v:g} nats "
-            f"({v / math.log(2):.3g} bits) for frames distributed like the {self.about.get('images')} images that the covariance was measured on; "
+            f"({v / math.log(2):.3g} bits) for frames distributed like the {self.about.get('images')} images that the "
+            "covariance was measured on; "
             "this is no differential privacy"
         )
 

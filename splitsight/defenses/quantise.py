@@ -2,7 +2,7 @@
 
 ``z ← lo + Δ · round((z − lo) / Δ)`` with ``Δ = (hi − lo) / (2^b − 1)``, affine as by Jacob et al. (CVPR 2018), with a
 scale for each tensor and frame. The gradient passes straight through (Bengio et al., arXiv 1308.3432). Few values
-compress well: what is saved shows with ``--compression zstd``, which finds them again; in float32 without it nothing is.
+compress well: what is saved shows with ``--compression zstd``, which finds them again; without it, nothing is.
 Rounding may enlarge the norm, so quantise behind noise, not between a clip and noise.
 """
 
