@@ -46,7 +46,6 @@ from scenarios.cli.options import (
     Weights,
     changed,
 )
-from scenarios.processes import PREFIX
 
 __all__ = ["commands"]
 
@@ -88,7 +87,7 @@ def demo(
         bool,
         typer.Option(
             "--compare",
-            help="Play the same frames without the defence first, and show both beside each other; takes twice as long.",
+            help="Play the same frames without the defence first, and show both side by side; takes twice as long.",
         ),
     ] = False,
     solver: SolverOption = None,
@@ -334,7 +333,7 @@ def edge(
 
 def _warned(event: str, details: dict[str, Any]) -> None:
     if event == "budget":
-        print(f"{PREFIX}{details['says']}", file=sys.stderr, flush=True)
+        print(f"warning: {details['says']}", file=sys.stderr, flush=True)
 
 
 @commands.command()
