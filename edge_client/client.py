@@ -248,7 +248,9 @@ def _compare(
                 f"{at} serves {name} {wanted}, not {getattr(ours, name)}: start this edge with --{name} {wanted}"
             )
     if (what := theirs.difference(ours)) is not None:
-        remedy = "give both the same --weights" if "digest" in what else "run the same version on both sides"
+        remedy = "run the same version on both sides"
+        if "digest" in what:
+            remedy = "give both the same file or key of it" if "defence" in what else "give both the same --weights"
         raise UserError(f"{at} has {what.replace(', not ', ', this edge ')}: {remedy}")
     codec = _codec(options)
     if served.dtypes and codec.dtype not in served.dtypes:

@@ -263,7 +263,8 @@ def _epsilon(folder: Path) -> dict[str, Any]:
 
 def _undefended(join: Join, plain: Join) -> dict[str, Any]:
     agrees = join.agreement(plain)
-    rows = plain.rows()
+    # frames that only one of the runs had say nothing about the defence
+    rows = [r for r in plain.rows() if r.answered and r.sequence in join.frames and join.row(r.sequence).answered]
     tiers = {
         tier: {
             "n": len(seen),
@@ -272,9 +273,8 @@ def _undefended(join: Join, plain: Join) -> dict[str, Any]:
         for tier in TIERS
         if (seen := [r for r in rows if tier in r.psnr])
     }
-    answered = sum(r.answered and join.row(r.sequence).answered for r in rows if r.sequence in join.frames)
     return {
-        "frames": answered,
+        "frames": len(rows),
         "agreement": proportion_interval(agrees) if agrees else None,
         "tiers": tiers,
     }

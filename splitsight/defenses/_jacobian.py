@@ -64,9 +64,8 @@ def half_log_determinant(
     x, f = image.flatten(), _flat(head, image.shape)
     z, pull = _pull(f, x)
 
-    def push(v: Tensor) -> Tensor:
-        return torch.func.jvp(f, (x,), (v,))[1]
-
+    # Jᵀu is linear in u, and the derivative of that, transposed, is J: no forward mode is needed
+    push = _pull(pull, torch.zeros_like(z))[1]
     small = x if x.numel() <= z.numel() else z
     product = (lambda v: pull(push(v))) if small is x else (lambda v: push(pull(v)))
     generator = torch.Generator().manual_seed(seed)
