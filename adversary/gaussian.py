@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 __all__ = ["GaussianErrors", "cosine_basis", "whitened"]
@@ -119,19 +120,28 @@ class GaussianErrors(nn.Module):
         solved = torch.linalg.solve_triangular(self.latent, spectrum.permute(2, 3, 1, 0), upper=False)
         return solved.permute(3, 2, 0, 1).contiguous()
 
-    def whitener(self, index: int, noise: float = 0.0) -> Tensor:
+    def whitener(self, index: int, noise: Scale = 0.0) -> Tensor:
         """``(R + σ² I)^{-1/2}`` of one feature: ``(C, C)``, or ``(C,)`` of a feature with many channels.
 
         Args:
             index: which of the tensors that cross the split.
             noise: σ, standard deviation of independent noise that is known to be on the tapped feature (a
-                defence, or quantisation), in the feature's own unit.
+                defence, or quantisation), in the feature's own unit; of noise that differs between entries, its mean
+                square over frames and positions is taken for each channel.
         """
-        w = self._whitener(index)
-        if noise == 0:
+        w, variance = self._whitener(index), self._variance(index, noise)
+        if not variance.any():
             return w
         if w.ndim == 1:
-            return (w.square().reciprocal() + noise**2).rsqrt()
+            return (w.square().reciprocal() + variance).rsqrt()
         precision = w.double().T @ w.double()
-        covariance = torch.linalg.inv(precision) + noise**2 * torch.eye(len(w)).to(precision)
+        covariance = torch.linalg.inv(precision) + torch.diag(variance.to(precision).expand(len(w)))
         return torch.linalg.cholesky(torch.linalg.inv(covariance)).T.float()
+
+    def _variance(self, index: int, noise: Scale) -> Tensor:
+        """σ² of each channel, ``(C,)``, or one number ``()``."""
+        spec, sigma = self.specs[index], torch.as_tensor(noise)
+        if sigma.ndim == 0:
+            return sigma.square()
+        squares = sigma.square()
+        return spec.rows(squares.expand(len(squares) if squares.ndim > len(spec.shape) else 1, *spec.shape)).mean(0)

@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         if kind is bool:
             parser.add_argument(option, action="store_true", help=text)
         else:
-            parser.add_argument(option, type=kind, default=default, help=text + shown)
+            also = ("--require-defense",) if name == "defense" else ()
+            parser.add_argument(option, *also, type=kind, default=default, help=text + shown)
     try:
         options = CloudOptions(**vars(parser.parse_args(arguments)))
         from cloud_server.server import serve

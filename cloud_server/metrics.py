@@ -26,6 +26,11 @@ class Metrics:
         self.queue = Histogram("queue_seconds", "From arrival to the start of F2", buckets=_SECONDS, **r)
         self.compute = Histogram("compute_seconds", "F2, a batch", buckets=_SECONDS, **r)
         self.latency = Histogram("latency_seconds", "From arrival to the written answer", buckets=_SECONDS, **r)
+        self.epsilon = Gauge(
+            "stream_epsilon",
+            "Largest epsilon of a session open now, by its declared defence; 0 without a guarantee",
+            **r,
+        )
         self.batch = Histogram("batch_frames", "Frames a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **r)
         self.subscribers = Gauge("tap_subscribers", "Subscribers of the tap now", **r)
         self.tapped = Counter("tap_frames", "Frames handed to subscribers", **r)

@@ -24,6 +24,9 @@ from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
 from cloud_server.peers import Peers
 from cloud_server.tap import Hub
+from splitsight.accounting import Mechanism
+from splitsight.defenses import parse_defense
+from splitsight.errors import UserError
 from splitsight.tasks import Reading
 from splitsight.wire.sessions import difference
 from splitsight.wire.tensors import CodecSpec, HasShape, WireError, decode
@@ -63,6 +66,7 @@ class _Session:
         self.out: asyncio.Queue[tuple[pb.Answer, float] | WireError | None] = asyncio.Queue()
         self.finished = False
         self.ending: WireError | None = None
+        self.mechanism = _mechanism(opening.session.defense)
 
     def answer(self, answer: pb.Answer, arrived: float) -> None:
         self.out.put_nowait((answer, arrived))
@@ -133,6 +137,7 @@ class Inference:
         self._tap_due = False
         self._batcher: FairBatcher[_Job] = FairBatcher(self._run, max_batch, batch_window)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="f2")
+        metrics.epsilon.set_function(self.epsilon)
         self._task = asyncio.get_running_loop().create_task(self._batcher.run())
 
     # -- calls -----------------------------------------------------------------------------------------
@@ -365,6 +370,12 @@ class Inference:
 
     # -- the rest --------------------------------------------------------------------------------------
 
+    def epsilon(self) -> float:
+        """Largest ε of an open session's stream, as its defence declares it; 0 where none guarantees anything."""
+        # each frame once: sequence numbers go on where a lost connection left off
+        streams = [(s.mechanism, s.due) for s in list(self._sessions.values())]
+        return max((m.epsilon(frames) for m, frames in streams if m is not None and frames), default=0.0)
+
     def _wake_tap(self) -> None:
         if self._hub.listening and not self._tap_due:
             self._tap_due = True
@@ -401,6 +412,14 @@ def handlers(service: Inference) -> grpc.GenericRpcHandler:
             ),
         },
     )
+
+
+def _mechanism(defense: str) -> Mechanism | None:
+    """What a declared defence guarantees; nothing where it is another package's, that is not installed here."""
+    try:
+        return parse_defense(defense).mechanism
+    except UserError:
+        return None
 
 
 def _invalid(message: str) -> WireError:

@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("dtype", str),
         ("compression", str),
         ("defense", str),
+        ("epsilon-budget", float),
+        ("epsilon-ledger", Path),
         ("in-flight", int),
         ("threads", int),
         ("report", Path),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_client.budget import Spending, check_budget
 from edge_client.link import Answered, Link, Sent, describe
 from edge_client.report import Report
 from splitsight.errors import UserError
@@ -59,6 +60,9 @@ class EdgeOptions:
         dtype: ``float32``, ``float16`` or ``int8``.
         compression: ``none`` or ``zstd``.
         defense: what is done to the features before they leave, by name and parameters.
+        epsilon_budget: largest ε of the stream, > 0; the edge stops before the frame that would exceed it. ``None`` for
+            no limit. Needs a defence that guarantees something.
+        epsilon_ledger: file that carries what was spent from session to session; ``None`` counts this session alone.
         in_flight: frames that may wait for an answer, ≥ 1; the server may lower it.
         threads: CPU threads of F1, ≥ 1.
         report: file for one JSON line an answered frame; the summary goes beside it as ``*.summary.json``.
@@ -84,6 +88,8 @@ class EdgeOptions:
     dtype: str = "float32"
     compression: str = "none"
     defense: str = "identity"
+    epsilon_budget: float | None = None
+    epsilon_ledger: Path | None = None
     in_flight: int = 8
     threads: int = 1
     report: Path | None = None
@@ -103,6 +109,7 @@ class EdgeOptions:
             UserError: names the option and what it may be.
         """
         parse_address(self.server, "--server 127.0.0.1:50051")
+        check_budget(self.epsilon_budget)
         for name, value, known in (("dtype", self.dtype, _DTYPES), ("compression", self.compression, _COMPRESSIONS)):
             if value not in known:
                 raise UserError(f"unknown {name} '{value}': choose one of {', '.join(known)}")
@@ -135,6 +142,8 @@ class EdgeReport:
         p99_ms: 99th percentile of it.
         head_ms: median milliseconds of preprocessing and F1.
         late_ms: most that a frame of a stored clip was sent after it was due.
+        epsilon: what was told, as :meth:`edge_client.budget.Spending.summary` says it; ``None`` where nothing is
+            guaranteed.
         signal: ``SIGINT`` or ``SIGTERM`` if that ended the run.
         error: the sentence that ended the run, if one did.
     """
@@ -155,6 +164,7 @@ class EdgeReport:
     p99_ms: float = math.nan
     head_ms: float = math.nan
     late_ms: float = 0.0
+    epsilon: dict[str, Any] = field(default_factory=dict)
     signal: str | None = None
     error: str | None = None
     _rtt_ms: list[float] = field(default_factory=list, repr=False)
@@ -200,8 +210,16 @@ class _Stop:
                 signal.signal(number, handler)
 
 
-def _compare(options: EdgeOptions, ours: SessionDescription, served: pb.DescribeResponse) -> None:
+def _compare(
+    options: EdgeOptions, ours: SessionDescription, served: pb.DescribeResponse, *, undone: bool = False
+) -> None:
     """Refuses a server that does not hold the other half.
+
+    Args:
+        options: of this edge.
+        ours: what it does.
+        served: what the server says of itself.
+        undone: whether the server has to undo the defence before F2.
 
     Raises:
         UserError: says what differs, and what to do about it.
@@ -211,6 +229,11 @@ def _compare(options: EdgeOptions, ours: SessionDescription, served: pb.Describe
         theirs = SessionDescription.read(served.session)
     except ValueError as error:
         raise UserError(f"{at} announces features that cannot be ({error}): run the same version there") from error
+    if not theirs.defense and undone:
+        raise UserError(
+            f"{at} takes any defence that leaves F2 as it is, and has to undo {ours.defense}: start it with "
+            f"--defense '{ours.defense}'"
+        )
     if not theirs.defense:
         theirs = replace(theirs, defense=ours.defense, defense_digest=ours.defense_digest)
     elif theirs.defense != ours.defense:
@@ -225,7 +248,9 @@ def _compare(options: EdgeOptions, ours: SessionDescription, served: pb.Describe
                 f"{at} serves {name} {wanted}, not {getattr(ours, name)}: start this edge with --{name} {wanted}"
             )
     if (what := theirs.difference(ours)) is not None:
-        remedy = "give both the same --weights" if "digest" in what else "run the same version on both sides"
+        remedy = "run the same version on both sides"
+        if "digest" in what:
+            remedy = "give both the same file or key of it" if "defence" in what else "give both the same --weights"
         raise UserError(f"{at} has {what.replace(', not ', ', this edge ')}: {remedy}")
     codec = _codec(options)
     if served.dtypes and codec.dtype not in served.dtypes:
@@ -284,15 +309,16 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
 
     Args:
         options: what to do.
-        on_event: called with a name and details for ``connected``, ``lost``, ``resumed``, ``answer`` and ``done``;
-            partly from another thread.
+        on_event: called with a name and details for ``connected``, ``lost``, ``resumed``, ``answer``, ``budget`` (most
+            of it is spent) and ``done``; partly from another thread.
 
     Returns:
         What was done; its ``exit_code`` is 0, or 130 after SIGINT.
 
     Raises:
         UserError: bad options, no source, no server, a server that does not fit, a connection that could not
-            be taken up again, a full disk. Whatever was answered is in the report by then.
+            be taken up again, a full disk, a budget that is spent (exit status 3). Whatever was answered is in the
+            report by then.
     """
     options.check()
     stop = _Stop()
@@ -369,9 +395,8 @@ def _stream(
     codec = CodecSpec(options.dtype, options.compression)
     pipeline = EdgePipeline(target, options.split, options.defense, codec)
     about = pipeline.description()
-    _compare(options, about, served)
+    _compare(options, about, served, undone=pipeline.server is not None)
     encoder = _Encoder(pipeline)
-
     started = time.monotonic()
 
     def on_answer(done: Answered) -> None:
@@ -381,9 +406,20 @@ def _stream(
         report.seconds = round(time.monotonic() - started, 3)
         report._rtt_ms.append(done.rtt_ms)
         said = "" if (reading := read_answer(done.answer)) is None else reading.headline()
-        on_event("answer", {"sequence": done.answer.sequence, "rtt_ms": round(done.rtt_ms, 3), "says": said})
+        on_event(
+            "answer",
+            {"sequence": done.answer.sequence, "rtt_ms": round(done.rtt_ms, 3), "says": said}
+            | {name: done.sent.extra[name] for name in ("epsilon",) if name in done.sent.extra},
+        )
 
     opening = pb.SessionOpen(session_id=report.session_id, session=about.proto(), codec=_codec(options))
+    spending = Spending(
+        pipeline.defense.mechanism,
+        about.defense,
+        budget=options.epsilon_budget,
+        ledger=options.epsilon_ledger,
+        warn=lambda sentence: on_event("budget", {"says": sentence}),
+    )
     link = Link(
         options.server,
         opening,
@@ -401,6 +437,8 @@ def _stream(
         started_us = time.time_ns() // 1000
         paced = options.pace and not source.live
         while (captured := _next(frames, link, stop)) is not None:
+            if spending.spent:
+                break
             sequence, time_s, image = captured
             capture_us = started_us + round(time_s * 1e6) if paced else time.time_ns() // 1000
             if paced:
@@ -418,14 +456,21 @@ def _stream(
                     f"a frame takes {sent.frame.ByteSize()} bytes but the server at {options.server} accepts "
                     f"{served.max_message_bytes}: choose a smaller --dtype, a deeper --split or --compression zstd"
                 )
+            spending.send()
+            if spending.epsilon is not None:
+                sent.extra["epsilon"] = round(spending.epsilon, 6)
             files.add_truth(sequence, image)
             report._head_ms.append(sent.extra["head_ms"])
             report.captured += 1
             link.send(sent)
         if stop.event.is_set() or not link.drain(stop=stop.event):
             link.drain(options.drain_s)
+        if captured is not None and spending.spent and not stop.event.is_set():
+            raise spending.stopped(report.answered)
     finally:
         link.close()
+        spending.close()
+        report.epsilon = spending.summary()
         report.skipped, report.undecoded = source.skipped, source.lost
         report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
 

@@ -7,24 +7,27 @@ window), the cloud. Whatever ends the run early, the children are gone and what 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
+from edge_client.budget import SPENT, Spending
 from scenarios.interrupt import interruptible
-from scenarios.join import TIERS, Join
+from scenarios.join import TIERS, FrameRow, Join
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
 from splitsight.errors import UserError, unknown_name
+from splitsight.wire.sessions import UNDEFENDED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,6 +50,7 @@ _OURS = frozenset(
         "truth",
         "preview",
         "window",
+        "undefended",
         "recording",
         "logs",
         "edge.jsonl",
@@ -81,6 +85,9 @@ class DemoOptions:
             :data:`UNAIDED`.
         preview: whether single frames are shown at once, by an inversion network; there has to be one then.
         defense: what the edge does to the features.
+        epsilon_budget: largest ε of the stream, as for the edge.
+        epsilon_ledger: file that carries what was spent between sessions, as for the edge.
+        compare: play the same frames without the defence first, and show both.
         frames: K, frames of a window, ≥ 1.
         stride: seconds between the frames of a window, > 0.
         seed: of the adversary's draws.
@@ -107,6 +114,9 @@ class DemoOptions:
     attack: str = ""
     preview: bool = True
     defense: str = "identity"
+    epsilon_budget: float | None = None
+    epsilon_ledger: Path | None = None
+    compare: bool = False
     frames: int = 4
     stride: float = 0.5
     seed: int = 0
@@ -177,12 +187,22 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
     with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
         if next(iter(source), None) is None:
             raise UserError(f"{options.video} holds no frames: give another --video")
+        if options.compare and source.live:
+            raise UserError("--compare plays the same frames twice, which a camera or a stream cannot: give a file")
     from adversary.priors import PRIORS
     from splitsight import targets
     from splitsight.pipeline import EdgePipeline
 
     target = targets.load(options.target)
     pipeline = EdgePipeline(target, options.split, options.defense)
+    if options.compare and not pipeline.defense:
+        raise UserError("--compare shows a defence beside none: name one with --defense")
+    Spending(
+        pipeline.defense.mechanism,
+        str(pipeline.defense),
+        budget=options.epsilon_budget,
+        ledger=options.epsilon_ledger,
+    ).close()
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
     if options.prior not in PRIORS.names() and not Path(options.prior).is_dir():
         raise unknown_name("prior", options.prior, PRIORS.names())
@@ -209,7 +229,6 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
     """Refuse an attack that is not there, or previews without a network that makes them."""
     from adversary.attacks import ATTACKS
     from adversary.blackbox.inversion import inversion_kept
-    from splitsight.wire.sessions import UNDEFENDED
 
     name, _, setting = options.solver.partition(":")
     attack = ATTACKS.get(name).configured(setting or None, target=about.target, split=about.split)
@@ -243,6 +262,8 @@ class _Demo:
         self.session, self.accounting = pipeline.description(), pipeline.accounting()
         self.weights: dict[str, str] = {}
         self.join = Join(out)
+        self.undefended: Join | None = None
+        self.stopped: UserError | None = None
         self.streaming_s = 0.0
         self.status = "starting"
         self._started: float | None = None
@@ -303,8 +324,16 @@ class _Demo:
         ]
         if o.video is not None:
             edge_arguments += ["--video", o.video]
-        edge = children.start("edge", "edge", _cli(*edge_arguments), environment=one, expected_to_end=True)
+        if o.epsilon_budget is not None:
+            edge_arguments += ["--epsilon-budget", o.epsilon_budget]
+        if o.epsilon_ledger is not None:
+            edge_arguments += ["--epsilon-ledger", o.epsilon_ledger]
+        edge = children.start(
+            "edge", "edge", _cli(*edge_arguments), environment=one, expected_to_end=True, accepted={SPENT}
+        )
         self._follow(children, edge.process, draw)
+        if edge.process.returncode == SPENT:
+            self.stopped = edge.failure()
         self.status = "refining the last window"
         self._drain(children, draw)
         self.status = "stopping"
@@ -352,6 +381,16 @@ class _Demo:
             time.sleep(0.2)
         self.join.poll()
 
+    def privacy(self) -> str:
+        """ε so far, in words."""
+        known = [r.epsilon for r in self.join.rows() if r.answered and not math.isnan(r.epsilon)]
+        if self.accounting.get("epsilon") is None:
+            return "no guarantee"
+        o, said = self.options, f"ε {self.accounting['epsilon']:.4g} a frame"
+        if known:
+            said += f", {known[-1]:.4g} so far over the stream"
+        return said + (f" (budget {o.epsilon_budget:g})" if o.epsilon_budget is not None else "")
+
     def panel(self) -> RenderableType:
         """The state of the run, for the terminal."""
         from rich.panel import Panel
@@ -378,12 +417,17 @@ class _Demo:
         for tier in TIERS:
             known = [r for r in rows if tier in r.psnr]
             if known:
-                mean = sum(r.psnr[tier] for r in known) / len(known)
                 table.add_row(
-                    f"adversary, {tier}",
-                    f"{known[-1].psnr[tier]:.1f} dB (mean {mean:.1f} dB over {len(known)} frames) · "
-                    f"lag {known[-1].lag_ms[tier] / 1e3:.2f} s",
+                    f"adversary, {tier}", f"{_quality(known, tier)} · lag {known[-1].lag_ms[tier] / 1e3:.2f} s"
                 )
+                if self.undefended is not None:
+                    same = [o for r in known if (o := self.undefended.frames.get(r.sequence)) and tier in o.psnr]
+                    table.add_row("undefended", _quality(same, tier) if same else "nothing yet")
+        if self.session.defense != UNDEFENDED:
+            table.add_row("defence", self.session.defense)
+            table.add_row("privacy", self.privacy())
+            if self.undefended is not None and (agrees := self.join.agreement(self.undefended)):
+                table.add_row("answers", f"{sum(agrees)} of {len(agrees)} as without the defence")
         if self.join.windows:
             done = self.join.windows
             on_time = sum(bool(w.get("on_time")) for w in done.values())
@@ -393,6 +437,12 @@ class _Demo:
         o = self.options
         title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.solver}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
+
+
+def _quality(rows: Sequence[FrameRow], tier: str) -> str:
+    """The newest frame's PSNR, and the mean."""
+    mean = sum(r.psnr[tier] for r in rows) / len(rows)
+    return f"{rows[-1].psnr[tier]:.1f} dB (mean {mean:.1f} dB over {len(rows)} frames)"
 
 
 @contextmanager
@@ -419,6 +469,8 @@ def _display(demo: _Demo) -> Iterator[Callable[[], None]]:
                 known = [x for x in demo.join.rows() if tier in x.psnr]
                 if known:
                     text += f" · {tier} {known[-1].psnr[tier]:.1f} dB, lag {known[-1].lag_ms[tier] / 1e3:.2f} s"
+            if demo.accounting.get("epsilon") is not None:
+                text += f" · {demo.privacy()}"
         if text != said[1] and (time.monotonic() - said[0] > 1.0 or demo.status not in said[1]):
             said[:] = time.monotonic(), text
             print(text, file=sys.stderr, flush=True)
@@ -436,7 +488,8 @@ def run_demo(options: DemoOptions) -> Path:
         ``index.html`` of the run.
 
     Raises:
-        UserError: bad input, or a process that failed; whatever exists is reported before.
+        UserError: bad input, a process that failed, or (exit status 3) a budget that is spent; whatever exists is
+            reported before.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the children are gone and whatever exists is reported before.
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
@@ -444,6 +497,34 @@ def run_demo(options: DemoOptions) -> Path:
     pipeline, gallery = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
     demo = _Demo(options, out, pipeline, gallery)
+    if options.compare:
+        # first, so that both can be seen side by side while the defended one runs
+        before = _undefended(options, out / "undefended", pipeline, gallery)
+        print("playing the frames without the defence", file=sys.stderr)
+        _play(before)
+        demo.undefended = before.join
+        print(f"playing the frames with {pipeline.defense}", file=sys.stderr)
+    _play(demo)
+    page = out / "index.html"
+    if options.web:
+        webbrowser.open(page.as_uri())
+    if demo.stopped is not None:
+        raise UserError(f"{demo.stopped}; the report is {page}", code=demo.stopped.code)
+    return page
+
+
+def _undefended(options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> _Demo:
+    """The same run without its defence."""
+    from splitsight.pipeline import EdgePipeline
+
+    plain = replace(options, defense=UNDEFENDED, epsilon_budget=None, epsilon_ledger=None, network=None, out=out)
+    out.mkdir()
+    return _Demo(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery)
+
+
+def _play(demo: _Demo) -> None:
+    """Run it to its end, or to whatever ends it early, and report what there is."""
+    out = demo.out
     with interruptible(), terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
@@ -463,10 +544,6 @@ def run_demo(options: DemoOptions) -> Path:
             _report_remains(demo, children)
             raise
         _report(demo, children, complete=True)
-    page = out / "index.html"
-    if options.web:
-        webbrowser.open(page.as_uri())
-    return page
 
 
 def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
@@ -493,6 +570,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         session=demo.session.to_dict(),
         accounting=demo.accounting,
         options=asdict(o),
+        undefended=demo.undefended,
     )
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)

@@ -81,6 +81,7 @@ class FrameRow:
         answer: all of it, by the task's own keys.
         rtt_ms: from sending to the answer.
         bytes: of the encoded frame on the wire.
+        epsilon: of the stream up to this frame; NaN where the defence guarantees nothing.
         lag_ms: per tier, from when the adversary had this frame (for a window: its last frame) to the image's file.
         measured: by metric (:func:`splitsight.metrics.image_metrics`), then per tier.
         rank: per tier, the place of the true frame among a gallery by similarity, 1 for found first.
@@ -101,6 +102,7 @@ class FrameRow:
     answer: dict[str, Any] = field(default_factory=dict)
     rtt_ms: float = math.nan
     bytes: int = 0
+    epsilon: float = math.nan
     lag_ms: dict[str, float] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
@@ -171,6 +173,7 @@ class Join:
         row.capture_time_us = event.get("capture_time_us")
         row.rtt_ms = float(event.get("rtt_ms", math.nan))
         row.bytes = int(event.get("bytes", 0))
+        row.epsilon = float(event.get("epsilon", math.nan))
         row.answer = event.get("answer") or {}
         row.top = row.answer.get("top", [])
         row.says = str(event.get("says", ""))
@@ -202,6 +205,11 @@ class Join:
         row.lag_ms[tier] = lag_ms
         self._psnr_pending.add((sequence, tier))
         return row
+
+    def agreement(self, other: Join) -> list[bool]:
+        """For each frame that both runs have an answer of which names a class: is it the same?"""
+        pairs = [(row, other.frames[n]) for n, row in sorted(self.frames.items()) if n in other.frames]
+        return [a.prediction == b.prediction for a, b in pairs if a.prediction and b.prediction]
 
     def rows(self) -> list[FrameRow]:
         """All frames, in order."""

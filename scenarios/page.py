@@ -13,6 +13,7 @@ from typing import Any
 from scenarios.join import TIERS, FrameRow
 from splitsight.metrics import METRICS, Metric, metrics
 from splitsight.summary import MATCHED
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["STYLE", "inlined", "matching", "methods_table", "render_page"]
 
@@ -202,9 +203,39 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     ]
     for tier, m in summary["methods"].items():
         tiles.append(_tile(_number(m["psnr"]["mean"], 1, "dB"), f"PSNR of the {tier}"))
+        if plain := (live.get("undefended") or {}).get("tiers", {}).get(tier):
+            tiles.append(_tile(_number(plain["psnr"]["mean"], 1, "dB"), f"PSNR of the {tier} without the defence"))
+    if agreement := (live.get("undefended") or {}).get("agreement"):
+        tiles.append(_tile(f"{agreement['mean']:.0%}", "of the answers are the same as without the defence"))
+    if spent := live.get("epsilon"):
+        tiles.append(_tile(f"{spent['frame']:.4g}", f"ε of a frame, δ = {spent['delta']:g}"))
+        limit = "" if spent["budget"] is None else f", of a budget of {spent['budget']:g}"
+        tiles.append(_tile(f"{spent['stream']:,.4g}", f"ε of the stream of {spent['frames']} frames{limit}"))
     tiles.append(_tile(f"{live['windows_on_time']} / {live['windows']}", "windows on time"))
     tiles.append(_tile(_number(live["lag_ms"]["p50"], 0, "ms"), "median lag of a window"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _defence(summary: Mapping[str, Any]) -> list[str]:
+    """What was done to the features, and what that guarantees; nothing where nothing was done."""
+    environment, live = summary["environment"], summary["live"]
+    name = environment.get("session", {}).get("defense", UNDEFENDED)
+    if name == UNDEFENDED:
+        return []
+    said = environment.get("defense", {}).get("guarantees") or ["nothing is proven of what the features still tell"]
+    parts = [f"<p class='lead'>Defence: <b>{escape(name)}</b>. {escape('; '.join(said)).capitalize()}.</p>"]
+    if live.get("undefended"):
+        proven = (
+            " So whoever read both runs learnt what the defence would have hidden: its guarantee is for a stream that "
+            "is sent with it alone."
+            if live.get("epsilon")
+            else ""
+        )
+        parts.append(
+            "<p class='lead'>For comparison the same frames were played without the defence before, with the same "
+            f"adversary: “undefended” is the best reconstruction from those features.{proven}</p>"
+        )
+    return parts
 
 
 def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -231,6 +262,7 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
         f"server’s tap had those features{_KNOWN.get(run.get('threat', ''), '')}, never the frames, and reconstructed "
         "them while the stream ran.</p>",
     ]
+    parts += _defence(summary)
     if not run.get("complete", True):
         parts.append("<p class='warn'>This run was cut short; the page shows what was recorded until then.</p>")
     parts.append(_tiles(summary))

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -93,10 +93,20 @@ class Child:
         log: file that collects its stderr and whatever else it prints.
         peak_rss_mb: largest resident memory seen so far, in 10⁶ bytes.
         expected_to_end: whether its end is part of the plan (then :meth:`Supervisor.check` accepts exit code 0).
+        accepted: further exit codes that are part of the plan then.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[str], log: Path, *, expected_to_end: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[str],
+        log: Path,
+        *,
+        expected_to_end: bool,
+        accepted: Collection[int] = (),
+    ) -> None:
         self.name, self.process, self.log, self.expected_to_end = name, process, log, expected_to_end
+        self.accepted = frozenset({0, *accepted})
         self.peak_rss_mb = 0.0
         self.stopping = False
         self.events: list[dict[str, Any]] = []
@@ -242,6 +252,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         environment: Mapping[str, str] | None = None,
         nice: int = 0,
         expected_to_end: bool = False,
+        accepted: Collection[int] = (),
     ) -> Child:
         """Start ``python ARGUMENTS``.
 
@@ -252,6 +263,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
             environment: variables on top of this process's own.
             nice: lower priority by this much (0…19).
             expected_to_end: it may end by itself with exit code 0.
+            accepted: further exit codes that it may end with then.
         """
         log = self.logs / f"{key}.log"
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {}), _PARENT: str(os.getpid())}
@@ -268,7 +280,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
                 encoding="utf-8",
                 errors="replace",
             )
-        child = self.children[key] = Child(name, process, log, expected_to_end=expected_to_end)
+        child = self.children[key] = Child(name, process, log, expected_to_end=expected_to_end, accepted=accepted)
         if nice and hasattr(os, "setpriority"):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, nice)
@@ -282,7 +294,9 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         """
         for child in self.children.values():
             code = child.process.poll()
-            if code is not None and not child.stopping and (code != 0 or not child.expected_to_end):
+            if code is None or child.stopping:
+                continue
+            if code not in child.accepted or not child.expected_to_end:
                 raise child.failure()
 
     def stop(self, key: str, *, grace: float) -> int:

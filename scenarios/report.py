@@ -20,12 +20,13 @@ from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
 from splitsight.files import write_parquet, write_text
-from splitsight.metrics import Batch, image_metrics, mean_interval, percentile
+from splitsight.metrics import Batch, image_metrics, mean_interval, percentile, proportion_interval
 from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
 from splitsight.pictures import Panel, grid, panels, spread, write_video
 from splitsight.pipeline import resized
 from splitsight.summary import environment, write_summary
+from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["RunInfo", "measure", "panels_of", "serving", "summarise", "write_report", "write_rows"]
 
@@ -57,6 +58,7 @@ class RunInfo:
         session: what the edge did, as :meth:`splitsight.wire.sessions.SessionDescription.to_dict` says it.
         accounting: what its defence costs and guarantees.
         options: resolved options, for the page.
+        undefended: the same frames played without the defence.
     """
 
     target: str
@@ -77,6 +79,13 @@ class RunInfo:
     session: dict[str, Any] = field(default_factory=dict)
     accounting: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    undefended: Join | None = None
+
+    @property
+    def defended(self) -> str:
+        """``, `` and the defence with its parameters, for a heading; empty where nothing is done."""
+        defense = self.session.get("defense", UNDEFENDED)
+        return "" if defense == UNDEFENDED else f", {defense}"
 
 
 def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> None:
@@ -110,13 +119,16 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
                 row.rank[tier] = rank
 
 
-def write_rows(path: Path, rows: Sequence[FrameRow], session: Mapping[str, Any] | None = None) -> None:
+def write_rows(
+    path: Path, rows: Sequence[FrameRow], session: Mapping[str, Any] | None = None, undefended: Join | None = None
+) -> None:
     """One row a frame; see :class:`scenarios.join.FrameRow` for the units. Appears complete or not at all.
 
     Args:
         path: of the Parquet file.
         rows: frames in order.
         session: what the edge did; stands in every row as JSON.
+        undefended: the same frames without the defence; adds their answers and figures as ``undefended_…``.
     """
     floats, columns = pa.float64(), {}
     columns["sequence"] = pa.array([r.sequence for r in rows], pa.int64())
@@ -130,6 +142,15 @@ def write_rows(path: Path, rows: Sequence[FrameRow], session: Mapping[str, Any] 
     columns["top"] = pa.array([r.top for r in rows], pa.list_(label))
     columns["rtt_ms"] = pa.array([_known(r.rtt_ms) for r in rows], floats)
     columns["bytes"] = pa.array([r.bytes for r in rows], pa.int64())
+    columns["epsilon"] = pa.array([_known(r.epsilon) for r in rows], floats)
+    if undefended is not None:
+        plain = [undefended.frames.get(r.sequence, FrameRow(r.sequence)) for r in rows]
+        columns["undefended_says"] = pa.array([r.says or None for r in plain], pa.string())
+        columns["undefended_prediction"] = pa.array([r.prediction or None for r in plain], pa.string())
+        for tier in TIERS:
+            for metric in image_metrics():
+                seen = [_known(r.measured.get(metric.name, {}).get(tier)) for r in plain]
+                columns[f"undefended_{tier}_{metric.name}"] = pa.array(seen, floats)
     for tier in TIERS:
         for metric in image_metrics():
             seen = [_known(r.measured.get(metric.name, {}).get(tier)) for r in rows]
@@ -208,6 +229,8 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
                 }
                 for tier in methods
             },
+            **_epsilon(join.folder),
+            **({} if info.undefended is None else {"undefended": _undefended(join, info.undefended)}),
         },
         "environment": {
             **environment,
@@ -226,6 +249,34 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
                 "peak_rss_mb": info.peak_rss_mb,
             },
         },
+    }
+
+
+def _epsilon(folder: Path) -> dict[str, Any]:
+    """``epsilon``, as the edge left it; nothing where it left none, or nothing is guaranteed."""
+    try:
+        found = json.loads((folder / "edge.summary.json").read_text(encoding="utf-8")).get("epsilon") or {}
+    except (OSError, ValueError):
+        return {}
+    return {"epsilon": found} if found.get("frame") is not None else {}
+
+
+def _undefended(join: Join, plain: Join) -> dict[str, Any]:
+    agrees = join.agreement(plain)
+    # frames that only one of the runs had say nothing about the defence
+    rows = [r for r in plain.rows() if r.answered and r.sequence in join.frames and join.row(r.sequence).answered]
+    tiers = {
+        tier: {
+            "n": len(seen),
+            **{m.name: m.interval(r.measured.get(m.name, {}).get(tier) for r in seen) for m in image_metrics()},
+        }
+        for tier in TIERS
+        if (seen := [r for r in rows if tier in r.psnr])
+    }
+    return {
+        "frames": len(rows),
+        "agreement": proportion_interval(agrees) if agrees else None,
+        "tiers": tiers,
     }
 
 
@@ -264,22 +315,36 @@ def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
         last = Panel(preview, "no window: preview shown", figures)
     else:
         last = Panel(None, "no window")
-    original = Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud)
+    shown = [Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud)]
+    if info.undefended is not None:
+        shown.append(_undefended_panel(info.undefended, row.sequence))
     if not info.previews:
-        return [original, last]
+        return [*shown, last]
     return [
-        original,
+        *shown,
         Panel(preview, f"preview at {info.split}" if preview is not None else "no preview", figures),
         last,
     ]
+
+
+def _undefended_panel(plain: Join, sequence: int) -> Panel:
+    """The best reconstruction of the same frame without the defence, and what the cloud answered to it."""
+    row = plain.frames.get(sequence, FrameRow(sequence))
+    tier = row.best_tier()
+    if tier is None:
+        return Panel(None, "undefended")
+    psnr = f"{row.psnr[tier]:.1f} dB · " if tier in row.psnr else ""
+    return Panel(plain.image(tier, sequence), f"undefended, {tier}", f"{psnr}cloud: {row.says or 'no answer'}")
 
 
 def _video_frames(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> Iterator[np.ndarray]:
     first = next((r.capture_time_us for r in rows if r.capture_time_us is not None), 0)
     for row in rows:
         at = f" · {(row.capture_time_us - first) / 1e6:.1f} s" if row.capture_time_us is not None else ""
+        spent = "" if math.isnan(row.epsilon) else f" · ε {row.epsilon:,.4g} so far"
         header = (
-            f"{info.target} split at {info.split} · frame {row.sequence}{at} · reconstructed from the features alone"
+            f"{info.target} split at {info.split}{info.defended} · frame {row.sequence}{at}{spent} · "
+            "reconstructed from the features alone"
         )
         yield panels(panels_of(join, row, info), header)
 
@@ -311,7 +376,9 @@ def write_report(
     rows = join.rows()
     say("measuring")
     measure(join, gallery)
-    write_rows(out / "rows.parquet", rows, info.session)
+    if info.undefended is not None:
+        measure(info.undefended)
+    write_rows(out / "rows.parquet", rows, info.session, info.undefended)
     summary = summarise(join, info, environment(info.weights), gallery)
     write_summary(out / "summary.json", summary)
     shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
@@ -322,8 +389,9 @@ def write_report(
         chosen = [best[i] for i in spread(len(best), _GRID_FRAMES)]
         picture = grid(
             [panels_of(join, r, info) for r in chosen],
-            f"{info.target} split at {info.split}: original, {'preview and ' if info.previews else ''}window, "
-            "reconstructed from the features alone",
+            f"{info.target} split at {info.split}{info.defended}: original, "
+            f"{'without the defence, ' if info.undefended is not None else ''}"
+            f"{'preview and ' if info.previews else ''}window, reconstructed from the features alone",
         )
         write_png(out / "grid.png", picture)
     say("writing index.html")

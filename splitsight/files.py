@@ -6,6 +6,7 @@ A process that is killed leaves at most a hidden file, never half a file under t
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,16 @@ from splitsight.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["cannot_write", "read_parquet", "write_bytes", "write_json", "write_parquet", "write_text", "writing"]
+__all__ = [
+    "cannot_write",
+    "held",
+    "read_parquet",
+    "write_bytes",
+    "write_json",
+    "write_parquet",
+    "write_text",
+    "writing",
+]
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
@@ -58,6 +68,40 @@ def writing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file within the block; the kernel releases it however its owner ends.
+
+    Args:
+        path: of the file, which is made.
+        wait: until it is free.
+
+    Yields:
+        Whether it is held; always where ``wait``.
+
+    Raises:
+        UserError: the file system knows no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            mine = True
+            # for a person who wonders who is at it
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except BlockingIOError:
+            mine = False
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise UserError(f"the file system of {path.parent} has no locks: give another folder") from error
+            raise
+        yield mine
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from splitsight.defenses import Chain, parse_defense, weights_digest
+from splitsight.defenses import Chain, Place, Protection, Scale, parse_defense, weights_digest
 from splitsight.draws import Draws
 from splitsight.features import FeatureSpec
 from splitsight.targets import Cut, Target
@@ -49,6 +49,9 @@ class EdgePipeline(nn.Module):
 
     Attributes:
         cut: the target's halves; a trained defence brings its own.
+        protection: the defence at work, with all that an attacker who knows it may use.
+        server: what the server does before F2, features in and features out; ``None`` where it does nothing. Whoever
+            sits on the server can do the same.
         tail: F2 with what the server does before it, for the features as they come out of here.
         specs: what crosses, in order, behind the defence.
 
@@ -64,11 +67,13 @@ class EdgePipeline(nn.Module):
         self.defense = parse_defense(defense) if isinstance(defense, str) else defense
         self.codec = codec or CodecSpec()
         self.cut: Cut = target.cut(split)
+        self.defense.check(Place(target.name, split, self.cut.head_digest, self.cut.tail_digest, str(self.defense)))
         self.head, self._tail = self.defense.adapted(self.cut.head, self.cut.tail)
         self.specs: tuple[FeatureSpec, ...] = self.defense.output_specs(self.cut.specs)
-        self.protection, server = self.defense.build(self.cut.specs)
-        self.tail = self._tail if server is None else _Served(server, self._tail)
-        self._defense_digest = weights_digest(self.protection, server)
+        protection, self.server = self.defense.build(self.cut.specs)
+        self.protection: Protection = protection
+        self.tail = self._tail if self.server is None else _Served(self.server, self._tail)
+        self._defense_digest = weights_digest(self.protection, self.server)
         self.eval()
 
     @property
@@ -111,7 +116,12 @@ class EdgePipeline(nn.Module):
         features = self.head(resized(images, self.input_size))
         return self._coded(self.protection.expected(features) if self.defense else features)
 
-    def deviations(self, features: tuple[Tensor, ...]) -> list[float]:
+    def expected_on(self, images: Tensor, support: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """:meth:`expected`, given which entries were sent, as :meth:`Protection.support` found them in the tap."""
+        features = self.head(resized(images, self.input_size))
+        return self._coded(self.protection.expected_on(features, support) if self.defense else features)
+
+    def deviations(self, features: tuple[Tensor, ...]) -> list[Scale]:
         """Standard deviation of the noise that the defence adds to each tensor, in its unit; 0 for none."""
         return self.protection.deviations(features)
 
@@ -129,10 +139,17 @@ class EdgePipeline(nn.Module):
     def accounting(self) -> dict[str, object]:
         """What the defence costs a frame and what is proven of it, for summaries.
 
-        ``flops`` (floating-point operations), ``bytes_ratio`` (bytes that leave, as a part of those without it) and
-        ``guarantees`` (one sentence a defence that proves anything).
+        ``flops`` (floating-point operations), ``bytes_ratio`` (bytes that leave, as a part of those without it),
+        ``guarantees`` (one sentence a defence that proves anything), and ``epsilon`` and ``delta`` of a frame (``None``
+        where nothing is proven).
         """
-        return {**asdict(self.defense.cost(self.cut.specs)), "guarantees": self.defense.guarantees()}
+        mechanism = self.defense.mechanism
+        return {
+            **asdict(self.defense.cost(self.cut.specs)),
+            "guarantees": self.defense.guarantees(),
+            "epsilon": None if mechanism is None else mechanism.epsilon(),
+            "delta": None if mechanism is None else mechanism.stated_delta,
+        }
 
     def description(self) -> SessionDescription:
         """What a session, an oracle, rows and summaries say about it."""

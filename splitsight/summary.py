@@ -24,6 +24,7 @@ __all__ = [
     "CellSummary",
     "ComparisonSummary",
     "Environment",
+    "EpsilonSummary",
     "Interval",
     "Lag",
     "LiveSummary",
@@ -35,6 +36,7 @@ __all__ = [
     "SpeedSummary",
     "Summary",
     "TierSummary",
+    "UndefendedSummary",
     "environment",
     "read_summary",
     "write_summary",
@@ -145,6 +147,39 @@ class TierSummary(_Part):
     match: MatchSummary | None = None
 
 
+class EpsilonSummary(_Part):
+    """What a defence that guarantees something has let out.
+
+    Attributes:
+        frame: ε of one frame.
+        stream: ε of all frames together, with those that a ledger brought from earlier sessions.
+        delta: δ of both.
+        frames: that ``stream`` is of.
+        budget: largest ε that the stream was allowed.
+    """
+
+    frame: float | None = None
+    stream: float | None = None
+    delta: float | None = None
+    frames: int | None = Field(default=None, ge=0)
+    budget: float | None = None
+
+
+class UndefendedSummary(_Part):
+    """The same frames played without the defence.
+
+    Attributes:
+        frames: answered in both runs.
+        agreement: part of them whose answer's class is the same, in [0, 1], with its 95 % Wilson interval; null for a
+            task that names no class.
+        tiers: quality of the reconstructions without the defence.
+    """
+
+    frames: int = Field(ge=0)
+    agreement: Interval | None = None
+    tiers: dict[str, TierSummary] = Field(default_factory=dict)
+
+
 class LiveSummary(_Part):
     """The adversary's windows: how many, how many before the next was complete, their lag, quality a tier."""
 
@@ -152,6 +187,8 @@ class LiveSummary(_Part):
     windows_on_time: int = Field(ge=0)
     lag_ms: Lag = Field(default_factory=Lag)
     tiers: dict[str, TierSummary] = Field(default_factory=dict)
+    epsilon: EpsilonSummary | None = None
+    undefended: UndefendedSummary | None = None
 
 
 class CellSummary(MethodSummary):

@@ -11,7 +11,7 @@ from splitsight.features import FeatureSpec
 from splitsight.pipeline import EdgePipeline, Expected, resized
 from splitsight.targets import OUTPUT, Normalize, Target
 from splitsight.tasks.classify import Classify
-from splitsight.wire.tensors import CodecSpec, decode
+from splitsight.wire.tensors import CodecSpec, decode, encode
 
 
 class TwoBranches(nn.Module):
@@ -52,6 +52,10 @@ def test_off_means_equal_to_the_bit(target, images):
     pipeline = EdgePipeline(target, "A")
     for a, b, c in zip(pipeline(images), pipeline.expected(images), target.head("A")(images), strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+    for i, sent in enumerate(EdgePipeline(target, "A", "identity+identity").encode(images)):
+        parts = zip(target.head("A")(images), pipeline.specs, strict=True)
+        plain = [encode(z[i].detach().numpy(), CodecSpec(), spec) for z, spec in parts]
+        assert [t.SerializeToString() for t in sent] == [t.SerializeToString() for t in plain]
 
 
 def test_any_image_is_resized_to_the_input(target, images):
@@ -192,7 +196,7 @@ def test_a_defence_may_change_the_shapes_and_have_a_part_on_the_server(target, i
     ("split", "defense", "words"),
     [
         ("B", "identity", "unknown split of two 'B': choose one of A, output"),
-        ("A", "noise", "unknown defense 'noise'"),
+        ("A", "magic", "unknown defense 'magic'"),
         ("left+right+join", "identity", "not a valid split point"),
     ],
 )

@@ -60,6 +60,7 @@ from adversary.whitebox.posterior import (
 from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, Proximal, TemporalSmoothing, Term, TotalVariation, coupling
 from adversary.whitebox.variables import Latent, Noise, Residual, Variable
+from splitsight.defenses import Scale
 from splitsight.devices import standard_normal
 from splitsight.errors import UserError
 
@@ -90,7 +91,7 @@ class State:
     network: InversionNetwork | None
     latent: Tensor
     features: list[Tensor]
-    noise: list[float]
+    noise: list[Scale]
     smoothing: float = 0.0
     answers: dict[str, Tensor] = field(default_factory=dict)
     final: Tensor | None = None

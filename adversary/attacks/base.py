@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from adversary.callback import Callback
+from splitsight.defenses import Scale
 from splitsight.errors import UserError, unknown_name
 from splitsight.features import FeatureSpec, shapes_of, show_shapes
 from splitsight.registry import Registry
@@ -157,7 +158,7 @@ class Problem:
         seed: of all draws; frame i of the whole run draws from ``seed + first + i``.
         first: index of the first frame within the run.
         noise: standard deviation of the noise on each tensor, in its unit, where the attacker was told; ``None``
-            where not.
+            where not. It broadcasts against the tensor where it differs between entries.
 
     Raises:
         UserError: the features are not finite, or do not fit ``specs`` or ``pipeline``; one sentence.
@@ -173,7 +174,7 @@ class Problem:
     text: Text | None = None
     seed: int = 0
     first: int = 0
-    noise: Sequence[float] | None = None
+    noise: Sequence[Scale] | None = None
 
     def __post_init__(self) -> None:
         if not self.image_size and self.prior is not None:

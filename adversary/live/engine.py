@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adversary.attacks.base import Attack, Callback, Problem
 from adversary.live.windows import Observation, Window
+from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "WindowResult"]
 
-Noise = Callable[[tuple[Tensor, ...]], Sequence[float]]
+Noise = Callable[[tuple[Tensor, ...]], Sequence[Scale]]
 
 
 @dataclass

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 __all__ = ["deviations", "seen_through", "shrunk"]
@@ -51,14 +52,14 @@ def deviations(features: Sequence[Tensor], pipeline: nn.Module | None, images: C
 
 
 def shrunk(
-    features: Sequence[Tensor], specs: Sequence[FeatureSpec], noise: Sequence[float]
-) -> tuple[list[Tensor], list[float]]:
+    features: Sequence[Tensor], specs: Sequence[FeatureSpec], noise: Sequence[Scale]
+) -> tuple[list[Tensor], list[Scale]]:
     """Frames moved towards their mean as far as noise accounts for their difference.
 
     Args:
         features: each ``(K, …)``. Maps and tokens are compared position by position, vectors as a whole.
         specs: what they are.
-        noise: σ, one a tensor.
+        noise: σ, one a tensor; where it differs between a tensor's entries, it broadcasts against the tensor.
 
     Returns:
         The same shapes, and σ of what noise remains, root mean square over positions.
@@ -66,18 +67,25 @@ def shrunk(
     moved, left = [], []
     for z, spec, sigma in zip(features, specs, noise, strict=True):
         frames = len(z)
-        if sigma == 0 or frames < 2:
+        if not torch.as_tensor(sigma).any() or frames < 2:
             moved.append(z)
             left.append(sigma)
             continue
         mean = z.mean(0, keepdim=True)
         squares = spec.channels_last((z - mean).square())
         distance = squares.mean(-1, keepdim=True)
-        alone = sigma**2 * (frames - 1) / frames
+        alone = _at_positions(sigma, z, spec) * (frames - 1) / frames
         kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
         moved.append(mean + spec.from_channels_last(kept.expand_as(squares)) * (z - mean))
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
+
+
+def _at_positions(sigma: Scale, z: Tensor, spec: FeatureSpec) -> Tensor | float:
+    """Mean variance over a position's channels, with one channel, as :meth:`FeatureSpec.channels_last` has them."""
+    if not isinstance(sigma, Tensor):
+        return sigma**2
+    return spec.channels_last(sigma.square().expand_as(z)).mean(-1, keepdim=True)
 
 
 def seen_through(
@@ -86,9 +94,9 @@ def seen_through(
     pipeline: nn.Module | None,
     images: Callable[[], Tensor],
     *,
-    known: Sequence[float] | None = None,
+    known: Sequence[Scale] | None = None,
     together: bool = True,
-) -> tuple[list[Tensor], list[float], bool]:
+) -> tuple[list[Tensor], list[Scale], bool]:
     """What an attack on a window goes by: its features as far as its frames together show them through noise.
 
     Args:
@@ -102,7 +110,7 @@ def seen_through(
     Returns:
         Features, σ of the noise that is left on each, and whether the features were changed.
     """
-    noise = deviations(features, pipeline, images) if known is None else list(known)
-    if not (together and any(noise) and len(features[0]) > 1):
+    noise: list[Scale] = list(deviations(features, pipeline, images) if known is None else known)
+    if not (together and any(torch.as_tensor(sigma).any() for sigma in noise) and len(features[0]) > 1):
         return list(features), noise, False
     return *shrunk(features, specs, noise), True

@@ -11,6 +11,7 @@ from adversary.gaussian import GaussianErrors, whitened
 from adversary.priors.prior import Prior
 from adversary.whitebox.terms import FeatureMatch, Term
 from adversary.whitebox.variables import Variable
+from splitsight.defenses import Scale
 
 __all__ = [
     "PIXEL_NOISE",
@@ -75,7 +76,7 @@ PIXEL_NOISE = 0.1
 
 
 def pixel_match(
-    pipeline: nn.Module, features: Sequence[Tensor], noise: Sequence[float], part: float = PIXEL_NOISE
+    pipeline: nn.Module, features: Sequence[Tensor], noise: Sequence[Scale], part: float = PIXEL_NOISE
 ) -> FeatureMatch:
     """``½ ‖F1(x̂) − z_mid‖² / σ²``, the feature loss that goes with :class:`WhitenedPixels`.
 
@@ -88,7 +89,7 @@ def pixel_match(
         part: σ without noise, as a part of the features' spread.
     """
     spread = torch.stack([z.reshape(len(z), -1).var(1) for z in features]).mean(0).sqrt().clamp_min(1e-6)
-    known = sum(sigma**2 for sigma in noise) / len(noise)
+    known = sum(torch.as_tensor(sigma).square().mean() for sigma in noise) / len(noise)
     match = FeatureMatch(pipeline, features)
     match.scale = 0.5 / ((part * spread).square() + known)
     return match
@@ -111,7 +112,7 @@ class WhitenedMatch:
         features: Sequence[Tensor],
         errors: GaussianErrors,
         *,
-        noise: float | Sequence[float] = 0.0,
+        noise: float | Sequence[Scale] = 0.0,
         weight: float = 1.0,
     ) -> None:
         self.pipeline, self.features, self.weight, self.errors = pipeline, tuple(features), weight, errors

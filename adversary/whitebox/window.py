@@ -29,6 +29,7 @@ from adversary.whitebox.posterior import (
 )
 from adversary.whitebox.solvers import Outcome, lbfgs
 from adversary.whitebox.terms import Term, coupling
+from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 __all__ = ["Fit", "Start", "fit_window"]
@@ -59,7 +60,7 @@ class Start:
 
     features: list[Tensor]
     specs: Sequence[FeatureSpec]
-    noise: Sequence[float]
+    noise: Sequence[Scale]
     centre: Tensor
     latents: Tensor
     detail: Tensor | None = None

@@ -6,7 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,8 @@ from scenarios.cli.options import (
     Compression,
     CompressionOption,
     Defense,
+    EpsilonBudget,
+    EpsilonLedger,
     Fps,
     Frames,
     GalleryFeatures,
@@ -79,6 +81,15 @@ def demo(
     attack: AttackOption = "",
     preview: Preview = True,
     defense: Defense = "identity",
+    epsilon_budget: EpsilonBudget = None,
+    epsilon_ledger: EpsilonLedger = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Play the same frames without the defence first, and show both side by side; takes twice as long.",
+        ),
+    ] = False,
     solver: SolverOption = None,
     frames: Frames = 4,
     stride: Stride = 0.5,
@@ -115,6 +126,9 @@ def demo(
         attack=attack if solver is None else SOLVERS[solver],
         preview=preview,
         defense=defense,
+        epsilon_budget=epsilon_budget,
+        epsilon_ledger=epsilon_ledger,
+        compare=compare,
         frames=frames,
         stride=stride,
         seed=seed,
@@ -139,8 +153,10 @@ def cloud(
     defense: Annotated[
         str | None,
         typer.Option(
+            "--defense",
+            "--require-defense",
             help="What every session must do to its features; see `splitsight list defenses`; default: whatever leaves "
-            "F2 as it is."
+            "F2 as it is.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on: a name, IPv4 or IPv6.")] = "127.0.0.1",
@@ -252,6 +268,8 @@ def edge(
     dtype: CodecOption = Codec.float32,
     compression: CompressionOption = Compression.none,
     defense: Defense = "identity",
+    epsilon_budget: EpsilonBudget = None,
+    epsilon_ledger: EpsilonLedger = None,
     in_flight: Annotated[int, typer.Option(min=1, help="Frames that may wait for an answer.")] = 8,
     threads: OneThread = 1,
     report: Annotated[
@@ -286,6 +304,8 @@ def edge(
             dtype=dtype.value,
             compression=compression.value,
             defense=defense,
+            epsilon_budget=epsilon_budget,
+            epsilon_ledger=epsilon_ledger,
             in_flight=in_flight,
             threads=threads,
             report=report,
@@ -293,7 +313,8 @@ def edge(
             wait_s=wait,
             give_up_s=give_up,
             credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
-        )
+        ),
+        _warned,
     )
     if as_json:
         print(json.dumps(done.summary()))
@@ -302,7 +323,17 @@ def edge(
             f"{done.answered} of {done.captured} frames answered, {done.fps:.2f} a second, "
             f"round trip {done.p50_ms:.1f} ms (p99 {done.p99_ms:.1f} ms)"
         )
+        if done.epsilon.get("stream") is not None:
+            print(
+                f"ε = {done.epsilon['frame']:.4g} a frame, {done.epsilon['stream']:.4g} over the stream's "
+                f"{done.epsilon['frames']} frames (δ = {done.epsilon['delta']:g})"
+            )
     return done.exit_code
+
+
+def _warned(event: str, details: dict[str, Any]) -> None:
+    if event == "budget":
+        print(f"warning: {details['says']}", file=sys.stderr, flush=True)
 
 
 @commands.command()

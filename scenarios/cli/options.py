@@ -118,6 +118,17 @@ Preview = Annotated[
     typer.Option("--preview/--no-preview", help="Show each frame at once by an inversion network, or windows alone."),
 ]
 Defense = Annotated[str, typer.Option(help="What is done to the features; see `splitsight list defenses`.")]
+EpsilonBudget = Annotated[
+    float | None,
+    typer.Option(
+        help="Largest ε of the stream: a warning at 80 %, and the edge stops, with exit code 3, before the frame that "
+        "would exceed it; default: no limit."
+    ),
+]
+EpsilonLedger = Annotated[
+    Path | None,
+    typer.Option(help="File that carries the ε that was spent from session to session; default: this session alone."),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU where there is one), cpu or cuda.")]
 MetricsPort = Annotated[
     int | None, typer.Option(help="Prometheus metrics on loopback, 0 for a free port; default: off.")

@@ -9,9 +9,6 @@ that is asked again under the lock.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +21,9 @@ import yaml
 from scenarios.run.rows import read_rows, row_schema
 from scenarios.run.spec import renamed
 from splitsight.errors import UserError
-from splitsight.files import write_bytes, write_parquet
+from splitsight.files import held, write_bytes, write_parquet
 
-__all__ = ["Store", "held"]
+__all__ = ["Store"]
 
 _PRESENTATION = ("title", "about", "source", "compare", "paper")
 """Keys that only the report reads: changing them makes no row wrong."""
@@ -211,40 +208,6 @@ class Store:
         path = self.folder / name
         write_bytes(path, data, sync=sync)
         return path
-
-
-@contextmanager
-def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file within the block; the kernel releases it however its owner ends.
-
-    Args:
-        path: of the file, which is made.
-        wait: until it is free.
-
-    Yields:
-        Whether it is held; always where ``wait``.
-
-    Raises:
-        UserError: the file system knows no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            mine = True
-            # for a person who wonders who is at it
-            os.truncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        except BlockingIOError:
-            mine = False
-        except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise UserError(f"the file system of {path.parent} has no locks: give another folder") from error
-            raise
-        yield mine
-    finally:
-        os.close(handle)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,9 +27,9 @@ from adversary.blackbox.queries import QueryStore, Role
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario
-from scenarios.run.store import held
 from splitsight.artifacts import home
 from splitsight.errors import UserError
+from splitsight.files import held
 from splitsight.names import file_stem
 from splitsight.wire.sessions import SessionDescription
 

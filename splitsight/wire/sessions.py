@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from splitsight.features import FeatureSpec
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, WireError
 from splitsight.wire.v1 import session_pb2, split_inference_pb2, tensor_pb2
@@ -168,6 +170,9 @@ def difference(wanted: split_inference_pb2.SessionOpen, served: split_inference_
     Returns:
         One sentence with both sides' values.
     """
+    # a newer edge may do, and say, what this server has never heard of: taking it would be to overlook it
+    if len(UnknownFieldSet(wanted.session)):
+        return "the session says more of itself than this server understands: run the same version on both sides"
     try:
         ours, theirs = SessionDescription.read(served.session), SessionDescription.read(wanted.session)
         codec = CodecSpec.read(wanted.codec)
@@ -176,6 +181,11 @@ def difference(wanted: split_inference_pb2.SessionOpen, served: split_inference_
     except ValueError as error:
         return f"the features' schema cannot be used: {error}"
     what = ours.difference(_any_defense(theirs) if not ours.defense else theirs)
+    if what is None and not theirs.defense:
+        return (
+            f"the session does not say what is done to its features, '{UNDEFENDED}' where nothing is: run the same "
+            "version on both sides"
+        )
     if what is not None:
         return f"the two sides differ: this server has {what.replace(', not ', ', the edge ')}"
     if DTYPES[codec.dtype] not in served.dtypes:

@@ -48,7 +48,10 @@ def test_named_with_parameters_and_read_back(given, said):
         ("gaussian:sigma=-1", "sigma: input should be greater than or equal to 0"),
         ("gaussian:sigma=nan", "finite"),
         ("gaussian:sigma=much", "valid number"),
-        ("gaussian:sigmas=1", "unknown parameter of the defence gaussian 'sigmas': choose one of ratio, sigma"),
+        (
+            "gaussian:sigmas=1",
+            "unknown parameter of the defence gaussian 'sigmas': choose one of delta, epsilon, ratio, sigma",
+        ),
         ("gaussian:sigma", "KEY=VALUE"),
         ("gaussian:sigma=1,sigma=1", "twice"),
         ("identity:sigma=1", "takes no parameters"),

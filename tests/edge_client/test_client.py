@@ -196,6 +196,10 @@ def test_gives_up_and_leaves_its_report(cloud, clip, tmp_path):
         ({"head_digest": "0" * 64}, "weights of F1 with digest 000000000000.*the same --weights"),
         ({"tail_digest": "0" * 64}, "weights of F2 with digest 000000000000.*the same --weights"),
         ({"defense": "gaussian:sigma=2"}, "asks for the defence gaussian:sigma=2.*--defense 'gaussian:sigma=2'"),
+        (
+            {"defense_digest": "0" * 64, "defense": "identity"},
+            "weights of the defence with digest 0+….*same file or key",
+        ),
         ({"task": "detect"}, "task detect, this edge classify: run the same version"),
         ({"split": "L4"}, "serves split L4, not L8"),
         ({"target": "vit"}, "serves target vit"),
@@ -211,6 +215,15 @@ def test_a_server_that_does_not_fit_is_refused(cloud, clip, changes, match):
         run_edge(EdgeOptions(server.address, str(clip)))
     assert "\n" not in str(error.value)
     assert not server.frames
+
+
+def test_a_defence_that_the_server_must_undo_needs_a_server_that_does(cloud, clip, tmp_path):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    server = cloud()
+    with pytest.raises(UserError, match=f"has to undo permutation:key={key}: start it with --defense 'permutation"):
+        run_edge(EdgeOptions(server.address, str(clip), defense=f"permutation:key={key}"))
+    assert not server.opens
 
 
 @pytest.mark.parametrize(

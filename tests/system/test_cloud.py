@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cloud_server.__main__ import main
 from splitsight import targets
+from splitsight.defenses import parse_defense
 from splitsight.pipeline import EdgePipeline
 from splitsight.wire.certs import make_certificates
 from splitsight.wire.channels import Address, channel
@@ -297,6 +298,63 @@ def test_a_frame_that_does_not_fit_is_refused(server, about, sent, code, text):
         edge.put(sent)
         got, said = edge.refusal()
         assert got is code and text in said, said
+
+
+def test_a_required_defence_is_enforced_with_its_parameters_and_digest(start, target, tmp_path):
+    """And what it guarantees is counted, over the frames of a session, each once."""
+    required = "clip:norm=20+gaussian:epsilon=8"
+    server = start("--require-defense", required, "--metrics-port", 0)
+    about = EdgePipeline(target, "L8", required).description()
+    refused = [
+        ({"defense": "identity"}, ["defence clip:norm=20+gaussian:epsilon=8", "identity"]),
+        ({"defense": ""}, ["defence clip:norm=20+gaussian:epsilon=8", "none"]),
+        ({"defense": "clip:norm=20+gaussian:epsilon=9"}, ["epsilon=8", "epsilon=9"]),
+        ({"defense": "gaussian:sigma=24"}, ["epsilon=8", "sigma=24"]),
+        ({"defense_digest": "d" * 64}, ["weights of the defence", "dddd"]),
+    ]
+    for opening, parts in refused:
+        with Edge(server.port, about, **opening) as edge:
+            code, text = edge.refusal()
+            assert code is PRECONDITION and all(part in text for part in parts), text
+    newer = about.proto()
+    newer.MergeFromString(b"\xa2\x06\x03abc")
+    with Edge(server.port, about, open=False) as edge:
+        edge.opening.session.CopyFrom(newer)
+        edge.put(pb.InferRequest(open=edge.opening))
+        code, text = edge.refusal()
+        assert code is PRECONDITION and "says more of itself" in text
+    with Edge(server.port, about) as edge:
+        edge.opened()
+        edge.ask(frame(0), frame(1))
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics") as page:
+            values = dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if line[0] != "#")
+        two = parse_defense(required).mechanism.epsilon(2)
+        assert float(values["splitsight_stream_epsilon"]) == pytest.approx(two)
+        edge.finish()
+
+
+def test_a_keyed_defence_is_undone_by_the_server_that_has_the_key_and_by_no_other(start, target, tmp_path):
+    keys = [tmp_path / "key", tmp_path / "elsewhere" / "key"]
+    for i, key in enumerate(keys):
+        key.parent.mkdir(exist_ok=True)
+        key.write_bytes(bytes(range(i, 32 + i)))
+    pipeline = EdgePipeline(target, "L8", f"permutation:key={keys[0]}")
+    server = start("--defense", f"permutation:key={keys[0]}")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        (sent,) = pipeline(images)
+        expected = target.model(target.preprocess(images)).softmax(1)[0]
+        assert not torch.equal(sent, target.head("L8")(images)[0])
+    with Edge(server.port, pipeline.description()) as edge:
+        edge.opened()
+        (answer,) = edge.ask(frame(0, features=[encode(sent[0].numpy(), CodecSpec())]))
+    best = answer.classes.top[0]
+    assert best.index == int(expected.argmax()) and best.probability == pytest.approx(float(expected.max()), abs=1e-4)
+    # the same words with another key
+    keys[0].write_bytes(keys[1].read_bytes())
+    with Edge(server.port, EdgePipeline(target, "L8", f"permutation:key={keys[0]}").description()) as edge:
+        code, text = edge.refusal()
+        assert code is PRECONDITION and "weights of the defence" in text
 
 
 def test_frames_before_the_bad_one_are_answered(server, about):

@@ -138,6 +138,45 @@ def test_demo(start, models: list[str], tmp_path: Path) -> None:
         assert (found.match is None) == (method == "window")
 
 
+def test_a_defence_beside_none_until_its_budget_is_spent(start, tmp_path: Path) -> None:
+    """--compare: the same frames without the defence first; the budget ends the stream, and loses nothing."""
+    out = tmp_path / "run"
+    process = start(out, 3, "--defense", "clip:norm=60+gaussian:epsilon=400", "--epsilon-budget", "1500", "--compare")
+    _, said = process.communicate(timeout=280)
+    assert process.returncode == 3, said
+    assert "the privacy budget ε = 1500 is spent" in said.splitlines()[-1] and "index.html" in said.splitlines()[-1]
+    summary = read_summary(out / "summary.json")
+    epsilon, plain = summary.live.epsilon, summary.live.undefended
+    assert (epsilon.frames, epsilon.budget, epsilon.delta) == (4, 1500, 1e-5)
+    assert epsilon.frame == pytest.approx(400) and 400 < epsilon.stream <= 1500
+    assert plain.frames == summary.serving.frames == 4 and 0 <= plain.agreement.mean <= 1
+    assert plain.tiers["preview"].n == 4
+    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    assert [r["epsilon"] for r in rows] == sorted(r["epsilon"] for r in rows) and rows[-1]["epsilon"] <= 1500
+    assert all(r["undefended_says"] and r["undefended_preview_psnr"] > 0 for r in rows)
+    assert {r["defense"] for r in rows} == {"clip:norm=60+gaussian:epsilon=400"}
+    assert read_summary(out / "undefended" / "summary.json").serving.frames == 3 * FPS
+    page = (out / "index.html").read_text()
+    assert "clip:norm=60+gaussian:epsilon=400" in page and "without the defence" in page and "ε of the stream" in page
+    assert cv2.imread(str(out / "grid.png")) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--compare"], "--compare shows a defence beside none: name one with --defense"),
+        (["--epsilon-budget", "8"], "the defence identity guarantees nothing"),
+        (["--defense", "clip:norm=9+gaussian:epsilon=8", "--epsilon-budget", "4"], "the budget ε = 4 is spent"),
+        (["--defense", "gaussian:epsilon=8"], "there is no clip before it"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence_before_anything_starts(start, tmp_path: Path, options, words) -> None:
+    process = start(tmp_path / "run", 3, *options)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2 and words in said and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_ctrl_c(start, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(out, 60)

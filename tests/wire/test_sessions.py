@@ -80,3 +80,15 @@ def test_a_server_that_asks_for_no_defence_takes_any_with_the_same_shapes_and_ta
     free = pb.DescribeResponse(session=replace(ABOUT, defense="").proto(), dtypes=[1], compressions=[0])
     assert difference(opening(defense="gaussian:sigma=1", defense_digest="d" * 64), free) is None
     assert "weights of F2" in difference(opening(defense="shredder", tail_digest="e" * 64), free)
+
+
+@pytest.mark.parametrize("asked", ["identity", ""], ids=["one defence", "any defence"])
+def test_a_session_that_says_nothing_of_its_defence_or_too_much_is_refused(asked):
+    """As an edge of another version would, which knows no defences, or ones that this server has never heard of."""
+    served = pb.DescribeResponse(session=replace(ABOUT, defense=asked).proto(), dtypes=[1, 2], compressions=[0])
+    assert difference(opening(), served) is None
+    silent = difference(opening(defense=""), served)
+    assert silent and ("identity" in silent and ("none" in silent or "does not say" in silent))
+    newer = opening()
+    newer.session.MergeFromString(b"\xa2\x06\x03abc")  # field 100, of a later version
+    assert "says more of itself than this server understands" in difference(newer, served)

@@ -1,0 +1,5 @@
+"""Fixtures of tiny models."""
+
+from tiny import tiny_target
+
+__all__ = ["tiny_target"]
