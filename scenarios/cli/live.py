@@ -29,6 +29,7 @@ from scenarios.cli.options import (
     GallerySize,
     Inversion,
     MetricsPort,
+    Network,
     OneThread,
     Preview,
     Prior,
@@ -266,6 +267,10 @@ def edge(
     ca: Ca = None,
     cert: ClientCert = None,
     key: ClientKey = None,
+    network: Network = None,
+    network_seed: Annotated[
+        int | None, typer.Option(help="Seed of the network's jitter and losses; default: another one each time.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
     """Run the first part of a network on a video and stream the features."""
@@ -293,6 +298,8 @@ def edge(
             wait_s=wait,
             give_up_s=give_up,
             credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
+            network=network,
+            network_seed=network_seed,
         )
     )
     if as_json:
@@ -301,6 +308,7 @@ def edge(
         print(
             f"{done.answered} of {done.captured} frames answered, {done.fps:.2f} a second, "
             f"round trip {done.p50_ms:.1f} ms (p99 {done.p99_ms:.1f} ms)"
+            + (f" over an emulated network, {done.network['name']}" if done.network else "")
         )
     return done.exit_code
 
