@@ -365,7 +365,7 @@ def _emulated(options: EdgeOptions, relay: Relay | None) -> dict[str, Any] | Non
     if options.network is None or relay is None:
         return None
     up, down = relay.carried
-    return {**load_profile(options.network).model_dump(), "up_bytes": up, "down_bytes": down}
+    return {**load_profile(options.network).to_dict(), "up_bytes": up, "down_bytes": down}
 
 
 def _finish_quietly(files: Report, report: EdgeReport) -> None:

@@ -1,9 +1,9 @@
 """What the two halves of a split network cost a single frame on this machine: milliseconds, and bytes between them.
 
-The edge half is all that an edge does to a frame (resize, preprocessing, F1, defence, encoding), the cloud half all that
-a server does (parsing, decoding, F2, reading the output, writing the answer), by the code that the processes run. Both
-are timed in turn, frame by frame, so that neither finds its weights in a cache that the other would have emptied. What
-lies between them (gRPC, queues, threads) is in neither: :mod:`scenarios.link` measures that with real processes.
+The edge half is all that an edge does to a frame (resize, preprocessing, F1, defence, encoding), the cloud half all
+that a server does (parsing, decoding, F2, reading the output, writing the answer), by the code that the processes run.
+Both are timed in turn, frame by frame, so that neither finds its weights in a cache that the other would have emptied.
+What lies between them (gRPC, queues, threads) is in neither: :mod:`scenarios.link` measures that with real processes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ CODECS: dict[str, CodecSpec] = {
     for dtype, compression in product(DTYPES, COMPRESSIONS)
 }
 """Every codec by a short name: ``float32``, ``float32+zstd``, …"""
+_TIME_US = 1 << 50  # of a capture; its size on the wire is that of a present one
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def time_halves(
         tail.warm_up(1)
         for index, image in enumerate([image for _ in range(rounds + 1) for image in images]):
             start = clock()
-            sent = encoder(index, 0, fit(image, pipeline.input_size))
+            sent = encoder(index, _TIME_US, fit(image, pipeline.input_size))
             encoded = clock()
             message = pb.InferRequest(frame=sent.frame).SerializeToString()
             arrived = clock()
@@ -164,7 +165,6 @@ def frame_bytes(pipeline: EdgePipeline, images: Sequence[np.ndarray]) -> dict[st
                     raise UserError(f"the features at {pipeline.split} cannot be sent: {error}") from error
                 sizes[name] = None
                 continue
-            # a sequence number and a time as they are after some frames
-            frame = pb.Frame(sequence=100, capture_time_us=1 << 50, features=tensors)
+            frame = pb.Frame(sequence=100, capture_time_us=_TIME_US, features=tensors)
             so_far.append(pb.InferRequest(frame=frame).ByteSize())
     return {name: None if found is None else float(np.mean(found)) for name, found in sizes.items()}

@@ -67,6 +67,11 @@ class NetworkProfile(BaseModel):
         jitter = f" (± {self.jitter_ms:g})" if self.jitter_ms else ""
         return f"{up} Mbit/s up, {down} down, {self.latency_ms:g} ms one way{jitter}, {100 * self.loss:g} % lost"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its keys as plain JSON, ``None`` for no limit, and ``figures``: :meth:`summary`."""
+        data = {key: None if value == math.inf else value for key, value in self.model_dump().items()}
+        return {**data, "figures": self.summary()}
+
 
 def _own() -> dict[str, Path]:
     return {file.stem: file for file in Path(__file__).with_name("profiles").glob("*.yaml")}
