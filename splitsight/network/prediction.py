@@ -174,7 +174,7 @@ def _below(x: np.ndarray, n: int, spacing: float, p: float, rounds: int) -> np.n
 
 def _median(delays: np.ndarray, chances: np.ndarray, jitter: float) -> float:
     """Median of a loss delay plus N(0, jitter²)."""
-    if jitter == 0:
+    if jitter < 1e-6:  # a nanosecond
         return float(delays[np.searchsorted(np.cumsum(chances), 0.5 - 1e-12)])
     lowest, highest = -10 * jitter, float(delays[-1]) + 10 * jitter
     found = brentq(lambda t: float(chances @ ndtr((t - delays) / jitter)) - 0.5, lowest, highest, xtol=1e-6)

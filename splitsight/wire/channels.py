@@ -135,7 +135,8 @@ def _options(address: Address, receive_bytes: int, keepalive: bool) -> list[tupl
         # our own back-off decides; a channel must not inherit the refused state of the one before
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # despite its name how long an attempt may take: a distant server answers after several hundred milliseconds
+        ("grpc.min_reconnect_backoff_ms", 20_000),
         ("grpc.max_reconnect_backoff_ms", 500),
         *([("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)] if keepalive else []),
         *([("grpc.http_proxy", proxy)] if proxy else [("grpc.enable_http_proxy", 0)]),
