@@ -155,7 +155,7 @@ def channel(
 
     Args:
         address: of the server.
-        via: where to connect, if it is reached through a relay of bytes; its certificate is still checked for ``address``.
+        via: where to connect, if it is reached through a relay; its certificate is still checked for ``address``.
         receive_bytes: largest message that may come.
         keepalive: ask every 20 s whether the server is still there.
         tls: what :class:`splitsight.wire.credentials.ClientCredentials` makes; ``None`` for no TLS.

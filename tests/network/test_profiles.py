@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,14 @@ def test_unknown_names_and_missing_files(tmp_path):
         load_profile("wify")
     with pytest.raises(UserError, match="cannot be read"):
         load_profile(tmp_path / "none.yaml")
+
+
+def test_the_page_says_what_is(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "network-profiles.md").read_text(encoding="utf-8")
+    (tmp_path / "barn.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    assert load_profile(tmp_path / "barn.yaml").latency_ms == 8
+    for name in NETWORKS.names():
+        profile = load_profile(name)
+        if profile.shaped:
+            row = f"| `{name}` | {profile.uplink_mbps} / {profile.downlink_mbps} | {profile.latency_ms:g} |"
+            assert row in page
