@@ -3,14 +3,20 @@ import math
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitsight.network import NetworkProfile
 from splitsight.network.relay import Relay
+from splitsight.wire.certs import make_certificates
 from splitsight.wire.channels import Address
+from splitsight.wire.credentials import ClientCredentials, ServerCredentials
+from splitsight.wire.ports import add_port
 
 
 def profile(up=math.inf, down=math.inf, **figures):
@@ -158,3 +164,29 @@ def test_closing_breaks_what_is_open(echo):
             assert s.recv(10) == b""
     with pytest.raises(OSError):
         socket.create_connection(relay.address, timeout=1)
+
+
+def test_certificates_are_checked_for_the_server_behind_the_relay(tmp_path):
+    make_certificates(tmp_path, ["cloud.example"])
+    tls = ServerCredentials(cert=tmp_path / "server.pem", key=tmp_path / "server.key")
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    port = add_port(server, "127.0.0.1", 0, what="server", credentials=tls)
+    server.start()
+    try:
+        with Relay(Address("127.0.0.1", port), profile(latency_ms=2)) as relay:
+            answered = {}
+            for host in ("cloud.example", "other.example"):
+                known = ClientCredentials(ca=tmp_path / "ca.pem")
+                with known.channel(Address(host, port), relay.address) as channel:
+                    try:
+                        call = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+                        answered[host] = call.status
+                    except grpc.RpcError as error:
+                        answered[host] = error.code()
+    finally:
+        server.stop(0).wait()
+    assert answered == {
+        "cloud.example": health_pb2.HealthCheckResponse.SERVING,
+        "other.example": grpc.StatusCode.UNAVAILABLE,
+    }
