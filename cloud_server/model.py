@@ -19,38 +19,20 @@ from splitsight.tasks import Reading
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
-__all__ = ["Served"]
+__all__ = ["Served", "Tail"]
 
 
-class Served:
-    """The second part of a split network, and what is told about it.
+class Tail:
+    """F2 as a server calls it.
 
     Args:
-        options: names the target, the split, the defence and the limits.
-
-    Raises:
-        UserError: unknown target, split or defence, or weights that do not fit.
+        pipeline: whose features come, and whose F2 it is.
     """
 
-    def __init__(self, options: CloudOptions) -> None:
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        self.target = targets.load(options.target, options.weights)
-        pipeline = EdgePipeline(self.target, options.split, options.defense or "identity")
-        self.specs = pipeline.specs
+    def __init__(self, pipeline: EdgePipeline) -> None:
+        self.target, self.specs = pipeline.target, pipeline.specs
         self._tail = pipeline.tail
         self._twice = False
-        about = pipeline.description()
-        self.description = pb.DescribeResponse(
-            session=(about if options.defense else replace(about, defense="")).proto(),
-            dtypes=list(DTYPES.values()),
-            compressions=list(COMPRESSIONS.values()),
-            max_message_bytes=int(options.max_message_mb * (1 << 20)),
-            max_sessions=options.max_sessions,
-            max_in_flight=options.max_in_flight,
-            labels=self.target.labels,
-            version=version("splitsight"),
-        )
 
     def warm_up(self, batch: int) -> None:
         """Run at the smallest and the largest batch, so that the first client does not pay for it.
@@ -82,6 +64,35 @@ class Served:
             readings = self.target.task.read(output)
         answers = [reading if ok else None for reading, ok in zip(readings[:count], finite[:count], strict=True)]
         return answers, time.perf_counter() - start
+
+
+class Served(Tail):
+    """The second part of a split network, and what is told about it.
+
+    Args:
+        options: names the target, the split, the defence and the limits.
+
+    Raises:
+        UserError: unknown target, split or defence, or weights that do not fit.
+    """
+
+    def __init__(self, options: CloudOptions) -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        target = targets.load(options.target, options.weights)
+        pipeline = EdgePipeline(target, options.split, options.defense or "identity")
+        super().__init__(pipeline)
+        about = pipeline.description()
+        self.description = pb.DescribeResponse(
+            session=(about if options.defense else replace(about, defense="")).proto(),
+            dtypes=list(DTYPES.values()),
+            compressions=list(COMPRESSIONS.values()),
+            max_message_bytes=int(options.max_message_mb * (1 << 20)),
+            max_sessions=options.max_sessions,
+            max_in_flight=options.max_in_flight,
+            labels=target.labels,
+            version=version("splitsight"),
+        )
 
 
 def _finite(output: object, batch: int) -> list[bool]:

@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         ("drain-s", float),
         ("source-timeout-s", float),
         ("session-id", str),
+        ("network", str),
+        ("network-seed", int),
     ):
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
     for name in ("loop", "pace"):

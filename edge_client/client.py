@@ -25,8 +25,10 @@ from edge_client.budget import Spending, check_budget
 from edge_client.link import Answered, Link, Sent, describe
 from edge_client.report import Report
 from splitsight.errors import UserError
+from splitsight.network import load_profile
+from splitsight.network.relay import Relay
 from splitsight.video import FrameSource, VideoFrame, open_source
-from splitsight.wire.channels import parse_address
+from splitsight.wire.channels import Address, parse_address
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError
@@ -36,7 +38,7 @@ from splitsight.wire.v1 import tensor_pb2
 if TYPE_CHECKING:
     from splitsight.pipeline import EdgePipeline
 
-__all__ = ["EdgeOptions", "EdgeReport", "run_edge"]
+__all__ = ["EdgeOptions", "EdgeReport", "Encoder", "run_edge"]
 
 _POLL_S = 0.1
 _DTYPES = ("float32", "float16", "int8")
@@ -74,6 +76,8 @@ class EdgeOptions:
         source_timeout_s: seconds to wait for a camera or stream, > 0.
         session_id: ``None`` for a random one.
         credentials: what the server asks for.
+        network: the connection is shaped like this network, a name or a YAML file; ``None`` leaves it as it is.
+        network_seed: of the network's jitter and losses; ``None`` for a random one.
     """
 
     server: str
@@ -101,6 +105,8 @@ class EdgeOptions:
     source_timeout_s: float = 10.0
     session_id: str | None = None
     credentials: ClientCredentials = ANONYMOUS
+    network: str | None = None
+    network_seed: int | None = None
 
     def check(self) -> None:
         """Refuses values that make no sense.
@@ -119,6 +125,8 @@ class EdgeOptions:
         for name, seconds in (("wait_s", self.wait_s), ("give_up_s", self.give_up_s), ("drain_s", self.drain_s)):
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise UserError(f"{name} must be 0 seconds or more, not {seconds:g}")
+        if self.network is not None:
+            load_profile(self.network)
 
 
 @dataclass
@@ -146,6 +154,8 @@ class EdgeReport:
             guaranteed.
         signal: ``SIGINT`` or ``SIGTERM`` if that ended the run.
         error: the sentence that ended the run, if one did.
+        network: the profile that was emulated, and ``up_bytes`` and ``down_bytes``, all that was carried; ``None`` for
+            an unshaped connection.
     """
 
     session_id: str
@@ -167,6 +177,7 @@ class EdgeReport:
     epsilon: dict[str, Any] = field(default_factory=dict)
     signal: str | None = None
     error: str | None = None
+    network: dict[str, Any] | None = None
     _rtt_ms: list[float] = field(default_factory=list, repr=False)
     _head_ms: list[float] = field(default_factory=list, repr=False)
 
@@ -267,8 +278,12 @@ def _codec(options: EdgeOptions) -> tensor_pb2.Codec:
     return CodecSpec(options.dtype, options.compression).proto()
 
 
-class _Encoder:
-    """Image → frame message, by the edge pipeline."""
+class Encoder:
+    """Image → frame message, by the edge pipeline.
+
+    Args:
+        pipeline: run once at the start, so that the first frame does not pay for what a first pass does.
+    """
 
     def __init__(self, pipeline: EdgePipeline) -> None:
         import torch
@@ -276,11 +291,11 @@ class _Encoder:
         from splitsight.draws import Draws
 
         self._torch, self._pipeline, self._draws = torch, pipeline, Draws()
-        # The first pass allocates and chooses kernels; it must not delay frame 0.
+        # allocates, and chooses kernels
         self(0, 0, np.zeros((pipeline.input_size, pipeline.input_size, 3), np.uint8))
 
     def __call__(self, sequence: int, capture_us: int, image: np.ndarray) -> Sent:
-        """``(S, S, 3)`` uint8 RGB → what goes over the wire.
+        """``(S, S, 3)`` uint8 RGB → what goes over the wire, with ``head_ms`` and ``encode_ms`` in its ``extra``.
 
         Raises:
             UserError: the features cannot be sent.
@@ -325,16 +340,20 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
     with stop.installed():
         report = EdgeReport(session_id=options.session_id or uuid.uuid4().hex)
         # Cheap checks first: nobody should wait for PyTorch to read that a file is missing.
-        with open_source(
-            options.video,
-            fps=options.fps,
-            seconds=options.seconds,
-            loop=options.loop,
-            timeout_s=options.source_timeout_s,
-        ) as source:
+        with (
+            open_source(
+                options.video,
+                fps=options.fps,
+                seconds=options.seconds,
+                loop=options.loop,
+                timeout_s=options.source_timeout_s,
+            ) as source,
+            _relay(options) as relay,
+        ):
             stop.source = source
+            via = None if relay is None else relay.address
             try:
-                served = describe(options.server, options.wait_s, stop.event, options.credentials)
+                served = describe(options.server, options.wait_s, stop.event, options.credentials, via)
             except UserError:
                 if not stop.event.is_set():
                     raise
@@ -342,18 +361,37 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
                 return report
             with Report(options.report, options.truth) as files:
                 try:
-                    _stream(options, source, served, files, report, stop, on_event)
+                    _stream(options, source, served, files, report, stop, on_event, via)
                 except Exception as error:
                     report.error = str(error) or type(error).__name__
                     raise
                 finally:
                     _conclude(report, stop)
+                    report.network = _emulated(options, relay)
                     if report.error is None:
                         files.finish(report.summary())
                     else:
                         _finish_quietly(files, report)
         on_event("done", report.summary())
         return report
+
+
+@contextmanager
+def _relay(options: EdgeOptions) -> Iterator[Relay | None]:
+    """What shapes the connection, where that was asked for."""
+    if options.network is None or not (profile := load_profile(options.network)).shaped:
+        yield None
+        return
+    address = parse_address(options.server, "--server 127.0.0.1:50051")
+    with Relay(address, profile, seed=options.network_seed) as relay:
+        yield relay
+
+
+def _emulated(options: EdgeOptions, relay: Relay | None) -> dict[str, Any] | None:
+    if options.network is None or relay is None:
+        return None
+    up, down = relay.carried
+    return {**load_profile(options.network).to_dict(), "up_bytes": up, "down_bytes": down}
 
 
 def _finish_quietly(files: Report, report: EdgeReport) -> None:
@@ -382,6 +420,7 @@ def _stream(
     report: EdgeReport,
     stop: _Stop,
     on_event: Callable[[str, dict[str, Any]], None],
+    via: Address | None,
 ) -> None:
     import torch
 
@@ -396,7 +435,8 @@ def _stream(
     pipeline = EdgePipeline(target, options.split, options.defense, codec)
     about = pipeline.description()
     _compare(options, about, served, undone=pipeline.server is not None)
-    encoder = _Encoder(pipeline)
+    encoder = Encoder(pipeline)
+
     started = time.monotonic()
 
     def on_answer(done: Answered) -> None:
@@ -429,6 +469,7 @@ def _stream(
         give_up_s=options.give_up_s,
         answer_timeout_s=options.answer_timeout_s,
         credentials=options.credentials,
+        via=via,
     )
     link.start()
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from splitsight.errors import UserError
-from splitsight.wire.channels import parse_address
+from splitsight.wire.channels import Address, parse_address
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import split_inference_pb2_grpc as rpc
@@ -46,12 +46,12 @@ def _reason(error: grpc.RpcError) -> str:
     return details.splitlines()[0] if details else error.code().name.lower().replace("_", " ")
 
 
-def _tls(error: grpc.RpcError, credentials: ClientCredentials) -> str:
+def _tls(error: grpc.RpcError, credentials: ClientCredentials, via: Address | None) -> str:
     """What is wrong with TLS where a connection fails for that, for messages."""
     details = error.details() or ""
     if credentials.ca is not None and ("SSL" in details or "handshake" in details.lower()):
         return "; its certificate was not signed by --ca for that name, or it asks for --cert and --key"
-    if credentials.ca is None and "Socket closed" in details:
+    if credentials.ca is None and via is None and "Socket closed" in details:  # a relay closes where no server is
         return "; it may speak TLS: give --ca"
     return ""
 
@@ -61,6 +61,7 @@ def describe(
     wait_s: float,
     stop: threading.Event | None = None,
     credentials: ClientCredentials = ANONYMOUS,
+    via: Address | None = None,
 ) -> pb.DescribeResponse:
     """Asks a server what it serves, waiting for it to come up.
 
@@ -69,12 +70,13 @@ def describe(
         wait_s: seconds to keep trying, ≥ 0.
         stop: gives up early when set.
         credentials: what it asks for; none by default.
+        via: where to connect, if it is reached through a relay.
 
     Raises:
         UserError: nothing answers in time, it refuses the token, or what answers is not a splitsight server.
     """
     deadline = time.monotonic() + wait_s
-    with credentials.channel(parse_address(server, _EXAMPLE)) as opened:
+    with credentials.channel(parse_address(server, _EXAMPLE), via) as opened:
         stub = rpc.SplitInferenceStub(opened)
         while True:
             left = deadline - time.monotonic()
@@ -96,7 +98,7 @@ def describe(
                     ) from error
                 if time.monotonic() >= deadline or (stop is not None and stop.is_set()):
                     raise UserError(
-                        f"no cloud server answers at {server} (waited {wait_s:g} s{_tls(error, credentials)}): "
+                        f"no cloud server answers at {server} (waited {wait_s:g} s{_tls(error, credentials, via)}): "
                         "start one with `splitsight cloud`, or correct --server"
                     ) from error
                 time.sleep(max(0.0, min(_POLL_S, deadline - time.monotonic())))
@@ -163,6 +165,7 @@ class Link:
         answer_timeout_s: seconds an answer may take before the connection counts as lost.
         credentials: what the server asks for; none by default.
         seed: of the jitter; ``None`` for a random one.
+        via: where to connect, if the server is reached through a relay.
     """
 
     def __init__(
@@ -177,11 +180,12 @@ class Link:
         answer_timeout_s: float = 20.0,
         credentials: ClientCredentials = ANONYMOUS,
         seed: int | None = None,
+        via: Address | None = None,
     ) -> None:
         self.reconnects = 0
         self.resent = 0
         self.duplicates = 0
-        self._server, self._address = server, parse_address(server, _EXAMPLE)
+        self._server, self._address, self._via = server, parse_address(server, _EXAMPLE), via
         self._credentials = credentials
         self._opening = opening
         self._wanted = in_flight
@@ -370,7 +374,7 @@ class Link:
     def _attempt(self, stream: _Stream) -> None:
         """One stream, until it breaks or everything is done; sets why it broke."""
         self._lost_why = ""
-        opened = self._credentials.channel(self._address)
+        opened = self._credentials.channel(self._address, self._via)
         try:
             call = rpc.SplitInferenceStub(opened).Infer(self._requests(stream), metadata=self._credentials.metadata)
             with self._changed:

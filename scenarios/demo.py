@@ -27,6 +27,7 @@ from scenarios.interrupt import interruptible
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
 from splitsight.errors import UserError, unknown_name
+from splitsight.network import load_profile
 from splitsight.wire.sessions import UNDEFENDED
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class DemoOptions:
         threads: compute threads of the adversary; ``None`` for all cores (it runs at low priority).
         dtype: of the features on the wire.
         compression: of the features on the wire.
+        edge_network: the edge's connection is shaped like this network, a name or a YAML file; ``None`` leaves it as it
+            is.
         gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them?
         gallery_size: images that a frame is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
@@ -123,6 +126,7 @@ class DemoOptions:
     threads: int | None = None
     dtype: str = "float32"
     compression: str = "none"
+    edge_network: str | None = None
     gallery: Path | None = None
     gallery_size: int = 1000
     gallery_features: str = "pixels"
@@ -181,6 +185,8 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
         raise UserError("--inversion is a network that had F1 at hand: give --network for --threat black-box")
     if options.threat == "white-box" and options.network is not None:
         raise UserError("--network is a black-box network: give --threat black-box with it, or leave it out")
+    if options.edge_network is not None:
+        load_profile(options.edge_network)
     import scenarios.report  # noqa: F401  for the end of the run, loaded while Ctrl-C still ends the process at once
     from splitsight.video import open_source
 
@@ -322,6 +328,8 @@ class _Demo:
             *("--defense", o.defense, "--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
             *("--report", self.out / "edge.jsonl", "--truth", self.out / "truth"),
         ]
+        if o.edge_network is not None:
+            edge_arguments += ["--network", o.edge_network, "--network-seed", o.seed]
         if o.video is not None:
             edge_arguments += ["--video", o.video]
         if o.epsilon_budget is not None:
@@ -569,6 +577,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         weights=demo.weights,
         session=demo.session.to_dict(),
         accounting=demo.accounting,
+        network=None if o.edge_network is None else load_profile(o.edge_network),
         options=asdict(o),
         undefended=demo.undefended,
     )

@@ -27,6 +27,7 @@ def entries(kind: str, target: str = "resnet18", tensors: int = 1) -> list[dict[
         "defenses": _defenses,
         "tasks": lambda: [{"name": name, "about": _about(task)} for name, task in _registry("tasks", "TASKS")],
         "metrics": _metrics,
+        "networks": _networks,
         "priors": _priors,
         "scenarios": _scenarios,
     }[kind]()
@@ -102,6 +103,13 @@ def _metrics() -> list[dict[str, Any]]:
         {"name": name, "title": metric.title, "unit": metric.unit, "better": metric.better}
         for name, metric in _registry("metrics", "METRICS")
     ]
+
+
+def _networks() -> list[dict[str, Any]]:
+    from splitsight.network import NETWORKS, load_profile
+
+    profiles = [(name, load_profile(name)) for name in NETWORKS.names()]
+    return [{"name": name, "figures": p.summary(), "about": p.about, "source": p.source} for name, p in profiles]
 
 
 def _priors() -> list[dict[str, Any]]:

@@ -265,6 +265,11 @@ def render_page(out: Path, rows: Sequence[FrameRow], summary: Mapping[str, Any],
     parts += _defence(summary)
     if not run.get("complete", True):
         parts.append("<p class='warn'>This run was cut short; the page shows what was recorded until then.</p>")
+    if network := run.get("network"):
+        parts.append(
+            f"<p class='lead'>The connection between edge and server was shaped like the network "
+            f"<b>{escape(network['name'])}</b>: {escape(network['figures'])}. Round trips include it.</p>"
+        )
     parts.append(_tiles(summary))
     if (out / "demo.mp4").is_file():
         source = inlined(out / "demo.mp4")

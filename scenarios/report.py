@@ -23,6 +23,7 @@ from splitsight.files import write_parquet, write_text
 from splitsight.metrics import Batch, image_metrics, mean_interval, percentile, proportion_interval
 from splitsight.metrics import measure as images_measured
 from splitsight.metrics.gallery import Gallery
+from splitsight.network import NetworkProfile
 from splitsight.pictures import Panel, grid, panels, spread, write_video
 from splitsight.pipeline import resized
 from splitsight.summary import environment, write_summary
@@ -57,6 +58,7 @@ class RunInfo:
         weights: digests by role.
         session: what the edge did, as :meth:`splitsight.wire.sessions.SessionDescription.to_dict` says it.
         accounting: what its defence costs and guarantees.
+        network: that was emulated between edge and server; ``None`` for a connection as it is.
         options: resolved options, for the page.
         undefended: the same frames played without the defence.
     """
@@ -78,6 +80,7 @@ class RunInfo:
     weights: dict[str, str] = field(default_factory=dict)
     session: dict[str, Any] = field(default_factory=dict)
     accounting: dict[str, Any] = field(default_factory=dict)
+    network: NetworkProfile | None = None
     options: dict[str, Any] = field(default_factory=dict)
     undefended: Join | None = None
 
@@ -247,6 +250,7 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
                 "seed": info.seed,
                 "seconds": round(info.seconds, 2),
                 "peak_rss_mb": info.peak_rss_mb,
+                "network": None if info.network is None else info.network.to_dict(),
             },
         },
     }

@@ -10,7 +10,23 @@ from typing import Annotated, Any
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Defense, Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
+from scenarios.cli.options import (
+    Codec,
+    CodecOption,
+    Compression,
+    CompressionOption,
+    Defense,
+    Device,
+    Frames,
+    OneThread,
+    Prior,
+    Seed,
+    Split,
+    Target,
+    Threads,
+    Video,
+    Weights,
+)
 from scenarios.cli.output import progress, table
 from splitsight.files import write_json
 
@@ -115,6 +131,81 @@ def bench_serve(
             ]
         )
     table(("sessions", "frames a second", "part of F2 alone", "p50, ms", "p99, ms", "frames a batch"), rows)
+
+
+@bench.command("link")
+@guarded("scenarios.link", "splitsight.targets")
+def bench_link(
+    out: Annotated[
+        Path, typer.Option(help="Folder for rows.parquet, halves.parquet, summary.json; a measurement there goes on.")
+    ],
+    target: Target = "resnet18",
+    splits: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Split points; default: all that the target names.")
+    ] = None,
+    networks: Annotated[
+        str, typer.Option(metavar="A,B,…", help="Networks of `splitsight list networks`, or YAML files.")
+    ] = "wifi,lte,wan",
+    frames: Annotated[int, typer.Option(min=10, help="Frames measured for each pair.")] = 60,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Split at which the overhead is measured, on an unshaped connection; default: the first."),
+    ] = None,
+    video: Video = None,
+    weights: Weights = None,
+    dtype: CodecOption = Codec.float32,
+    compression: CompressionOption = Compression.none,
+    defense: Defense = "identity",
+    threads: OneThread = 1,
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Latency of real processes over emulated networks, against what is predicted from both halves and the network.
+
+    One frame in flight at a time. Needs a machine with two cores that does nothing else.
+    """
+    from scenarios.link import Setup
+    from scenarios.link import bench_link as measure
+    from splitsight import targets
+
+    points = splits.split(",") if splits else targets.load(target, weights).points()
+    with progress("bench link") as report:
+        result = measure(
+            Setup(target, weights, video, dtype.value, compression.value, defense, threads, seed),
+            splits=points,
+            networks=networks.split(","),
+            out=out,
+            frames=frames,
+            calibrate=calibrate,
+            progress=report,
+        )
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = []
+    for pair in result["pairs"]:
+        said, ratio = pair["predicted"], pair["ratio"]
+        parts = [f"{said[key]:.1f}" for key in ("edge_ms", "network_ms", "cloud_ms", "overhead_ms", "total_ms")]
+        share = f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        rows.append([pair["split"], pair["network"], *parts, f"{pair['measured']['median_ms']:.1f}", share])
+    head = (
+        "split",
+        "network",
+        "edge, ms",
+        "network",
+        "cloud",
+        "overhead",
+        "predicted",
+        "measured",
+        "measured/predicted",
+    )
+    table(head, rows)
+    near, pairs = result["within"]
+    print(f"{near} of {pairs} pairs within {100 * result['aim']:.0f} %; {out / 'summary.json'}")
+    if result["disturbed"]:
+        print(
+            "the halves alone took longer than real processes did: the machine was busy, measure again on a quiet one"
+        )
 
 
 def _given(result: dict[str, Any], out: Path | None, as_json: bool) -> bool:

@@ -31,6 +31,7 @@ from scenarios.cli.options import (
     GallerySize,
     Inversion,
     MetricsPort,
+    Network,
     OneThread,
     Preview,
     Prior,
@@ -99,6 +100,7 @@ def demo(
     ] = None,
     dtype: CodecOption = Codec.float32,
     compression: CompressionOption = Compression.none,
+    edge_network: Network = None,
     gallery: GalleryOption = None,
     gallery_size: GallerySize = 1000,
     gallery_features: GalleryFeatures = "pixels",
@@ -135,6 +137,7 @@ def demo(
         threads=threads,
         dtype=dtype.value,
         compression=compression.value,
+        edge_network=edge_network,
         gallery=gallery,
         gallery_size=gallery_size,
         gallery_features=gallery_features,
@@ -284,6 +287,10 @@ def edge(
     ca: Ca = None,
     cert: ClientCert = None,
     key: ClientKey = None,
+    network: Network = None,
+    network_seed: Annotated[
+        int | None, typer.Option(help="Seed of the network's jitter and losses; default: another one each time.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
     """Run the first part of a network on a video and stream the features."""
@@ -313,6 +320,8 @@ def edge(
             wait_s=wait,
             give_up_s=give_up,
             credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
+            network=network,
+            network_seed=network_seed,
         ),
         _warned,
     )
@@ -322,6 +331,7 @@ def edge(
         print(
             f"{done.answered} of {done.captured} frames answered, {done.fps:.2f} a second, "
             f"round trip {done.p50_ms:.1f} ms (p99 {done.p99_ms:.1f} ms)"
+            + (f" over an emulated network, {done.network['name']}" if done.network else "")
         )
         if done.epsilon.get("stream") is not None:
             print(

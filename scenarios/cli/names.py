@@ -27,6 +27,7 @@ class Kind(StrEnum):
     priors = "priors"
     tasks = "tasks"
     metrics = "metrics"
+    networks = "networks"
     scenarios = "scenarios"
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "GallerySize",
     "Inversion",
     "MetricsPort",
+    "Network",
     "OneThread",
     "Preview",
     "Prior",
@@ -141,6 +142,15 @@ Ca = Annotated[
 ]
 ClientCert = Annotated[Path | None, typer.Option(help="Own certificate, PEM, for servers that ask for one.")]
 ClientKey = Annotated[Path | None, typer.Option(help="Private key of the own certificate, PEM.")]
+
+Network = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Shape the edge's connection like this network: a name of `splitsight list networks`, or a YAML file; "
+        "default: as it is.",
+    ),
+]
 
 
 def changed(given: list[str], **named: float | None) -> dict[str, Any]:

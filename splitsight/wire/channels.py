@@ -135,7 +135,8 @@ def _options(address: Address, receive_bytes: int, keepalive: bool) -> list[tupl
         # our own back-off decides; a channel must not inherit the refused state of the one before
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # despite its name how long an attempt may take: a distant server answers after several hundred milliseconds
+        ("grpc.min_reconnect_backoff_ms", 20_000),
         ("grpc.max_reconnect_backoff_ms", 500),
         *([("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)] if keepalive else []),
         *([("grpc.http_proxy", proxy)] if proxy else [("grpc.enable_http_proxy", 0)]),
@@ -144,6 +145,7 @@ def _options(address: Address, receive_bytes: int, keepalive: bool) -> list[tupl
 
 def channel(
     address: Address,
+    via: Address | None = None,
     *,
     receive_bytes: int = 16 << 20,
     keepalive: bool = False,
@@ -153,14 +155,18 @@ def channel(
 
     Args:
         address: of the server.
+        via: where to connect, if it is reached through a relay; its certificate is still checked for ``address``.
         receive_bytes: largest message that may come.
         keepalive: ask every 20 s whether the server is still there.
         tls: what :class:`splitsight.wire.credentials.ClientCredentials` makes; ``None`` for no TLS.
     """
-    options = _options(address, receive_bytes, keepalive)
+    where = via or address
+    options = _options(where, receive_bytes, keepalive)
     if tls is None:
-        return grpc.insecure_channel(_target(address), options)
-    return grpc.secure_channel(_target(address), tls, options)
+        return grpc.insecure_channel(_target(where), options)
+    if via is not None:
+        options.append(("grpc.ssl_target_name_override", address.host))
+    return grpc.secure_channel(_target(where), tls, options)
 
 
 def aio_channel(address: Address, *, receive_bytes: int = 16 << 20) -> grpc.aio.Channel:

@@ -155,8 +155,10 @@ class ClientCredentials:
         """To be sent with each call."""
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
-    def channel(self, address: Address, *, receive_bytes: int = 16 << 20, keepalive: bool = False) -> grpc.Channel:
-        """A channel to a server; see :func:`splitsight.wire.channels.channel`.
+    def channel(
+        self, address: Address, via: Address | None = None, *, receive_bytes: int = 16 << 20, keepalive: bool = False
+    ) -> grpc.Channel:
+        """A channel to a server, perhaps through a relay; see :func:`splitsight.wire.channels.channel`.
 
         Raises:
             UserError: a certificate or key cannot be read or is not PEM, or a token would leave this machine
@@ -168,12 +170,12 @@ class ClientCredentials:
                 "server with --ca"
             )
         if self.ca is None:
-            return channel(address, receive_bytes=receive_bytes, keepalive=keepalive)
+            return channel(address, via, receive_bytes=receive_bytes, keepalive=keepalive)
         roots = _pem(self.ca, "CERTIFICATE", "the certificate authority")
         key = self.key and _pem(self.key, "PRIVATE KEY", "the key")
         cert = self.cert and _pem(self.cert, "CERTIFICATE", "the certificate")
         tls = grpc.ssl_channel_credentials(roots, key, cert)
-        return channel(address, receive_bytes=receive_bytes, keepalive=keepalive, tls=tls)
+        return channel(address, via, receive_bytes=receive_bytes, keepalive=keepalive, tls=tls)
 
 
 OPEN = ServerCredentials()

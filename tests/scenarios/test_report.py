@@ -15,6 +15,7 @@ from scenarios.join import Join, Lines, quick_psnr, read_png
 from scenarios.report import RunInfo, panels_of, write_report
 from splitsight.data import write_png
 from splitsight.errors import UserError
+from splitsight.network import NetworkProfile
 
 INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps=2.0, options={"a": "<b>"})
 
@@ -196,6 +197,15 @@ def test_report_of_an_empty_run(tmp_path: Path) -> None:
     assert summary["methods"] == {}
     assert summary["serving"]["frames"] == 0
     assert (tmp_path / "index.html").is_file() and not (tmp_path / "demo.mp4").exists()
+
+
+def test_an_emulated_network_is_named(tmp_path: Path) -> None:
+    profile = NetworkProfile(name="barn & field", uplink_mbps=2, downlink_mbps=float("inf"), latency_ms=9)
+    summary = write_report(tmp_path, Join(tmp_path), replace(INFO, network=profile))
+    assert "<b>barn &amp; field</b>: 2 Mbit/s up, unlimited down, 9 ms one way" in (tmp_path / "index.html").read_text()
+    assert summary["environment"]["run"]["network"]["uplink_mbps"] == 2
+    stored = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert stored["environment"]["run"]["network"]["downlink_mbps"] is None
 
 
 def test_prepare_folder(tmp_path: Path) -> None:
