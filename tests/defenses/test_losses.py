@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import kurtosis, multivariate_normal, norm, spearmanr
+from tiny import TinyTarget
 from torch import nn
 from torch.nn.functional import mse_loss
 
@@ -24,7 +25,6 @@ from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.tasks.classify import Classify
 from splitsight.tasks.embed import Embed
-from tests.tiny import TinyTarget
 
 METHODS = ["adversarial", "bottleneck", "cem", "disco", "nopeek", "shredder", "siamese", "vib"]
 

@@ -24,7 +24,7 @@ from splitsight.training_data import TrainingSet
 
 __all__ = ["HELD", "DefenseOptions", "train_defense_command"]
 
-HELD = 2000
+HELD = 1000
 """Held-out images that give the figures, at most."""
 
 _TRAINED = {
@@ -95,12 +95,12 @@ def train_defense_command(options: DefenseOptions) -> Path:
     place = Place(target.name, options.split, cut.head_digest, cut.tail_digest, str(chain))
     chain.check(place)
     head, tail = (copy.deepcopy(half) for half in chain.adapted(cut.head, cut.tail))
+    torch.manual_seed(options.seed)
     if chain:
         edge, server = chain.build(cut.specs)
         edge = Through(edge)
     else:
         edge, server = kind.parts(settings, cut.specs)
-    torch.manual_seed(options.seed)
     method = kind.Method(settings, cut.specs, target.input_size)
     pictures = _pictures(source, target)
     target.to(device)
@@ -178,7 +178,8 @@ def _deployed(chain: Chain, target: Target, split: str) -> System:
     cut = target.cut(split)
     chain.check(Place(target.name, split, cut.head_digest, cut.tail_digest, str(chain)))
     head, tail = chain.adapted(cut.head, cut.tail)
-    edge, server = chain.build(cut.specs)
+    # a method measures its own part, which a chain of one would wrap
+    edge, server = (chain if len(chain.parts) > 1 else chain.parts[0]).build(cut.specs)
     return System(head, edge, server, tail).to(target.device).eval()
 
 
