@@ -58,6 +58,7 @@ def test_every_method_trains_and_is_applied(name, lab, pictures, tmp_path):
     assert (own.tail_digest != said.tail_digest) == (settings["halves"] != "none")
     assert (own.head_digest != said.head_digest) == (settings["halves"] == "both")
     assert own.defense == chain_of(name, file) and str(parse_defense(own.defense)) == own.defense
+    assert EdgePipeline(lab, "S2", chain_of(name, file.parent)).description().defense_digest == own.defense_digest
     # the undefended network is as it was
     assert EdgePipeline(lab, "S2").description() == said
     card = (file.parent / "README.md").read_text()

@@ -140,9 +140,13 @@ def train_defense_command(options: DefenseOptions) -> Path:
         settings=settings.model_dump(),
     )
     # what is filed is what was saved, with the file's precision and as the pipeline will build it
-    whole = Chain([*chain.parts, kind(kind.Parameters(weights=str(file)))])
+    defence = kind(kind.Parameters(weights=str(file)))
+    whole = Chain([*chain.parts, defence])
+    deployed = _deployed(whole, target, options.split)
+    if not chain:  # a method measures its own part, not a chain of it
+        deployed.edge, deployed.server = defence.build(cut.specs)
     figures = {
-        **measured(_deployed(whole, target, options.split), cut, method, target.task, pictures, device),
+        **measured(deployed, cut, method, target.task, pictures, device),
         **figures,
     }
     before, after = (sum(spec.bytes for spec in specs) for specs in (cut.specs, whole.output_specs(cut.specs)))
@@ -178,8 +182,7 @@ def _deployed(chain: Chain, target: Target, split: str) -> System:
     cut = target.cut(split)
     chain.check(Place(target.name, split, cut.head_digest, cut.tail_digest, str(chain)))
     head, tail = chain.adapted(cut.head, cut.tail)
-    # a method measures its own part, which a chain of one would wrap
-    edge, server = (chain if len(chain.parts) > 1 else chain.parts[0]).build(cut.specs)
+    edge, server = chain.build(cut.specs)
     return System(head, edge, server, tail).to(target.device).eval()
 
 
