@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from splitsight.defenses import DEFENSES, Cost, Features, Protection
+from splitsight.defenses import DEFENSES, Cost, Features, Protection, Scale
 from splitsight.defenses.training import Batch, Learned, Method, Penalty, Settings
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
@@ -47,6 +47,16 @@ class _Encoder(Protection):
             _placed(spec, linear(spec.channels_last(z)))
             for spec, linear, z in zip(self.specs, self.maps, features, strict=True)
         )
+
+    def carried(self, deviations: Sequence[Scale]) -> list[Scale]:
+        """Variances add up along the map's rows; what the channels then have in common is left out."""
+        found: list[Scale] = []
+        for spec, linear, sigma in zip(self.specs, self.maps, deviations, strict=True):
+            assert isinstance(linear, nn.Linear)
+            weight = linear.weight.detach()
+            variance = spec.channels_last(weight.new_zeros(1, *spec.shape) + sigma) ** 2
+            found.append(_placed(spec, variance @ weight.square().T).sqrt())
+        return found
 
 
 class _Decoder(nn.Module):

@@ -65,6 +65,9 @@ def test_distance_correlation_has_the_gradient_of_its_values():
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z: distance_correlation(x, z), z)
+    twice = z.detach()[[0, 0, 1, 2, 3, 4]].requires_grad_(True)  # two frames alike: a distance of 0 has no gradient
+    distance_correlation(x, twice).backward()
+    assert twice.grad is not None and bool(torch.isfinite(twice.grad).all())
 
 
 def test_divergence_is_that_of_normal_distributions():
@@ -333,6 +336,12 @@ def test_a_bottleneck_starts_at_the_principal_components():
     sent = edge(z, Draws())
     assert [tuple(s.shape[1:]) for s in sent] == [(2, 4, 4), (4, 4, 2), (5, 2), (2,)]
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(server(sent), z, strict=True))
+    # noise that was there before is spread by the map as it is on average
+    noise = torch.randn(4000, *specs[0].shape, generator=generator) * torch.rand(specs[0].shape, generator=generator)
+    quiet = (noise.std(0), 0.0, 0.0, 0.0)
+    spread = edge((noise, *(z_.new_zeros(4000, *s.shape) for z_, s in zip(z[1:], specs[1:], strict=True))), Draws())
+    assert torch.allclose(edge.carried(quiet)[0][0], spread[0].detach().std(0), rtol=0.1)
+    assert all(float(s.max()) == 0 for s in edge.carried(quiet)[1:])
     for k, words in ((6, "fewer channels"), (9, "fewer channels")):
         with pytest.raises(UserError, match=words):
             kind.parts(settings_of(kind, {"channels": k}), specs)
