@@ -260,7 +260,9 @@ def test_training_behind_a_defence_sees_its_values_and_the_gradient_of_what_is_e
             return tuple(2 * z for z in features)
 
     z = torch.tensor([[0.2, 1.7]], requires_grad=True)
-    (sent,) = Through(_Rounding())((z,), Draws())
+    through = Through(_Rounding()).train()
+    assert through.training and not through.inner.training
+    (sent,) = through((z,), Draws())
     assert sent.tolist() == [[0.0, 2.0]]
     sent.sum().backward()
     assert z.grad is not None and z.grad.tolist() == [[2.0, 2.0]]

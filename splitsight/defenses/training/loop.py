@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ class Through(Protection):
     def __init__(self, inner: Protection) -> None:
         super().__init__()
         self.inner = inner
+
+    def train(self, mode: bool = True) -> Self:
+        """The inner one works as it will on the edge, whatever is trained behind it."""
+        super().train(mode)
+        self.inner.eval()
+        return self
 
     def forward(self, features: Features, draws: Draws) -> Features:
         """As the inner one."""
