@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 
 from splitsight.defenses import DEFENSES, Protection
 from splitsight.defenses.cem import information_bound
-from splitsight.defenses.nopeek import distance_correlation
+from splitsight.defenses.nopeek import corrected_distance_correlation, distance_correlation
 from splitsight.defenses.siamese import contrastive
 from splitsight.defenses.training import Batch, settings_of
 from splitsight.defenses.training.inverter import Inverter, inversion_loss
@@ -27,6 +27,22 @@ from splitsight.tasks.classify import Classify
 from splitsight.tasks.embed import Embed
 
 METHODS = ["adversarial", "bottleneck", "cem", "disco", "nopeek", "shredder", "siamese", "vib"]
+
+
+def dcor_corrected(x, z):
+    """R*² as Székely and Rizzo (2014) define it, by loops over the definition's indices."""
+    n = len(x)
+
+    def centred(rows):
+        a, u = cdist(rows, rows), np.zeros((n, n))
+        for k in range(n):
+            for m in range(n):
+                if k != m:
+                    u[k, m] = a[k, m] - a[k].sum() / (n - 2) - a[:, m].sum() / (n - 2) + a.sum() / ((n - 1) * (n - 2))
+        return u
+
+    a, b = centred(x), centred(z)
+    return (a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())
 
 
 def dcor(x, z):
@@ -48,6 +64,20 @@ def test_distance_correlation_is_the_definition():
     for z in (rng.normal(size=(20, 3)), x[:, :3] ** 2, np.abs(x) + 0.1 * rng.normal(size=x.shape)):
         found = distance_correlation(torch.from_numpy(x), torch.from_numpy(z))
         assert float(found) == pytest.approx(dcor(x, z), rel=1e-10)
+        found = corrected_distance_correlation(torch.from_numpy(x), torch.from_numpy(z))
+        assert float(found) == pytest.approx(dcor_corrected(x, z), rel=1e-10)
+
+
+def test_only_the_corrected_distance_correlation_of_a_small_batch_tells_independence():
+    generator = torch.Generator().manual_seed(13)
+    biased, corrected = [], []
+    for _ in range(50):
+        x, z = (torch.randn(16, 1000, generator=generator) for _ in range(2))
+        biased.append(float(distance_correlation(x, z)))
+        corrected.append(float(corrected_distance_correlation(x, z)))
+    assert min(biased) > 0.9 and abs(np.mean(corrected)) < 4 * np.std(corrected) / 50**0.5 < 0.1
+    assert float(corrected_distance_correlation(x, 2 * x + 1)) == pytest.approx(1)
+    assert float(corrected_distance_correlation(x, torch.ones(16, 3))) == 0
 
 
 def test_distance_correlation_has_its_known_properties():
@@ -65,6 +95,7 @@ def test_distance_correlation_has_the_gradient_of_its_values():
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z: distance_correlation(x, z), z)
+    assert torch.autograd.gradcheck(lambda z: corrected_distance_correlation(x, z), z)
     twice = z.detach()[[0, 0, 1, 2, 3, 4]].requires_grad_(True)  # two frames alike: a distance of 0 has no gradient
     distance_correlation(x, twice).backward()
     assert twice.grad is not None and bool(torch.isfinite(twice.grad).all())
