@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from scipy.optimize import brentq
 
 from splitsight.defenses import DEFENSES, parse_defense
 from splitsight.defenses.training import Learned, Settings
+from splitsight.defenses.training.command import DefenseOptions, train_defense_command
+from splitsight.pipeline import EdgePipeline
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "trained-defenses.md").read_text(encoding="utf-8")
 
@@ -48,3 +51,17 @@ def test_what_no_training_can_recover_is_computed_from_the_mechanism():
             assert float(top1.split()[0]) == pytest.approx(
                 100 * accuracy(information), abs=0.51 if information > 0.3 else 0.06
             )
+
+
+def test_the_pages_method_trains(pictures, tiny_target, tmp_path, monkeypatch):
+    monkeypatch.setattr("splitsight.defenses.training.command.targets.load", lambda name, weights: tiny_target)
+    monkeypatch.setattr(DEFENSES, "_items", dict(DEFENSES))
+    source = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert source is not None
+    exec(source[1], {"__name__": "page"})
+    changes = {"weight": 3, "rate": 3e-3}
+    options = DefenseOptions("sparse", pictures, tmp_path / "out", split="S1", steps=40, batch=8, changes=changes)
+    file = train_defense_command(options)
+    x = torch.rand(2, 3, 16, 16)
+    plain, sparse = (EdgePipeline(tiny_target, "S1", d).protected(x)[0] for d in ("identity", f"sparse:weights={file}"))
+    assert float(sparse.abs().mean()) < 0.9 * float(plain.abs().mean())
