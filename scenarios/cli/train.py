@@ -1,4 +1,4 @@
-"""``splitsight train``: make the embedded models again."""
+"""``splitsight train``: make the embedded models again, and train defences."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from scenarios.cli.options import (
     Device,
     Prior,
     Seed,
+    Split,
     Stride,
+    Target,
     Threads,
     TokenFile,
+    Weights,
     changed,
 )
 from scenarios.cli.output import progress
@@ -27,7 +30,7 @@ from splitsight.errors import UserError
 __all__ = ["train"]
 
 train = typer.Typer(
-    help="Train the embedded models again; resumes in --out, keeps to its budget.", no_args_is_help=True
+    help="Train the embedded models again, or a defence; resumes in --out, keeps to its budget.", no_args_is_help=True
 )
 
 
@@ -181,6 +184,58 @@ def train_prior(
             ),
         )
     )
+
+
+@train.command("defense")
+@guarded("splitsight.defenses.training.command", "splitsight.targets")
+def train_defense(
+    name: Annotated[str, typer.Argument(help="Which defence; `splitsight list defenses` names them.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Pictures: a folder of PNG/JPEG, a Parquet file in Hugging Face image format or a folder of them; a "
+            "part is held out. Labels are only measured with."
+        ),
+    ],
+    out: TrainOut,
+    target: Target = "resnet18",
+    split: Split = "L8",
+    weights: Weights = None,
+    defense: Annotated[
+        str, typer.Option(help="For aware: the defences to train behind, NAME:KEY=VALUE,…, joined by +.")
+    ] = "identity",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another value for one of the method's settings; repeatable."),
+    ] = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    batch: Annotated[int, typer.Option(min=2, help="Images a step.")] = 64,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a defence, or with aware the halves behind one, by distillation from the undefended network."""
+    from splitsight.defenses.training.command import DefenseOptions, train_defense_command
+
+    _budget(minutes, steps)
+    options = DefenseOptions(
+        name=name,
+        data=data,
+        out=out,
+        target=target,
+        split=split,
+        weights=weights,
+        defense=defense,
+        changes=changed(change or []),
+        minutes=minutes,
+        steps=steps,
+        batch=batch,
+        device=device,
+        seed=seed,
+        threads=threads,
+    )
+    print(train_defense_command(options))
 
 
 @train.command("inversion")

@@ -34,7 +34,8 @@ class TrainedParameters(Parameters):
     """Parameters of a defence that comes as a file."""
 
     weights: str = Field(
-        min_length=1, description="file of the trained defence, or its name in $SPLITSIGHT_HOME/defenses"
+        min_length=1,
+        description="file of the trained defence, the folder that holds it, or its name in $SPLITSIGHT_HOME/defenses",
     )
 
 
@@ -73,7 +74,10 @@ class Trained(Defense[P]):
         """
         if not self.parameters.weights:
             raise UserError(f"'{self}' names no file: give weights=FILE, or make one with {self._make}")
-        if not (path := trained_file(self.parameters.weights)).is_file():
+        path = trained_file(self.parameters.weights)
+        if path.is_dir():
+            path = path / f"{self.name}{_SUFFIX}"
+        if not path.is_file():
             raise UserError(
                 f"the defence {self.name} has no weights at {path}: give a file or a name in {home() / 'defenses'}, or "
                 f"make one with {self._make}"

@@ -1,5 +1,5 @@
 """Fixtures of tiny models."""
 
-from tiny import tiny_target
+from tiny import pictures, tiny_target
 
-__all__ = ["tiny_target"]
+__all__ = ["pictures", "tiny_target"]

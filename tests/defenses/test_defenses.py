@@ -42,7 +42,7 @@ def test_named_with_parameters_and_read_back(given, said):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("shredder", r"unknown defense 'shredder': choose one of .*identity"),
+        ("shreder", r"unknown defense 'shreder': choose one of .*identity"),
         ("gaussian", "either sigma or ratio"),
         ("gaussian:sigma=0.5,ratio=0.5", "either sigma or ratio"),
         ("gaussian:sigma=-1", "sigma: input should be greater than or equal to 0"),

@@ -17,7 +17,7 @@ from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 
 COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
-COMMANDS += [f"train {what}" for what in ("target", "evaluator", "prior", "inversion")]
+COMMANDS += [f"train {what}" for what in ("target", "evaluator", "prior", "inversion", "defense")]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
