@@ -93,13 +93,14 @@ class Relay:
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
-            links = directions(self._profile, self._rng)
-            connection = _Connection(client, server, links, self._clock, self._ended)
-            self._open.add(connection)
             if not self._closed:
+                links = directions(self._profile, self._rng)
+                connection = _Connection(client, server, links, self._clock, self._ended)
+                self._open.add(connection)
                 connection.start()
                 return
-        connection.abort()
+        client.close()
+        server.close()
 
     def _ended(self, connection: _Connection) -> None:
         with self._lock:
@@ -151,8 +152,12 @@ class _Connection:
 
     def abort(self) -> None:
         """Break the connection on both sides."""
+        self._shut()
         for pump in (self.up, self.down):
             pump.stop()
+
+    def _shut(self) -> None:
+        # closing alone would neither wake a thread that reads nor, while it does, tell the other side
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -162,6 +167,7 @@ class _Connection:
             self._running -= 1
             last = self._running == 0
         if last:
+            self._shut()
             for end in self._ends:
                 end.close()
             self._ended(self)

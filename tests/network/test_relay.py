@@ -153,17 +153,24 @@ def test_no_server_is_a_reset_at_once():
         s.recv(1)
 
 
-def test_closing_breaks_what_is_open(echo):
-    relay = Relay(echo.address, profile(latency_ms=60_000))
-    with socket.create_connection(relay.address, timeout=10) as s:
-        s.sendall(b"never there")
-        time.sleep(0.05)
-        relay.close()
-        relay.close()
-        with contextlib.suppress(ConnectionResetError):
-            assert s.recv(10) == b""
-    with pytest.raises(OSError):
-        socket.create_connection(relay.address, timeout=1)
+@pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.05])
+def test_closing_breaks_what_is_open(echo, after):
+    before = threading.active_count()
+    for _ in range(5):  # before it is accepted, while it is connected, and then
+        relay = Relay(echo.address, profile(latency_ms=60_000))
+        with socket.create_connection(relay.address, timeout=10) as s:
+            s.sendall(b"never there")
+            time.sleep(after)
+            relay.close()
+            relay.close()
+            with contextlib.suppress(ConnectionResetError):
+                assert s.recv(10) == b""
+        with pytest.raises(OSError):
+            socket.create_connection(relay.address, timeout=1)
+    end = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.001)
+    assert threading.active_count() <= before
 
 
 def test_certificates_are_checked_for_the_server_behind_the_relay(tmp_path):
