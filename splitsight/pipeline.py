@@ -121,6 +121,10 @@ class EdgePipeline(nn.Module):
         features = self.head(resized(images, self.input_size))
         return self._coded(self.protection.expected_on(features, support) if self.defense else features)
 
+    def opened(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Tapped features as whoever sits on the server, and so holds the defence's key, reads them."""
+        return self.protection.opened(features)
+
     def deviations(self, features: tuple[Tensor, ...]) -> list[Scale]:
         """Standard deviation of the noise that the defence adds to each tensor, in its unit; 0 for none."""
         return self.protection.deviations(features)

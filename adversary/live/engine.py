@@ -57,6 +57,7 @@ class Engine:
         text: prompt; the empty one by default.
         seed: of all draws.
         noise: standard deviation of a known defence's noise on each tensor of some features.
+        opened: tapped features → as the server, which holds the defence's key, reads them.
 
     Raises:
         UserError: the attack needs something that is not there; one sentence.
@@ -75,10 +76,12 @@ class Engine:
         text: Text | None = None,
         seed: int = 0,
         noise: Noise | None = None,
+        opened: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple,
     ) -> None:
         self.attack, self.specs = attack, tuple(specs)
         self.pipeline, self.prior, self.initial, self.network = pipeline, prior, initial, network
         self.image_size, self.text, self.seed, self.noise = image_size, text, seed, noise
+        self.opened = opened
         attack.check(self)
         self._state: Any = None
 
@@ -86,7 +89,7 @@ class Engine:
     def preview(self, frame: Observation) -> Tensor | None:
         """An image ``(3, H, W)`` in [0, 1] at once; ``None`` where no network gives one for a single frame."""
         if self.initial is not None and self.prior is not None:
-            return self.prior.decode(self.initial(frame.features)).clamp(0, 1)[0]
+            return self.prior.decode(self.initial(self.opened(tuple(frame.features)))).clamp(0, 1)[0]
         if self.network is not None and self.network.made.frames == 1:
             return self.network.images(self.network(frame.features, self.text), self.text).clamp(0, 1)[0]
         return None
@@ -103,7 +106,8 @@ class Engine:
         frames = list(window.frames)
         if self.network is not None:
             frames += frames[-1:] * (-len(frames) % self.network.made.frames)
-        features = [torch.cat(parts) for parts in zip(*(f.features for f in frames), strict=True)]
+        tapped = tuple(torch.cat(parts) for parts in zip(*(f.features for f in frames), strict=True))
+        features = list(self.opened(tapped))
         initial, network = self.initial, self.network
         problem = Problem(
             features,

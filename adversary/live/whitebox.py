@@ -1,4 +1,7 @@
-"""What a live white-box adversary knows: the edge pipeline, with its weights and its defence, but not its chance."""
+"""What a live white-box adversary knows: the edge pipeline, with its weights and its defence, but not its chance.
+
+It sits on the server, which must hold the key of a defence that has one: it reads what is sent as the server does.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,7 @@ def know(options: LiveOptions) -> Known:
             text=prior.embed_text([options.prompt]) if options.prompt else None,
             seed=options.seed,
             noise=edge.deviations if edge.defense else None,
+            opened=edge.opened,
         ),
         {"target": target.digest, "prior": prior.digest},
         "a white-box attack needs the same weights, give them with --weights",

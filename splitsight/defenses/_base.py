@@ -114,11 +114,22 @@ class Protection(nn.Module):
         """
         return self.expected(features)
 
+    def opened(self, tapped: Features) -> Features:
+        """What whoever sits on the server, and so holds the key, makes of tapped features.
+
+        Args:
+            tapped: what was sent, each ``(B, …)``.
+
+        Returns:
+            What :meth:`expected` is to be compared with: where there is no key, what was sent.
+        """
+        return tapped
+
     def support(self, tapped: Features) -> Features | None:
         """Which entries of tapped tensors carry signal, as far as the tap shows it.
 
         Args:
-            tapped: what was sent, each ``(B, …)``.
+            tapped: what was sent, each ``(B, …)``, :meth:`opened` where there is a key.
 
         Returns:
             Boolean tensors of the same shapes, outside of which there is nothing to match; ``None`` where all entries
@@ -155,10 +166,12 @@ class Defense(ABC, Generic[P]):
     Attributes:
         Parameters: model of the parameters; declared by each defence that has any.
         name: under which it is registered.
+        keyed: whether the server must hold a key to use what is sent.
     """
 
     Parameters: ClassVar[type[Parameters]] = Parameters
     name: ClassVar[str]
+    keyed: ClassVar[bool] = False
 
     def __init__(self, parameters: P | None = None) -> None:
         self.parameters = cast(P, self.Parameters() if parameters is None else parameters)

@@ -66,6 +66,11 @@ class _Sequence(Protection):
             features = part.expected_on(features, support)
         return features
 
+    def opened(self, tapped: Features) -> Features:
+        for part in reversed(self._steps()):
+            tapped = part.opened(tapped)
+        return tapped
+
     def support(self, tapped: Features) -> Features | None:
         found: Features | None = None
         for part in self._steps():
@@ -122,6 +127,11 @@ class Chain:
 
     def __bool__(self) -> bool:
         return bool(self.parts)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the server must hold a key."""
+        return any(part.keyed for part in self.parts)
 
     def check(self, place: Place) -> None:
         """As :meth:`Defense.check`."""

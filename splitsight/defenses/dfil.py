@@ -22,10 +22,10 @@ from pydantic import Field
 from torch import Tensor
 
 from splitsight.defenses import DEFENSES, Cost, Defense, Features, Parameters, Place, Protection
-from splitsight.defenses._jacobian import energy
 from splitsight.defenses._noise import Constant
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
+from splitsight.leakage import jacobian_energy
 
 __all__ = ["DFIL"]
 
@@ -60,7 +60,7 @@ class DFIL(Defense[_Parameters]):
 
     def fitted(self, head: Callable[[Tensor], Features], images: Tensor, place: Place, out: Path | None = None) -> DFIL:
         """With the largest energy of these images."""
-        largest = max(energy(head, image, seed=i) for i, image in enumerate(images))
+        largest = float(jacobian_energy(head, images, probes=16).values.max())
         return DFIL(_Parameters(target=self.parameters.target, energy=float(f"{largest:.6g}")))
 
     def build(self, specs: Sequence[FeatureSpec]) -> tuple[Protection, None]:

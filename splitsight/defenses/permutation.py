@@ -49,12 +49,15 @@ class _Orders(nn.Module):
 class _Permuted(Protection):
     fresh = False
 
-    def __init__(self, orders: _Orders) -> None:
+    def __init__(self, orders: _Orders, inverse: _Orders) -> None:
         super().__init__()
-        self.orders = orders
+        self.orders, self.inverse = orders, inverse
 
     def forward(self, features: Features, draws: Draws) -> Features:
         return self.orders.apply_to(features)
+
+    def opened(self, tapped: Features) -> Features:
+        return self.inverse.apply_to(tapped)
 
     def carried(self, deviations: Sequence[Scale]) -> list[Scale]:
         """Of noise that differs between entries the root mean square: the order is secret."""
@@ -71,6 +74,7 @@ class Permutation(Defense[_Parameters]):
     """Sends channels, or all numbers, in an order that a key determines; the server must hold the key."""
 
     name = "permutation"
+    keyed: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = _Parameters
 
     def build(self, specs: Sequence[FeatureSpec]) -> tuple[Protection, nn.Module]:
@@ -83,10 +87,8 @@ class Permutation(Defense[_Parameters]):
         numbers = generator(p.key, f"permutation {p.over}")
         sizes = [spec.channels if p.over == "channels" else spec.numel for spec in specs]
         orders = [torch.from_numpy(numbers.permutation(n)) for n in sizes]
-        return (
-            _Permuted(_Orders(specs, orders, p.over)),
-            _Restored(specs, [order.argsort() for order in orders], p.over),
-        )
+        inverse = _Restored(specs, [order.argsort() for order in orders], p.over)
+        return _Permuted(_Orders(specs, orders, p.over), inverse), inverse
 
     def norms(self, before: Norms) -> Norms:
         """As before: another order is no other norm."""

@@ -44,12 +44,15 @@ class _Rotations(nn.Module):
 class _Rotated(Protection):
     fresh = False
 
-    def __init__(self, rotations: _Rotations) -> None:
+    def __init__(self, rotations: _Rotations, inverse: _Rotations) -> None:
         super().__init__()
-        self.rotations = rotations
+        self.rotations, self.inverse = rotations, inverse
 
     def forward(self, features: Features, draws: Draws) -> Features:
         return self.rotations(features)
+
+    def opened(self, tapped: Features) -> Features:
+        return self.inverse(tapped)
 
     def carried(self, deviations: Sequence[Scale]) -> list[Scale]:
         """Of noise that differs between entries the root mean square: the rotation is secret."""
@@ -61,6 +64,7 @@ class Rotation(Defense[KeyParameters]):
     """Rotates the channels at each position by a matrix that a key determines; the server must hold the key."""
 
     name = "rotation"
+    keyed: ClassVar[bool] = True
     Parameters: ClassVar[type[Parameters]] = KeyParameters
 
     def build(self, specs: Sequence[FeatureSpec]) -> tuple[Protection, nn.Module]:
@@ -76,7 +80,8 @@ class Rotation(Defense[KeyParameters]):
             )
         numbers = generator(self.parameters.key, "rotation")
         matrices = [_orthogonal(numbers, spec.channels) for spec in specs]
-        return _Rotated(_Rotations(specs, matrices)), _Rotations(specs, [m.T.contiguous() for m in matrices])
+        inverse = _Rotations(specs, [m.T.contiguous() for m in matrices])
+        return _Rotated(_Rotations(specs, matrices), inverse), inverse
 
     def norms(self, before: Norms) -> Norms:
         """ℓ₂ stays as it is; ℓ₁ can grow."""

@@ -70,6 +70,18 @@ def test_known_noise_adds_to_the_covariance(measured):
     assert torch.allclose(torch.linalg.inv(with_noise.T @ with_noise), covariance, rtol=1e-3, atol=1e-4)
 
 
+def test_noise_of_each_channel_adds_to_its_own_variance(measured):
+    errors = measured[0]
+    channels = errors.whitener(0).shape[0]
+    sigma = torch.linspace(0, 1, channels)
+    per_entry = errors.specs[0].per_channel(sigma)[None]
+    covariance = torch.linalg.inv((errors.whitener(0).T @ errors.whitener(0)).double())
+    found = torch.linalg.inv((errors.whitener(0, noise=per_entry).T @ errors.whitener(0, noise=per_entry)).double())
+    torch.testing.assert_close(found, covariance + torch.diag(sigma.double() ** 2), rtol=1e-3, atol=1e-4)
+    alike = [errors.whitener(1, noise=n) for n in (0.7, torch.full((1, *errors.specs[1].shape), 0.7))]
+    torch.testing.assert_close(*alike)
+
+
 def test_a_large_feature_without_grid_has_variances_only():
     errors = GaussianErrors((1, 2, 2), _specs((2000,)))
     errors.measure(torch.randn(50, 1, 2, 2), [3 * torch.randn(400, 2000)])

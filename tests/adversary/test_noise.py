@@ -54,3 +54,20 @@ def test_without_noise_nothing_changes_and_a_feature_without_a_grid_counts_as_a_
     noisy = flat + torch.randn(3, 4096, generator=torch.Generator().manual_seed(6))
     (got,), _ = shrunk([noisy], [FeatureSpec("z", (4096,))], [1.0])
     assert (got - flat).square().mean() < 0.45 * (noisy - flat).square().mean()
+
+
+def test_noise_that_differs_between_entries_is_taken_entry_by_entry():
+    """Channels with more noise make up for it; one number for all, or a tensor that says the same, are the same."""
+    spec = FeatureSpec("z", (6, 4, 4))
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(4, 6, 4, 4, generator=generator)
+    (one,), (left,) = shrunk([z], [spec], [0.5])
+    (same,), (again,) = shrunk([z], [spec], [torch.full((1, 6, 1, 1), 0.5)])
+    torch.testing.assert_close(one, same)
+    assert torch.as_tensor(again).mean().item() == pytest.approx(left)
+    sigma = torch.zeros(1, 6, 4, 4)
+    sigma[:, :, 0] = 2.0
+    (moved,), _ = shrunk([z], [spec], [sigma])
+    torch.testing.assert_close(moved[:, :, 1:], z[:, :, 1:])
+    assert not torch.allclose(moved[:, :, 0], z[:, :, 0])
+    assert shrunk([z], [spec], [torch.zeros(1, 6, 1, 1)])[0][0] is z

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from splitsight.defenses import Place, parse_defense
-from splitsight.defenses._jacobian import energy, half_log_determinant
+from splitsight.defenses.fsinfo import half_log_determinants
 from splitsight.draws import Draws
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
@@ -37,13 +37,25 @@ def images():
 
 
 @pytest.mark.parametrize("features", [20, 300])
-def test_the_jacobians_numbers_are_those_of_the_matrix(images, features):
+def test_the_determinant_is_that_of_the_matrix(images, features):
     head = _Linear(features)
     a = head.matrix.double()
-    assert energy(head, images[0], probes=400) == pytest.approx(float(a.square().sum()) / 48, rel=0.1)
     small = a @ a.T if features < 48 else a.T @ a
     exact = float(torch.linalg.slogdet(small).logabsdet) / 2 / len(small)
-    assert half_log_determinant(head, images[0], probes=60, steps=48) == pytest.approx(exact, abs=0.1)
+    found = half_log_determinants(head, images, probes=60, steps=48)
+    assert found.tolist() == pytest.approx([exact] * 3, abs=0.1)
+
+
+def test_units_that_are_silent_have_a_floor(images):
+    """Half of the features do not move: an undamped determinant would be zero, and the noise with it."""
+    head = _Linear(20)
+    head.matrix[10:] = 0
+    (moving,) = half_log_determinants(lambda x: (head(x)[0],), images[:1], probes=60, steps=48)
+    (both,) = half_log_determinants(head, images[:1], probes=60, steps=48)
+    assert math.isfinite(both) and both < moving
+    head.matrix[:] = 0
+    with pytest.raises(UserError, match="do not move with image 0"):
+        half_log_determinants(head, images[:1])
 
 
 def test_noise_for_a_fisher_information(images):

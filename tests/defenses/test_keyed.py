@@ -34,6 +34,8 @@ def test_the_server_undoes_it_and_the_tap_sees_something_else(key, z, form):
         assert not torch.allclose(a, c)
         torch.testing.assert_close(a.flatten(1).norm(dim=1), c.flatten(1).norm(dim=1))
     assert all(torch.equal(a, b) for a, b in zip(edge.expected(z), z, strict=True)), "an attacker has no key"
+    for a, b in zip(edge.opened(sent), server(sent), strict=True):
+        assert torch.equal(a, b), "but one on the server has"
     assert not edge.fresh and all(torch.equal(a, b) for a, b in zip(edge(z, Draws()), sent, strict=True))
     other = key.with_name("other")
     other.write_bytes(bytes(range(1, 33)))
@@ -50,8 +52,10 @@ def test_a_norm_bound_outlives_a_permutation_and_in_l2_a_rotation(key):
 
 def test_in_a_chain_the_server_undoes_the_last_first(key, z):
     edge, server = parse_defense(f"rotation:key={key}+permutation:key={key},over=all+gaussian:sigma=0.01").build(SPECS)
-    for a, b in zip(server(edge(z, Draws())), z, strict=True):
-        torch.testing.assert_close(a, b, atol=0.06, rtol=0)
+    sent = edge(z, Draws())
+    for a, b, c in zip(server(sent), edge.opened(sent), z, strict=True):
+        torch.testing.assert_close(a, c, atol=0.06, rtol=0)
+        torch.testing.assert_close(a, b)
 
 
 def test_a_missing_or_short_key_is_one_sentence(tmp_path):

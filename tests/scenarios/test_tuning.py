@@ -55,6 +55,21 @@ def test_a_lab_reads_features_and_ranks_in_the_named_space(pictures):
     assert set(models.digests([models.pipeline("S1").description()])) == {"target", "prior"}
 
 
+def test_whoever_reads_the_servers_tap_has_the_servers_key(pictures, tmp_path):
+    """So a keyed defence hides nothing: neither features nor, with noise in front of it, more than the noise."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    models, attack = Workbench("tiny"), ATTACKS.get("do").configured()
+    lab = Stills(models, pictures, 4)
+    for before in ("", "gaussian:sigma=0.1+"):
+        plain, keyed = (
+            lab.problem(attack, "S1", [0, 2], seed=5, defense=defense)
+            for defense in (before.rstrip("+") or "identity", f"{before}permutation:key={key},over=all")
+        )
+        torch.testing.assert_close(keyed.features[0], plain.features[0])
+        torch.testing.assert_close(keyed.f1(lab.originals[:2])[0], plain.f1(lab.originals[:2])[0])
+
+
 def test_trials_on_another_device_find_the_same(short, pictures, tmp_path):
     here = _tune("do", pictures, tmp_path / "here")
     with SecondDevice():
