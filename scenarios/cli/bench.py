@@ -10,9 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Defense, Device, Frames, OneThread, Prior, Seed, Split, Target, Threads, Weights
+from scenarios.cli.options import (
+    Defense,
+    Device,
+    Frames,
+    InputSize,
+    OneThread,
+    Prior,
+    Seed,
+    Split,
+    Target,
+    Threads,
+    Weights,
+)
 from scenarios.cli.output import progress, table
 from splitsight.files import write_json
+from splitsight.specification import specify
 
 __all__ = ["bench"]
 
@@ -24,6 +37,7 @@ bench = typer.Typer(help="Measure what parts of the testbed cost.", no_args_is_h
 def bench_tap(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures every condition once.")] = 40,
@@ -38,7 +52,7 @@ def bench_tap(
 
     with progress("bench tap") as report:
         result = measure(
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             rounds=rounds,
@@ -65,6 +79,7 @@ def bench_tap(
 def bench_serve(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     sessions: Annotated[
@@ -87,7 +102,7 @@ def bench_serve(
 
     with progress("bench serve") as report:
         result = measure(
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             sessions=sessions or SESSIONS,
@@ -174,6 +189,7 @@ def bench_tune(
         ),
     ] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     prior: Prior = "small",
     inversions: Inversions = None,
     weights: Weights = None,
@@ -206,7 +222,7 @@ def bench_tune(
             setting=setting,
             frames=frames,
             seed=seed,
-            target=target,
+            target=specify(target, input_size),
             weights=weights,
             prior=prior,
             inversions=inversions,
@@ -258,6 +274,7 @@ def bench_attack(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images solved side by side; they share the time.")] = 1,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     prior: Prior = "small",
     inversions: Inversions = None,
     weights: Weights = None,
@@ -289,7 +306,7 @@ def bench_attack(
             iterations=iterations,
             batch=batch,
             seed=seed,
-            target=target,
+            target=specify(target, input_size),
             weights=weights,
             prior=prior,
             inversions=inversions,

@@ -96,7 +96,7 @@ class Bench:
             UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
         """
         kind = ATTACKS.get(cell.method)
-        attack = kind.configured(cell.setting, target=self.scenario.target, split=cell.split, changes=cell.options)
+        attack = kind.configured(cell.setting, target=self.models.target.name, split=cell.split, changes=cell.options)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
