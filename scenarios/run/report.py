@@ -77,16 +77,22 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
 
 def _of_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What depends on an image's class, where that is known, of the originals: about the most there is to reach."""
-    known = {row["index"]: row["class_label"] for row in rows if row["class_label"] is not None}
+    known = list(dict.fromkeys(row["index"] for row in rows if row["class_label"] is not None))
     wanted = [metric for metric in bench.metrics if "label" in metric.needs]
     if not known or not wanted:
         return {}
-    images = to_tensor(bench.inputs.images[list(known)])
-    batch = Batch(reconstruction=images, original=images, label=torch.tensor(list(known.values())))
+    images = to_tensor(bench.inputs.images[known])
+    plain = Batch(reconstruction=images, original=images, label=torch.from_numpy(bench.inputs.labels[known]))
     found = {}
     for metric in wanted:
         evaluator = next((e for e in bench.evaluators if e.name == metric.evaluator), None)
-        values = measure([metric], replace(batch, evaluator=evaluator)).get(metric.column, [])
+        batch = plain
+        if evaluator is not None:
+            # without classes in common it can only be asked whether it sees the same, which it does of originals
+            if bool(((labels := bench.labels_of(evaluator.name, known)) < 0).all()):
+                continue
+            batch = replace(plain, evaluator=evaluator, label=labels)
+        values = measure([metric], batch).get(metric.column, [])
         mean = metric.interval([metric.value(v) for v in values])["mean"]
         found |= {} if mean is None else {metric.name: mean}
     return found
