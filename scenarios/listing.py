@@ -9,20 +9,21 @@ from typing import Any
 __all__ = ["entries"]
 
 
-def entries(kind: str, target: str = "resnet18", tensors: int = 1) -> list[dict[str, Any]]:
+def entries(kind: str, target: str = "resnet18", tensors: int = 1, weights: Path | None = None) -> list[dict[str, Any]]:
     """Rows with a ``name`` first, of one kind of thing.
 
     Args:
         kind: which.
         target: whose splits.
         tensors: that may cross one, at most.
+        weights: of the target; where its split points are does not depend on them.
 
     Raises:
         UserError: no such target.
     """
     return {
         "targets": _targets,
-        "splits": lambda: _splits(target, tensors),
+        "splits": lambda: _splits(target, tensors, weights),
         "attacks": _attacks,
         "defenses": _defenses,
         "tasks": lambda: [{"name": name, "about": _about(task)} for name, task in _registry("tasks", "TASKS")],
@@ -43,11 +44,11 @@ def _targets() -> list[dict[str, Any]]:
     return [{"name": name, "about": _about(target)} for name, target in TARGETS]
 
 
-def _splits(target: str, tensors: int) -> list[dict[str, Any]]:
+def _splits(target: str, tensors: int, weights: Path | None) -> list[dict[str, Any]]:
     """The family's names, and all points of the graph where so many tensors cross at most, shallow first."""
     from splitsight import targets
 
-    loaded = targets.load(target)
+    loaded = targets.load(target, weights)
     points = [(name, loaded.traced.resolve(at)) for name, at in loaded.aliases.items()]
     named = {point.name for _, point in points}
     points += [(point.name, point) for point in loaded.cut_points(tensors) if point.name not in named]
