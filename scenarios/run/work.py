@@ -18,7 +18,7 @@ from torch import Tensor
 from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction
 from adversary.blackbox.networks import AttackNetwork
 from adversary.prompts import solve_with_prompts
-from scenarios.evaluation import asked, labels_for, load_evaluators
+from scenarios.evaluation import labels_for, load_evaluators
 from scenarios.run import prompts
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
@@ -26,13 +26,12 @@ from scenarios.run.rows import digest_column, row_schema
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
 from scenarios.run.train import TrainingJob, job_of, jobs
+from scenarios.scoring import Scorer
 from scenarios.workbench import Workbench, edge_seeds
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.evaluators import Evaluator
-from splitsight.metrics import Batch, measure, metrics
 from splitsight.numerics import subnormals_flushed
 from splitsight.wire.sessions import SessionDescription
 
@@ -64,10 +63,9 @@ class Bench:
         self.inputs: Inputs = load_inputs(scenario.data, target.input_size, target.synonyms)
         labels = torch.from_numpy(self.inputs.labels)
         self._labels = {e.name: labels_for(e, labels, target.synonyms) for e in self.evaluators}
-        names = [evaluator.name for evaluator in self.evaluators]
-        self.metrics, self.schema = metrics(names), row_schema(names)
+        self.scorer = Scorer(self.inputs, self.evaluators, self._labels)
+        self.metrics, self.schema = self.scorer.metrics, row_schema([evaluator.name for evaluator in self.evaluators])
         self.units: list[Unit] = plan(scenario, self.inputs)
-        self._pools: dict[str, Tensor] = {}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -139,15 +137,6 @@ class Bench:
         """Classes of images as one of the evaluators numbers them, −1 where it does not know them."""
         return self._labels[evaluator][list(index)]
 
-    def _gallery(self, evaluator: Evaluator, image: int) -> Tensor | None:
-        """Features of an image and its rivals; ``None`` without any, since being found among one image says nothing."""
-        rivals = self.inputs.rivals(image)
-        if len(rivals) == 0:
-            return None
-        if evaluator.name not in self._pools:
-            self._pools[evaluator.name] = evaluator.features(to_tensor(self.inputs.pool))
-        return self._pools[evaluator.name][np.concatenate([[self.inputs.places[image]], rivals])]
-
     @subnormals_flushed()
     def compute(self, unit: Unit, step: Step | None = None) -> tuple[list[dict[str, Any]], Tensor]:
         """Attack and measure one unit.
@@ -181,7 +170,7 @@ class Bench:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
-        measured = self._measure(stored, originals, index)
+        measured = self.scorer.measure(stored, originals, index)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
         asked = network or self.models.asked(about)
         rows = []
@@ -240,23 +229,6 @@ class Bench:
     def _prompt(self, template: str, index: int) -> str:
         label, seed = int(self.inputs.labels[index]), self.scenario.seed * 1_000_003 + index
         return prompts.fill(template, self.inputs.images[index], label, self.models.target.labels, seed)
-
-    def _measure(self, images: Tensor, originals: Tensor, index: Sequence[int]) -> dict[str, list[Any]]:
-        """Every metric of every image, by column."""
-        labels = torch.from_numpy(self.inputs.labels[list(index)])
-        plain = Batch(reconstruction=images, original=originals, label=labels)
-        found = measure(self.metrics, plain)
-        found |= asked(
-            self.metrics,
-            self.evaluators,
-            plain,
-            lambda evaluator: self.labels_of(evaluator.name, index),
-            lambda evaluator, i: self._gallery(evaluator, index[i]),
-        )
-        if self.evaluators:
-            sizes = [len(self.inputs.rivals(i)) for i in index]
-            found["gallery"] = [size + 1 if size else None for size in sizes]
-        return found
 
 
 def _known(value: float) -> float | None:
