@@ -146,14 +146,15 @@ def splits(
         bool, typer.Option("--json", help="Print the points as JSON; if anything is evaluated, the recommendation.")
     ] = False,
 ) -> int:
-    """Where should a network be split? All points at once; with --attacks or --out, a report and a recommendation."""
+    """Where should a network be split? Alone, every point of it; with --attacks, a report that says which to take."""
     from scenarios.splits.run import evaluate
     from scenarios.splits.spec import SplitOptions, parse_limits
     from splitsight.wire.tensors import CodecSpec
 
     whole = specify(target, input_size)
     limits = parse_limits(max_latency_ms, max_leakage or [], min_accuracy)
-    if not (out or attacks or quick or limits or images or network):
+    given = (out, points, images, limit, gallery, attacks, network, limits, evaluator, quick)
+    if not any(given) and (defense, edge_slowdown) == ("identity", 1.0):
         return _show(whole, weights, as_json)
     name = target_name(whole)
     options = SplitOptions(

@@ -126,7 +126,8 @@ def write_report(
         )
         choice = found.choice
         absent = [attack for attack, split in missing if choice is not None and split == choice.split]
-        says = none_keeps(found) if choice is None else why(found, figures, options.limits, absent)
+        weak = [attack for attack, split in remarks if choice is not None and split == choice.split]
+        says = none_keeps(found) if choice is None else why(found, figures, options.limits, absent, weak)
         answers.append(Answer(found, None if choice is None else Recommendation(split=choice.split, why=says), says))
     ranked = correlations(figures)
     notes = _notes(bench, figures, attackers)

@@ -130,14 +130,15 @@ def _config(bench: Bench) -> dict[str, Any]:
 
 def _work(store: Store, bench: Bench, units: Sequence[Unit], progress: Progress | None) -> list[_Failed]:
     """Compute every unit that is not done, but those that another process holds; what could not run, and why."""
-    done, failed = 0, {}
+    left = [unit for unit in units if not store.done(unit.name)]
+    failed: dict[tuple[str, str], _Failed] = {}
     for wait in (False, True):  # what others hold is waited for once nothing else is left
-        for unit in units:
-            broken = None if unit.ready is None else (unit.ready.attacker.name, unit.point.name)
+        for unit in left:
+            whose = None if unit.ready is None else (unit.ready.attacker.name, unit.point.name)
+            done = len(units) - sum(not store.done(one.name) for one in left)
             if progress is not None:
-                done = sum(store.done(one.name) for one in units)
                 progress(done, len(units), unit.says)
-            if store.done(unit.name) or broken in failed:
+            if store.done(unit.name) or whose in failed:
                 continue
             with store.locked(unit.name, wait=wait) as mine:
                 if not mine or store.done(unit.name):
@@ -145,11 +146,14 @@ def _work(store: Store, bench: Bench, units: Sequence[Unit], progress: Progress 
                 try:
                     rows, images = bench.compute(unit, _step(progress, done, len(units), unit))
                 except UserError as error:
-                    if broken is None:
+                    if whose is None:
                         raise
-                    failed[broken] = _Failed(*broken, str(error))
+                    failed[whose] = _Failed(*whose, str(error))
                     continue
                 _file(store, bench, unit, rows, images)
+        left = [unit for unit in left if not store.done(unit.name)]
+    if progress is not None:
+        progress(len(units) - len(left), len(units), "report")
     return list(failed.values())
 
 

@@ -34,7 +34,13 @@ def obtained(measure: str, value: float) -> str:
     }.get(measure, f"comes to {METRICS.get(measure).title} {shown}")
 
 
-def why(verdict: Verdict, figures: Sequence[Figures], limits: Sequence[Limit], absent: Sequence[str] = ()) -> str:
+def why(
+    verdict: Verdict,
+    figures: Sequence[Figures],
+    limits: Sequence[Limit],
+    absent: Sequence[str] = (),
+    weakened: Sequence[str] = (),
+) -> str:
     """Why the rule chose what it chose: what it costs, what it leaks, what it is still good for, and among which.
 
     Args:
@@ -42,6 +48,7 @@ def why(verdict: Verdict, figures: Sequence[Figures], limits: Sequence[Limit], a
         figures: of all points.
         limits: that were to be kept.
         absent: attacks that could not try the chosen point.
+        weakened: attacks that were not trained or tuned for it.
     """
     choice = verdict.choice
     assert choice is not None
@@ -58,6 +65,9 @@ def why(verdict: Verdict, figures: Sequence[Figures], limits: Sequence[Limit], a
     parts.append(_among(verdict, figures, limits))
     if absent:
         parts.append(f"{' and '.join(absent)} could not try there and may obtain more")
+    best = None if verdict.measure is None else found.strongest(verdict.measure)
+    if best is not None and best[0] in weakened:
+        parts.append(f"{best[0]} was not trained or tuned for this point and may obtain more")
     return "; ".join(parts)
 
 

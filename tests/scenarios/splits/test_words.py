@@ -50,6 +50,7 @@ def test_the_least_leakage_among_the_fast_ones():
     strict = _verdict(points, limits)
     assert "it is the only one of 3 points that keeps the limits" in why(strict, points, limits)
     assert "net-best:sharp could not try there" in why(found, points, [], ["net-best:sharp"])
+    assert "best:sharp was not trained or tuned for this point" in why(found, points, [], weakened=["best:sharp"])
 
 
 def test_what_a_deeper_point_gave_away_counts_at_a_shallower_one():
