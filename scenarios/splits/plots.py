@@ -110,15 +110,12 @@ def plane(figures: Sequence[Figures], verdict: Verdict) -> str | None:
     for label, (some, marker) in groups.items():
         some = sorted(some, key=lambda f: verdict.latency[f.point.name].total_ms)
         useful = ["–" if f.utility.mean is None else f"{f.utility.mean:.1%}" for f in some]
-        few = len(some) <= 12
         figure.add_trace(
             go.Scatter(
                 x=[verdict.latency[f.point.name].total_ms for f in some],
                 y=[scale * verdict.leakage[f.point.name] for f in some],
                 name=label,
-                mode="markers"
-                + ("+text" if label != "recommended" and few else "")
-                + ("+lines" if label == "on the front" else ""),
+                mode="markers+lines+text" if label == "on the front" else "markers",
                 line={"dash": "dot", "width": 1},
                 marker=marker,
                 text=[f.point.name for f in some],
