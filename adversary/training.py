@@ -299,9 +299,9 @@ def train_inversion_command(
     pipeline = EdgePipeline(attacked, split, defense)
     about = pipeline.description()
     digests = {"head_digest": about.head_digest, "prior_digest": generator.latent_digest}
-    file = cached = inversion_file(target, split, generator.name, defense=about.defense, **digests)
+    file = cached = inversion_file(about.target, split, generator.name, defense=about.defense, **digests)
     if out is not None:
-        file = out / f"{inversion_name(target, split, generator.name, about.defense)}.safetensors"
+        file = out / f"{inversion_name(about.target, split, generator.name, about.defense)}.safetensors"
     run = cached.parent / "runs" / cached.stem if out is None else out / "run"
     network, figures = train_inversion(
         pipeline,
@@ -314,13 +314,13 @@ def train_inversion_command(
         start=start,
         width=width or WIDTH,
     )
-    network.cpu().save(file, target=target, split=split, prior=generator.name, defense=about.defense, **digests)
+    network.cpu().save(file, target=about.target, split=split, prior=generator.name, defense=about.defense, **digests)
     defended = f" against '{about.defense}'" if about.defense != UNDEFENDED else ""
     flags = (f" --prior {prior}" if prior != EMBEDDED else "") + (f" --weights {weights}" if weights else "")
     flags += f" --defense '{about.defense}'" if defended else ""
     write_card(
         run if out is None else out,
-        f"inversion network, {target} at {split}{defended}, prior '{generator.name}'",
+        f"inversion network, {about.target} at {split}{defended}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
         data=f"{pictures.description}, on 2,000 of them at most (PSNR in dB).",
         command=f"splitsight train inversion --target {target} --split {split}{flags} --data DIR"

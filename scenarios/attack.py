@@ -27,6 +27,7 @@ from splitsight.metrics.gallery import Gallery, space_of
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
 from splitsight.recording import Recording
+from splitsight.specification import target_name
 from splitsight.summary import MethodSummary, Summary, environment, write_summary
 from splitsight.video import open_source
 from splitsight.wire.sessions import UNDEFENDED, SessionDescription
@@ -240,7 +241,8 @@ def run_attack(
         raise UserError("a recording says itself what was done to its features: leave --defense out")
     if threads:
         torch.set_num_threads(threads)
-    attack = ATTACKS.get(method).configured(setting, target=target, split=split, changes=changes)
+    name = target_name(target)
+    attack = ATTACKS.get(method).configured(setting, target=name, split=split, changes=changes)
     needs_network = "network" in attack.needs
     if prompts is not None and not attack.text:
         raise UserError(f"{method} has no use for a text: leave --prompt out, or choose a method with a denoiser")
@@ -257,7 +259,7 @@ def run_attack(
         data = _filmed(models, video, split, defense or UNDEFENDED, seed, fps, limit)
     else:
         assert recording is not None
-        data = _recorded(recording, target, split, limit)
+        data = _recorded(recording, name, split, limit)
         # an attack that does not know F1 needs no target at all, on features that somebody else recorded
         if "pipeline" in attack.needs | attack.uses:
             models.check(data.about, str(recording))
@@ -334,12 +336,12 @@ def run_attack(
         match = {"gallery": len(data), "features": space.name, **tops}
     write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
     defended = "" if data.about.defense == UNDEFENDED else f", {data.about.defense}"
-    header = f"{target} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
+    header = f"{name} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     digests = {"head": data.about.head_digest, **models.loaded()}
     summary = Summary.model_validate(
         {
-            "target": target,
+            "target": name,
             "split": split,
             "methods": {method: _method(rows, match)},
             "environment": environment(digests, device_name(models.device))

@@ -37,6 +37,7 @@ from splitsight.devices import device_name
 from splitsight.errors import UserError
 from splitsight.metrics import image_metrics
 from splitsight.numerics import subnormals_flushed
+from splitsight.specification import target_name
 from splitsight.summary import Environment, MethodSummary, Reached, SpeedSummary, Summary, environment, write_summary
 
 __all__ = ["CONTENDERS", "REFERENCE", "SUBJECT", "Curve", "bench_attack", "curve", "speed"]
@@ -330,7 +331,7 @@ def bench_attack(
         raise UserError("a measurement needs at least one method, one image and one iteration")
     if threads:
         torch.set_num_threads(threads)
-    entries = [_contender(given, target, split, iterations) for given in dict.fromkeys(methods)]
+    entries = [_contender(given, target_name(target), split, iterations) for given in dict.fromkeys(methods)]
     models = Workbench(target, weights=weights, prior=prior, inversion=inversions, device=device)
     lab, session = Stills(models, images, limit, tail=tail), models.pipeline(split).description()
     digests = models.digests([session])

@@ -76,8 +76,9 @@ class DemoOptions:
         seconds: length of the stream, > 0.
         fps: frames a second, > 0.
         video: file, image folder, camera index or URL; ``None`` for the default clip.
-        target: name of the split network.
+        target: the split network; see :mod:`splitsight.specification`.
         split: name of the split point.
+        weights: of the target; those that come with it by default.
         prior: name or folder of the generative prior.
         inversion: file of an inversion network; the embedded one by default.
         threat: ``white-box``, the adversary has F1, or ``black-box``, it has a network that learnt from an oracle.
@@ -110,6 +111,7 @@ class DemoOptions:
     video: str | None = None
     target: str = "resnet18"
     split: str = "L8"
+    weights: Path | None = None
     prior: str = "small"
     inversion: Path | None = None
     threat: str = "white-box"
@@ -199,7 +201,7 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
     from splitsight import targets
     from splitsight.pipeline import EdgePipeline
 
-    target = targets.load(options.target)
+    target = targets.load(options.target, options.weights)
     pipeline = EdgePipeline(target, options.split, options.defense)
     if options.compare and not pipeline.defense:
         raise UserError("--compare shows a defence beside none: name one with --defense")
@@ -242,7 +244,8 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
         return
     prior = Path(options.prior).name
     network = f"an inversion network for {about.target} at {about.split} with prior '{prior}'"
-    make = f"make one with `splitsight train inversion --target {about.target} --split '{about.split}'"
+    make = f"make one with `splitsight train inversion --target {options.target} --split '{about.split}'"
+    make += f" --weights {options.weights}" if options.weights is not None else ""
     make += f" --prior '{options.prior}'" if options.prior != "small" else ""
     make += f" --defense '{about.defense}'" if about.defense != UNDEFENDED else ""
     make += " --data DIR --minutes 30`, DIR being a folder of images"
@@ -287,10 +290,12 @@ class _Demo:
         draw()
         one = {"OMP_NUM_THREADS": "1"}
         names = ("--target", o.target, "--split", o.split)
+        # a black-box adversary has a name for the target and nothing else of it
+        weights = () if o.weights is None else ("--weights", o.weights)
         cloud = children.start(
             "cloud",
             "cloud server",
-            _cli("cloud", *names, "--port", 0, "--tap-port", 0, "--threads", 1, "--defense", o.defense),
+            _cli("cloud", *names, *weights, "--port", 0, "--tap-port", 0, "--threads", 1, "--defense", o.defense),
             environment=one,
         )
         ready = cloud.wait_event("ready", _READY_S, tick=draw)
@@ -316,6 +321,7 @@ class _Demo:
                 *(() if o.preview else ("--no-preview",)),
                 *(("--inversion", o.inversion) if o.inversion is not None else ()),
                 *(("--network", o.network) if o.network is not None else ()),
+                *(weights if o.threat == "white-box" else ()),
             ),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
@@ -324,7 +330,17 @@ class _Demo:
         adversary.expected_to_end = True
         self.status = "starting the edge"
         edge_arguments = [
-            *("edge", "--server", f"127.0.0.1:{ready['port']}", *names, "--fps", o.fps, "--seconds", o.seconds),
+            *(
+                "edge",
+                "--server",
+                f"127.0.0.1:{ready['port']}",
+                *names,
+                *weights,
+                "--fps",
+                o.fps,
+                "--seconds",
+                o.seconds,
+            ),
             *("--defense", o.defense, "--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
             *("--report", self.out / "edge.jsonl", "--truth", self.out / "truth"),
         ]
@@ -443,7 +459,7 @@ class _Demo:
                 "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
             )
         o = self.options
-        title = f"splitsight demo · {o.target} at {o.split} · {o.threat} · {o.solver}"
+        title = f"splitsight demo · {self.session.target} at {o.split} · {o.threat} · {o.solver}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
 
 
@@ -560,7 +576,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
     o = demo.options
     memory = {**children.peak_rss_mb(), "demo": round(peak_rss_mb(os.getpid()), 1)}
     info = RunInfo(
-        target=o.target,
+        target=demo.session.target,
         split=o.split,
         video=o.video or "default clip",
         threat=o.threat,

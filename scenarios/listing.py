@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["entries"]
+if TYPE_CHECKING:
+    from splitsight.targets import Target
+
+__all__ = ["entries", "split_entries"]
 
 
-def entries(kind: str, target: str = "resnet18", tensors: int = 1) -> list[dict[str, Any]]:
+def entries(kind: str, target: str = "resnet18", tensors: int = 1, weights: Path | None = None) -> list[dict[str, Any]]:
     """Rows with a ``name`` first, of one kind of thing.
 
     Args:
         kind: which.
         target: whose splits.
         tensors: that may cross one, at most.
+        weights: of the target; where its split points are does not depend on them.
 
     Raises:
         UserError: no such target.
     """
     return {
         "targets": _targets,
-        "splits": lambda: _splits(target, tensors),
+        "splits": lambda: _splits(target, tensors, weights),
         "attacks": _attacks,
         "defenses": _defenses,
         "tasks": lambda: [{"name": name, "about": _about(task)} for name, task in _registry("tasks", "TASKS")],
@@ -43,25 +47,27 @@ def _targets() -> list[dict[str, Any]]:
     return [{"name": name, "about": _about(target)} for name, target in TARGETS]
 
 
-def _splits(target: str, tensors: int) -> list[dict[str, Any]]:
-    """The family's names, and all points of the graph where so many tensors cross at most, shallow first."""
+def _splits(target: str, tensors: int, weights: Path | None) -> list[dict[str, Any]]:
     from splitsight import targets
 
-    loaded = targets.load(target)
-    points = [(name, loaded.traced.resolve(at)) for name, at in loaded.aliases.items()]
-    named = {point.name for _, point in points}
-    points += [(point.name, point) for point in loaded.cut_points(tensors) if point.name not in named]
+    return split_entries(targets.load(target, weights), tensors)
+
+
+def split_entries(target: Target, tensors: int = 1) -> list[dict[str, Any]]:
+    """The family's names, and all points of the graph where so many tensors cross at most, shallow first."""
+    from scenarios.splits.points import all_points
+
     return [
         {
-            "name": name,
-            "at": point.name if point.name in named else "",
+            "name": point.name,
+            "at": point.at,
             "features": [spec.show for spec in point.tensors],
             "layout": [spec.layout for spec in point.tensors],
             "KiB a frame": round(point.bytes / 1024, 1),
             "F1 parameters": point.parameters,
-            "F1 MFLOPs": round(point.flops / 1e6, 1),
+            "F1 MFLOPs": round((point.flops or 0) / 1e6, 1),
         }
-        for name, point in sorted(points, key=lambda row: row[1].position)
+        for point in all_points(target, tensors)
     ]
 
 

@@ -30,10 +30,16 @@ __all__ = [
     "LiveSummary",
     "MatchSummary",
     "MethodSummary",
+    "NetworkSummary",
     "Reached",
+    "Recommendation",
     "ScenarioSummary",
     "ServingSummary",
     "SpeedSummary",
+    "SplitLatency",
+    "SplitLeakage",
+    "SplitSummary",
+    "SplitUtility",
     "Summary",
     "TierSummary",
     "UndefendedSummary",
@@ -44,7 +50,7 @@ __all__ = [
 
 SCHEMA = "splitsight.summary/1"
 
-_SECTIONS = ("serving", "live", "scenario", "speed")
+_SECTIONS = ("serving", "live", "scenario", "speed", "splits", "networks")
 _PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
 
 
@@ -333,6 +339,75 @@ class SpeedSummary(_Part):
     sittings: int = Field(default=1, ge=1)
 
 
+class SplitLatency(_Part):
+    """Milliseconds from a captured frame to its answer: of the edge, the network, the cloud, and all of it."""
+
+    edge: float | None
+    network: float | None
+    cloud: float | None
+    total: float | None
+
+
+class SplitUtility(_Part):
+    """What the cut network is good for, and the uncut one, by the same measure."""
+
+    name: str
+    value: float | None
+    unsplit: float | None
+
+
+class SplitLeakage(_Part):
+    """Means over images of what one attack obtains; null where it was not measured. Further metrics stand beside."""
+
+    model_config = ConfigDict(extra="allow")
+
+    psnr: float | None = None
+    ssim: float | None = None
+    matched_top1: float | None = None
+    recognised: float | None = None
+
+
+class SplitSummary(_Part):
+    """One split point.
+
+    Attributes:
+        split: its name.
+        bytes: of a frame's message, by codec.
+        latency_ms: over the first network that was asked for.
+        utility: of the cut and the uncut network.
+        leakage: by attack; an attack that could not try there is missing.
+        sensitivity: tr(JᵀJ)/d of F1, mean over images.
+        dfil: the same over the noise's variance; null without noise, where it is infinite.
+        fsinfo: null where it was not measured.
+        pareto: whether no other point is as fast, leaks as little and is as useful, and better in one of them.
+    """
+
+    split: str
+    bytes: dict[str, int] = Field(default_factory=dict)
+    latency_ms: SplitLatency
+    utility: SplitUtility
+    leakage: dict[str, SplitLeakage] = Field(default_factory=dict)
+    sensitivity: float | None = None
+    dfil: float | None = None
+    fsinfo: float | None = None
+    pareto: bool = False
+
+
+class Recommendation(_Part):
+    """The split point that a rule chose, and why, in one sentence."""
+
+    split: str
+    why: str
+
+
+class NetworkSummary(_Part):
+    """What changes over another network: latency by split, the Pareto front, the recommendation."""
+
+    latency_ms: dict[str, SplitLatency] = Field(default_factory=dict)
+    pareto: list[str] = Field(default_factory=list)
+    recommendation: Recommendation | None = None
+
+
 class Environment(_Part):
     """Where the figures come from; a run may add its own settings, and ``device``, what attacks computed on.
 
@@ -360,6 +435,9 @@ class Summary(_Part):
     live: LiveSummary | None = None
     scenario: ScenarioSummary | None = None
     speed: SpeedSummary | None = None
+    splits: list[SplitSummary] | None = None
+    recommendation: Recommendation | None = None
+    networks: dict[str, NetworkSummary] | None = None
     environment: Environment = Field(default_factory=Environment)
 
     def to_dict(self) -> dict[str, Any]:
@@ -368,6 +446,8 @@ class Summary(_Part):
         for part in (*data["methods"].values(), *((data["live"] or {}).get("tiers") or {}).values()):
             if part["match"] is None:
                 del part["match"]
+        if data["splits"] is None:  # beside splits, none is an answer: no point keeps the limits
+            del data["recommendation"]
         return {k: v for k, v in data.items() if not (k in _SECTIONS and v is None)}
 
 

@@ -394,6 +394,14 @@ class Attack(ABC):
         return cls(cls.validated(values), reported)
 
     @classmethod
+    def tuned_at(cls, setting: str | None, *, target: str, split: str) -> Literal["split", "target", ""]:
+        """Where tuning found the values of a named setting: at this split, over the target's splits, or nowhere."""
+        chosen = setting or next(iter(cls.presets))
+        base, _ = cls.variants.get(chosen, (chosen, {}))
+        found = _tuned().get(target, {}).get(cls.name, {}).get(base, {})
+        return "split" if split in found else "target" if "any" in found else ""
+
+    @classmethod
     def validated(cls, values: Mapping[str, Any]) -> Any:
         """Settings with these values, which may come out of JSON.
 

@@ -35,6 +35,7 @@ from splitsight.data import fit, image_hash
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
 from splitsight.names import file_stem
+from splitsight.specification import target_name
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 
@@ -320,7 +321,8 @@ def default_pairs(victim: SessionDescription, *, frames: int = 1) -> Path:
 
 
 def _check(options: PairOptions, victim: SessionDescription, prior: Prior) -> None:
-    for what, expected, found in (("target", options.target, victim.target), ("split", options.split, victim.split)):
+    target = None if options.target is None else target_name(options.target)
+    for what, expected, found in (("target", target, victim.target), ("split", options.split, victim.split)):
         if expected is not None and expected != found:
             raise UserError(
                 f"the oracle answers for {what} {found}, not {expected}: leave --{what} out, or ask another"

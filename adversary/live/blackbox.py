@@ -16,6 +16,7 @@ from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import load_prior
 from splitsight.artifacts import digest
 from splitsight.errors import UserError
+from splitsight.specification import target_name
 
 __all__ = ["METHOD", "know"]
 
@@ -29,8 +30,9 @@ def know(options: LiveOptions) -> Known:
     Raises:
         UserError: there is none, or something is given that only who knows F1 has a use for.
     """
+    target = target_name(options.target)
     attack = ATTACKS.get(options.attack).configured(
-        options.setting or None, target=options.target, split=options.split, changes=options.changes
+        options.setting or None, target=target, split=options.split, changes=options.changes
     )
     own = type(attack) if isinstance(attack, NetAttack) else None
     method = METHOD if own is None else own.method
@@ -40,7 +42,7 @@ def know(options: LiveOptions) -> Known:
     prior = load_prior(options.prior)
     wanted = Made(
         method=method,
-        target=options.target,
+        target=target,
         split=options.split,
         head_digest="",
         # a file says itself what it was trained behind

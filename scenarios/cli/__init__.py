@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from scenarios.cli import attack, bench, certs, defend, live, names, train
+from scenarios.cli import attack, bench, certs, defend, live, names, splits, train
 from scenarios.cli.guard import explain
 from scenarios.cli.output import prepare_streams
 from scenarios.interrupt import INTERRUPTED
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(live.commands)
 app.add_typer(attack.commands)
+app.add_typer(splits.commands)
 app.add_typer(names.commands)
 app.add_typer(certs.commands)
 app.add_typer(defend.commands)

@@ -16,6 +16,7 @@ from scenarios.cli.options import (
     GalleryFeatures,
     GalleryOption,
     GallerySize,
+    InputSize,
     Inversion,
     Prior,
     Seed,
@@ -28,6 +29,7 @@ from scenarios.cli.options import (
 )
 from scenarios.cli.output import progress
 from splitsight.errors import UserError
+from splitsight.specification import specify
 
 __all__ = ["commands"]
 
@@ -47,6 +49,7 @@ def attack(
     video: Annotated[str | None, typer.Option(help="Video file, image folder, camera index or URL.")] = None,
     recording: Annotated[Path | None, typer.Option(help="Folder that a live adversary recorded.")] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     defense: Annotated[
         str | None,
@@ -107,7 +110,7 @@ def attack(
             images=images,
             video=video,
             recording=recording,
-            target=target,
+            target=specify(target, input_size),
             split=split,
             defense=defense,
             limit=limit,

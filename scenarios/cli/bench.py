@@ -18,6 +18,7 @@ from scenarios.cli.options import (
     Defense,
     Device,
     Frames,
+    InputSize,
     OneThread,
     Prior,
     Seed,
@@ -29,6 +30,7 @@ from scenarios.cli.options import (
 )
 from scenarios.cli.output import progress, table
 from splitsight.files import write_json
+from splitsight.specification import specify
 
 __all__ = ["bench"]
 
@@ -40,6 +42,7 @@ bench = typer.Typer(help="Measure what parts of the testbed cost.", no_args_is_h
 def bench_tap(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures every condition once.")] = 40,
@@ -54,7 +57,7 @@ def bench_tap(
 
     with progress("bench tap") as report:
         result = measure(
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             rounds=rounds,
@@ -81,6 +84,7 @@ def bench_tap(
 def bench_serve(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     sessions: Annotated[
@@ -103,7 +107,7 @@ def bench_serve(
 
     with progress("bench serve") as report:
         result = measure(
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             sessions=sessions or SESSIONS,
@@ -265,6 +269,7 @@ def bench_tune(
         ),
     ] = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     prior: Prior = "small",
     inversions: Inversions = None,
     weights: Weights = None,
@@ -297,7 +302,7 @@ def bench_tune(
             setting=setting,
             frames=frames,
             seed=seed,
-            target=target,
+            target=specify(target, input_size),
             weights=weights,
             prior=prior,
             inversions=inversions,
@@ -349,6 +354,7 @@ def bench_attack(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images solved side by side; they share the time.")] = 1,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     prior: Prior = "small",
     inversions: Inversions = None,
     weights: Weights = None,
@@ -380,7 +386,7 @@ def bench_attack(
             iterations=iterations,
             batch=batch,
             seed=seed,
-            target=target,
+            target=specify(target, input_size),
             weights=weights,
             prior=prior,
             inversions=inversions,

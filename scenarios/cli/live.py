@@ -29,6 +29,7 @@ from scenarios.cli.options import (
     GalleryFeatures,
     GalleryOption,
     GallerySize,
+    InputSize,
     Inversion,
     MetricsPort,
     Network,
@@ -47,6 +48,7 @@ from scenarios.cli.options import (
     Weights,
     changed,
 )
+from splitsight.specification import specify
 
 __all__ = ["commands"]
 
@@ -68,7 +70,9 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/demo-TIMESTAMP.")] = None,
     video: Video = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
+    weights: Weights = None,
     prior: Prior = "small",
     inversion: Inversion = None,
     threat: Annotated[
@@ -119,8 +123,9 @@ def demo(
         seconds=seconds,
         fps=fps,
         video=video,
-        target=target,
+        target=specify(target, input_size),
         split=split,
+        weights=weights,
         prior=prior,
         inversion=inversion,
         threat=threat.value,
@@ -151,6 +156,7 @@ def demo(
 @guarded("cloud_server.server", "cloud_server.model", "cloud_server.sessions", "cloud_server.tap", "splitsight.targets")
 def cloud(
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     defense: Annotated[
@@ -208,7 +214,7 @@ def cloud(
     from cloud_server.options import CloudOptions
 
     options = CloudOptions(
-        target=target,
+        target=specify(target, input_size),
         split=split,
         weights=weights,
         defense=defense,
@@ -255,6 +261,7 @@ def edge(
     ] = "127.0.0.1:50051",
     video: Video = None,
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     fps: Fps = 2.0,
@@ -301,7 +308,7 @@ def edge(
         EdgeOptions(
             server=server,
             video=video,
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             fps=fps,
@@ -350,6 +357,7 @@ def _warned(event: str, details: dict[str, Any]) -> None:
 @guarded("edge_client.oracle", "splitsight.data", "splitsight.targets")
 def oracle(
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     weights: Weights = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only loopback goes without token and TLS.")] = (
@@ -379,7 +387,7 @@ def oracle(
 
     return serve_oracle(
         OracleOptions(
-            target=target,
+            target=specify(target, input_size),
             split=split,
             weights=weights,
             host=host,
@@ -417,6 +425,7 @@ def adversary(
     ] = None,
     defense: Defense = "identity",
     target: Target = "resnet18",
+    input_size: InputSize = None,
     split: Split = "L8",
     prior: Prior = "small",
     solver: SolverOption = None,
@@ -461,7 +470,7 @@ def adversary(
         LiveOptions(
             tap=tap,
             out=out,
-            target=target,
+            target=specify(target, input_size),
             split=split,
             prior=prior,
             frames=frames,

@@ -28,6 +28,7 @@ __all__ = [
     "GalleryFeatures",
     "GalleryOption",
     "GallerySize",
+    "InputSize",
     "Inversion",
     "MetricsPort",
     "Network",
@@ -71,11 +72,31 @@ class Solver(StrEnum):
     dmb = "dmb"
 
 
-Target = Annotated[str, typer.Option(help="Network that is split; see `splitsight list targets`.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Network that is split: one of `splitsight list targets`, torchvision:NAME, timm:NAME, "
+        "transformers:FOLDER, or MODULE:CALLABLE (also FILE.py:CALLABLE) of your own."
+    ),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="SIZE",
+        help="Side of the images that --target takes, 224 or 3x224x224, where it does not say so itself.",
+    ),
+]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
 Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
 Inversion = Annotated[Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")]
-Weights = Annotated[Path | None, typer.Option(help="Weights of the target, a file; default: the embedded ones.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights of the target: a file, a library's name for published ones (IMAGENET1K_V2), or random; "
+        "default: those that come with it."
+    ),
+]
 Video = Annotated[
     str | None,
     typer.Option(help="Video file, image folder, camera index or URL; default: a clip from an installed package."),

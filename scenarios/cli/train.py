@@ -14,6 +14,7 @@ from scenarios.cli.options import (
     ClientCert,
     ClientKey,
     Device,
+    InputSize,
     Prior,
     Seed,
     Split,
@@ -26,6 +27,7 @@ from scenarios.cli.options import (
 )
 from scenarios.cli.output import progress
 from splitsight.errors import UserError
+from splitsight.specification import specify
 
 __all__ = ["train"]
 
@@ -257,8 +259,12 @@ def train_inversion(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Network that is split; default: resnet18, or with --oracle whatever answers."),
+        typer.Option(
+            help="Network that is split, named as for `splitsight attack`; default: resnet18, or with --oracle "
+            "whatever answers."
+        ),
     ] = None,
+    input_size: InputSize = None,
     split: Annotated[
         str | None, typer.Option(help="Split point; default: the middle one, or with --oracle whatever answers.")
     ] = None,
@@ -332,6 +338,8 @@ def train_inversion(
     patience: Annotated[float, typer.Option(min=0, help="Seconds to wait for an oracle that is away.")] = 10.0,
 ) -> None:
     """Train an inversion network: the preview's, with F1 at hand, or with --oracle a black-box attacker's."""
+    if target is not None or input_size is not None:
+        target = specify(target or "resnet18", input_size)
     if oracle is None and pairs is None:
         from adversary.training import train_inversion_command
 

@@ -16,9 +16,9 @@ from splitsight.names import files_of, printable
 from splitsight.pictures import spread
 from splitsight.video import open_source
 
-__all__ = ["Inputs", "load_inputs"]
+__all__ = ["VIDEOS", "Inputs", "load_inputs"]
 
-_VIDEOS = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v"}
+VIDEOS = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v"}
 
 
 @dataclass
@@ -97,10 +97,10 @@ def _stills(data: Data, path: Path, size: int, classes: Sequence[Sequence[str]])
 def _clips(data: Data, path: Path, size: int) -> Inputs:
     files = [path]
     if path.is_dir():
-        files = files_of(path, _VIDEOS, deep=True)
+        files = files_of(path, VIDEOS, deep=True)
         if not files:
             raise UserError(
-                f"{printable(path)} holds no videos: give a video, or a folder of {', '.join(sorted(_VIDEOS))}"
+                f"{printable(path)} holds no videos: give a video, or a folder of {', '.join(sorted(VIDEOS))}"
             )
     pool: list[np.ndarray] = []
     origin: list[str] = []

@@ -27,6 +27,7 @@ from splitsight.files import write_parquet
 from splitsight.metrics import Batch, measure
 from splitsight.metrics.perceptual import inception_missing
 from splitsight.pictures import Panel, panels, spread
+from splitsight.specification import target_name
 from splitsight.summary import Environment, MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
 __all__ = ["write_report"]
@@ -63,7 +64,7 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
         shared = sorted(set.intersection(*(set(own) for _, own in here))) or sorted(here[0][1])
         shown = [shared[i] for i in spread(len(shared), _COLUMNS)]
         first = [next(own[index] for _, own in here if index in own) for index in shown]
-        title = f"{scenario.target} split at {split}"
+        title = f"{target_name(scenario.target)} split at {split}"
         originals = [Panel(_picture(store, row["original"]), row["name"]) for row in first]
         bands = [panels(originals, f"originals, {title}", side=_SIDE)]
         bands += [
@@ -76,16 +77,22 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
 
 def _of_originals(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What depends on an image's class, where that is known, of the originals: about the most there is to reach."""
-    known = {row["index"]: row["class_label"] for row in rows if row["class_label"] is not None}
+    known = list(dict.fromkeys(row["index"] for row in rows if row["class_label"] is not None))
     wanted = [metric for metric in bench.metrics if "label" in metric.needs]
     if not known or not wanted:
         return {}
-    images = to_tensor(bench.inputs.images[list(known)])
-    batch = Batch(reconstruction=images, original=images, label=torch.tensor(list(known.values())))
+    images = to_tensor(bench.inputs.images[known])
+    plain = Batch(reconstruction=images, original=images, label=torch.from_numpy(bench.inputs.labels[known]))
     found = {}
     for metric in wanted:
         evaluator = next((e for e in bench.evaluators if e.name == metric.evaluator), None)
-        values = measure([metric], replace(batch, evaluator=evaluator)).get(metric.column, [])
+        batch = plain
+        if evaluator is not None:
+            # without classes in common it can only be asked whether it sees the same, which it does of originals
+            if bool(((labels := bench.labels_of(evaluator.name, known)) < 0).all()):
+                continue
+            batch = replace(plain, evaluator=evaluator, label=labels)
+        values = measure([metric], batch).get(metric.column, [])
         mean = metric.interval([metric.value(v) for v in values])["mean"]
         found |= {} if mean is None else {metric.name: mean}
     return found
@@ -134,7 +141,7 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
     splits = list(dict.fromkeys(cell.split for cell in cells))
     name = "{0.label}" if len(splits) == 1 else "{0.label} at {0.split}"
     summary = Summary(
-        target=scenario.target,
+        target=target_name(scenario.target),
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,

@@ -300,7 +300,7 @@ class Scenario(_Part):
         title: heading of the report.
         about: one line for ``splitsight list scenarios``; the title where it is left out.
         source: what of the paper it reproduces, if anything.
-        target: attacked network.
+        target: attacked network, as ``--target`` takes it.
         weights: its weights, a file; the embedded ones by default.
         prior: generative prior, a name or a folder.
         evaluator: independent classifier, a name or a folder, or several of them; ``None`` measures neither recognition

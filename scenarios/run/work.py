@@ -18,6 +18,7 @@ from torch import Tensor
 from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction
 from adversary.blackbox.networks import AttackNetwork
 from adversary.prompts import solve_with_prompts
+from scenarios.evaluation import labels_for, load_evaluators
 from scenarios.run import prompts
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
@@ -25,13 +26,12 @@ from scenarios.run.rows import digest_column, row_schema
 from scenarios.run.spec import Cell, Scenario
 from scenarios.run.store import Store
 from scenarios.run.train import TrainingJob, job_of, jobs
+from scenarios.scoring import Scorer
 from scenarios.workbench import Workbench, edge_seeds
-from splitsight import evaluators
 from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.metrics import Batch, measure, metrics
 from splitsight.numerics import subnormals_flushed
 from splitsight.wire.sessions import SessionDescription
 
@@ -59,21 +59,13 @@ class Bench:
         self.scenario = scenario
         self.models = Workbench(scenario.target, weights=scenario.weights, prior=scenario.prior, device=device)
         target = self.models.target
-        self.evaluators = [evaluators.load(name) for name in scenario.evaluators]
-        if len({evaluator.name for evaluator in self.evaluators}) < len(self.evaluators):
-            raise UserError("two evaluators have one name: give each once, and its config.json a name of its own")
+        self.evaluators = load_evaluators(scenario.evaluators, target.synonyms, target.digest, target.name)
         self.inputs: Inputs = load_inputs(scenario.data, target.input_size, target.synonyms)
-        most = int(self.inputs.labels.max())
-        for evaluator in self.evaluators:
-            if most >= len(evaluator.labels):
-                raise UserError(
-                    f"the data have labels up to {most} and the evaluator '{evaluator.name}' knows "
-                    f"{len(evaluator.labels)} classes: give an evaluator trained on these classes, or --evaluator none"
-                )
-        names = [evaluator.name for evaluator in self.evaluators]
-        self.metrics, self.schema = metrics(names), row_schema(names)
+        labels = torch.from_numpy(self.inputs.labels)
+        self._labels = {e.name: labels_for(e, labels, target.synonyms) for e in self.evaluators}
+        self.scorer = Scorer(self.inputs, self.evaluators, self._labels)
+        self.metrics, self.schema = self.scorer.metrics, row_schema([evaluator.name for evaluator in self.evaluators])
         self.units: list[Unit] = plan(scenario, self.inputs)
-        self._pools: dict[str, Tensor] = {}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -96,7 +88,7 @@ class Bench:
             UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
         """
         kind = ATTACKS.get(cell.method)
-        attack = kind.configured(cell.setting, target=self.scenario.target, split=cell.split, changes=cell.options)
+        attack = kind.configured(cell.setting, target=self.models.target.name, split=cell.split, changes=cell.options)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
@@ -141,14 +133,9 @@ class Bench:
         """
         return jobs(self.scenario, self.about, **self._prior)
 
-    def _gallery(self, evaluator: evaluators.Evaluator, image: int) -> Tensor | None:
-        """Features of an image and its rivals; ``None`` without any, since being found among one image says nothing."""
-        rivals = self.inputs.rivals(image)
-        if len(rivals) == 0:
-            return None
-        if evaluator.name not in self._pools:
-            self._pools[evaluator.name] = evaluator.features(to_tensor(self.inputs.pool))
-        return self._pools[evaluator.name][np.concatenate([[self.inputs.places[image]], rivals])]
+    def labels_of(self, evaluator: str, index: Sequence[int]) -> Tensor:
+        """Classes of images as one of the evaluators numbers them, −1 where it does not know them."""
+        return self._labels[evaluator][list(index)]
 
     @subnormals_flushed()
     def compute(self, unit: Unit, step: Step | None = None) -> tuple[list[dict[str, Any]], Tensor]:
@@ -183,7 +170,7 @@ class Bench:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
-        measured = self._measure(stored, originals, index)
+        measured = self.scorer.measure(stored, originals, index)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
         asked = network or self.models.asked(about)
         rows = []
@@ -242,19 +229,6 @@ class Bench:
     def _prompt(self, template: str, index: int) -> str:
         label, seed = int(self.inputs.labels[index]), self.scenario.seed * 1_000_003 + index
         return prompts.fill(template, self.inputs.images[index], label, self.models.target.labels, seed)
-
-    def _measure(self, images: Tensor, originals: Tensor, index: Sequence[int]) -> dict[str, list[Any]]:
-        """Every metric of every image, by column."""
-        labels = torch.from_numpy(self.inputs.labels[list(index)])
-        plain = Batch(reconstruction=images, original=originals, label=labels)
-        found = measure(self.metrics, plain)
-        for evaluator in self.evaluators:
-            batch = replace(plain, evaluator=evaluator, gallery=lambda i, e=evaluator: self._gallery(e, index[i]))
-            found |= measure([metric for metric in self.metrics if metric.evaluator == evaluator.name], batch)
-        if self.evaluators:
-            sizes = [len(self.inputs.rivals(i)) for i in index]
-            found["gallery"] = [size + 1 if size else None for size in sizes]
-        return found
 
 
 def _known(value: float) -> float | None:

@@ -54,6 +54,10 @@ class Classifier(Protocol):
         """Whether each reconstruction is put into its class, ``(B,)`` bool."""
         ...
 
+    def distance(self, reconstruction: Tensor, original: Tensor) -> Tensor | None:
+        """A perceptual distance of its own, ``(B,)``; ``None`` where it has none."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -101,6 +105,7 @@ class Metric:
             the same ``fn``.
         hit: for a share whose column holds another thing than yes or no (a rank): whether a value of it counts.
         missing: one sentence why it cannot be measured on this machine and what to do; ``None`` where it can.
+        only: name of the one evaluator that can be asked, whose name the metric's own then says; any by default.
         evaluator: name of the evaluator that is asked; filled in by :func:`metrics`.
     """
 
@@ -119,6 +124,7 @@ class Metric:
     column: str = ""
     hit: Callable[[Any], bool] | None = None
     missing: Callable[[], str | None] = lambda: None
+    only: str = ""
     evaluator: str = ""
 
     def __post_init__(self) -> None:
@@ -177,7 +183,7 @@ class Metric:
 
     def with_evaluator(self, name: str, first: bool) -> Metric:
         """This metric as one evaluator of a run measures it; all but the first one's carry its name."""
-        if first:
+        if first or self.only:
             return replace(self, evaluator=name)
         own = {"name": f"{self.name}:{name}", "column": f"{self.column}:{name}", "title": f"{self.title} ({name})"}
         return replace(self, evaluator=name, **own)
@@ -211,14 +217,19 @@ def metrics(evaluators: Sequence[str] = ()) -> list[Metric]:
     known.sort(key=lambda metric: (metric.place, metric.name))
     found = [metric for metric in known if "evaluator" not in metric.needs]
     for i, evaluator in enumerate(evaluators):
-        found += [metric.with_evaluator(evaluator, i == 0) for metric in known if "evaluator" in metric.needs]
+        asking = [m for m in known if "evaluator" in m.needs and m.only in ("", evaluator)]
+        found += [metric.with_evaluator(evaluator, i == 0) for metric in asking]
     # columns of further evaluators stand beside those of the first
     return sorted(found, key=lambda metric: metric.place)
 
 
 def metrics_named(names: Iterable[str]) -> list[Metric]:
     """All metrics of a run of which these are columns, or names of figures: its evaluators are read from them."""
-    return metrics(["", *dict.fromkeys(name.partition(":")[2] for name in names if ":" in name)])
+    given = list(names)
+    found = metrics(["", *dict.fromkeys(name.partition(":")[2] for name in given if ":" in name)])
+    # the first evaluator's name is not in its figures, but a metric that only one can measure tells it
+    own = [m for _, m in METRICS if m.only and m.name in given and all(m.name != other.name for other in found)]
+    return sorted([*found, *(metric.with_evaluator(metric.only, True) for metric in own)], key=lambda m: m.place)
 
 
 def image_metrics() -> list[Metric]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from splitsight.metrics.metric import Metric, register
+from splitsight.metrics.metric import Batch, Metric, register
 
 __all__ = ["inception_missing", "inception_score", "lpips", "lpips_distance", "lpips_missing"]
 
@@ -107,11 +107,17 @@ def lpips(reconstruction: Tensor, original: Tensor, *, batch: int = 64) -> Tenso
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
+def _measured(batch: Batch) -> Tensor | None:
+    """LPIPS of a batch; ``None`` for images that AlexNet is too coarse for, as for all without its weights."""
+    small = min(batch.original.shape[-2:]) < _LEAST
+    return None if small else lpips(batch.reconstruction, batch.original)
+
+
 register(
     Metric(
         name="lpips",
         title="LPIPS",
-        fn=lambda batch: lpips(batch.reconstruction, batch.original),
+        fn=_measured,
         better="lower",
         digits=3,
         bounds=(0.0, math.inf),

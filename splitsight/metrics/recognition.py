@@ -3,6 +3,7 @@
 * ``recognised``: it is put into its own class (or, where that is unknown, into what the original is put into).
 * ``matched_top1``, ``matched_top5``: its original is the first, or among the first five, of a gallery by similarity in
   the evaluator's penultimate features; see :mod:`splitsight.metrics.retrieval`. Rows hold the rank.
+* ``lite0_distance``: the perceptual distance that the evaluator ``efficientnet-lite0`` has of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from splitsight.metrics.metric import Batch, Metric, register
 from splitsight.metrics.retrieval import matched
 
-__all__ = ["rank", "recognised"]
+__all__ = ["lite0_distance", "rank", "recognised"]
 
 
 def rank(batch: Batch) -> list[int | None]:
@@ -63,3 +64,25 @@ for k, title in ((1, "found first"), (5, "found in five")):
             hit=lambda place, k=k: place <= k,
         )
     )
+
+
+def lite0_distance(batch: Batch) -> Tensor | None:
+    """EfficientNet-Lite0's perceptual distance, ``(B,)``."""
+    assert batch.evaluator is not None
+    return batch.evaluator.distance(batch.reconstruction, batch.original)
+
+
+register(
+    Metric(
+        name="lite0_distance",
+        title="EfficientNet-Lite0 distance",
+        fn=lite0_distance,
+        needs=frozenset({"reconstruction", "original", "evaluator"}),
+        better="lower",
+        digits=3,
+        bounds=(0.0, 4.0),
+        side="perception",
+        place=21,
+        only="efficientnet-lite0",
+    )
+)

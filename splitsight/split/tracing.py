@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import io
 import random
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -87,9 +91,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     inputs = _checked(example)
     batches = [tuple(_tiled(x, b) for x in inputs) for b in BATCHES]
     name = type(model).__name__
-    reasons = []
+    reasons, lines = [], []
     with (
         generators_kept(),
+        redirect_stderr(io.StringIO()),  # torch.export prints the graph that it had until it failed
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast(inputs[0].device.type, enabled=False),
@@ -112,6 +117,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
                 raise UserError(_RANDOM.format(name)) from error
             except Exception as error:  # tracing runs arbitrary code of the model
                 reasons.append(f"{tracer.__name__.strip('_')}: {one_line(error)}")
+                lines.append(_place(error))
                 continue
             private.share(program.module)
             return Traced(program)
@@ -119,8 +125,21 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     raise UserError(
         f"{name} cannot be traced into a graph with a free batch size, so it cannot be split"
         + (" (if it only wraps the model in its .module, give that instead)" if isinstance(inner, nn.Module) else "")
-        + f": {'; '.join(reasons)}"
+        + f": {'; '.join(dict.fromkeys(reasons))}"
+        + next((f" ({line})" for line in lines if line), "")
+        + "; write that part with tensor operators alone (torch.where for a branch), or cut the model by hand in "
+        "Target.halves"
     )
+
+
+def _place(error: Exception) -> str:
+    """The line of the model's code that led to an error, if it is known."""
+    frames = [*traceback.extract_tb(error.__traceback__), *(getattr(error, "real_stack", None) or ())]
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in reversed(frames):
+        if not frame.filename.startswith(ours) and frame.line and Path(frame.filename).is_file():
+            return f"at {Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
+    return ""
 
 
 class _Seen:

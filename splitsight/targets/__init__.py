@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from splitsight.artifacts import digest, load_weights
 from splitsight.data import read_classes
-from splitsight.errors import UserError
+from splitsight.errors import UserError, unknown_name
 from splitsight.features import FeatureSpec
 from splitsight.registry import Registry
+from splitsight.specification import LIBRARIES, Specification, specify
 from splitsight.split import CutPoint, Traced, half_state, trace
 from splitsight.tasks import Task
 
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "load_state",
     "read_classes",
+    "read_state",
 ]
 
 OUTPUT = "output"
@@ -249,20 +252,34 @@ TARGETS: Registry[Callable[[Path | None], Target]] = Registry("target", __name__
 """What takes a file of weights, ``None`` for the embedded ones; as a rule a class that derives from :class:`Target`."""
 
 
-def load(name: str, weights: Path | None = None) -> Target:
+def load(name: str, weights: Path | None = None, *, input_size: int | None = None) -> Target:
     """Build a target.
 
     Args:
-        name: registered name (``splitsight list targets``).
-        weights: safetensors file or PyTorch state dict; ``None`` for the embedded weights.
+        name: registered name (``splitsight list targets``), or a specification of a network that is none of them; see
+            :mod:`splitsight.specification`.
+        weights: safetensors file or PyTorch state dict; ``None`` for those that come with the target. For a library's
+            network also a name that the library has for weights of its own, or ``random``.
+        input_size: side of the images in pixels, where the specification leaves it open.
 
     Raises:
-        UserError: unknown name, no such file, unreadable file, or weights that do not fit.
+        UserError: unknown name, no such file, unreadable file, weights that do not fit, or a model that does not take
+            images of this size.
     """
-    return TARGETS.get(name)(weights)
+    given = Specification.parse(specify(name, None if input_size is None else str(input_size)))
+    if given.source:
+        source = import_module(f"splitsight.targets.sources.{given.source}")
+        target: Target = source.build(given.what, weights, given.input_size)
+    elif given.what in (known := TARGETS.names()):
+        target = TARGETS.get(given.what)(weights)
+    else:
+        others = ", ".join(f"{library}:…" for library in LIBRARIES)
+        raise UserError(f"{unknown_name('target', given.what, known)}; or give {others}, or MODULE:CALLABLE")
+    target.name = given.name
+    return target
 
 
-def load_state(model: nn.Module, path: Path, *, name: str, classifier: str) -> None:
+def load_state(model: nn.Module, path: Path, *, name: str, classifier: str | None) -> None:
     """Load a state dict from a safetensors or PyTorch file into a model, all of it or not at all.
 
     Args:
@@ -270,14 +287,14 @@ def load_state(model: nn.Module, path: Path, *, name: str, classifier: str) -> N
         path: ``*.safetensors``, or a file that ``torch.save`` wrote: a state dict, or one under
             ``state_dict`` or ``model``; a ``module.`` prefix of data parallel training is dropped.
         name: of the target, for messages.
-        classifier: parameter whose first dimension is the number of classes.
+        classifier: parameter whose first dimension is the number of classes; ``None`` where there is none.
 
     Raises:
         UserError: missing, unreadable, or not the weights of this model; says what differs.
     """
-    state = _read_state(path)
+    state = read_state(path)
     own = model.state_dict()
-    if classifier in state and state[classifier].shape[0] != own[classifier].shape[0]:
+    if classifier is not None and classifier in state and state[classifier].shape[0] != own[classifier].shape[0]:
         raise UserError(
             f"{path} holds {state[classifier].shape[0]} classes but {name} has {own[classifier].shape[0]}: "
             "give weights trained on the same classes"
@@ -302,7 +319,12 @@ def load_state(model: nn.Module, path: Path, *, name: str, classifier: str) -> N
     model.load_state_dict(state, strict=False)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, as :func:`load_state` takes it.
+
+    Raises:
+        UserError: missing or unreadable.
+    """
     if path.suffix == ".safetensors" or not path.is_file():
         return load_weights(path)
     try:

@@ -236,11 +236,11 @@ def test_rows_measure_what_was_written(scenario):
     assert torch.equal((images * 255).round() / 255, images)
     assert [r["ssim"] for r in rows] == pytest.approx(image_quality(images, originals)["ssim"].tolist())
     # found first among ten where the answer is the original itself
-    measured = bench._measure(originals, originals, list(bench.units[0].indices))
+    measured = bench.scorer.measure(originals, originals, list(bench.units[0].indices))
     assert measured["match_rank"] == [1, 1] and measured["gallery"] == [10, 10]
     broken = originals.clone()
     broken[0, 0, 0, 0] = float("nan")
-    measured = bench._measure(broken, originals, list(bench.units[0].indices))
+    measured = bench.scorer.measure(broken, originals, list(bench.units[0].indices))
     assert measured["psnr"][0] is None and measured["recognised"][0] is False and measured["match_rank"][0] == 10
 
 

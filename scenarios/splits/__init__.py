@@ -1,0 +1,1 @@
+"""Which split point to choose: latency, traffic, utility and leakage of each point, and a recommendation."""
