@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from adversary.attacks import ATTACKS
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
+from adversary.defended import told
 from adversary.live.engine import Engine
 from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import Prior, load_prior
@@ -52,7 +55,7 @@ def know(options: LiveOptions) -> Known:
             image_size=prior.image_size if through_prior else target.input_size,
             text=prior.embed_text([options.prompt]) if options.prompt else None,
             seed=options.seed,
-            noise=edge.deviations if edge.defense else None,
+            told=partial(told, edge) if edge.defense else None,
         ),
         {"target": target.digest, "prior": prior.digest},
         "a white-box attack needs the same weights, give them with --weights",
