@@ -19,8 +19,6 @@ from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = ["render"]
 
-_SHORT = 34
-
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
@@ -39,20 +37,22 @@ def _epsilon(one: DefenseSummary) -> str:
     return "–" if one.epsilon is None else f"{one.epsilon:.3g}" + (f", δ {one.delta:.0e}" if one.delta else "")
 
 
-def _line(one: DefenseSummary) -> dict[str, Any]:
+def _line(one: DefenseSummary, colour: str) -> dict[str, Any]:
     top, gain = one.strongest, one.adapting
-    adapted = "–"
-    if gain is not None and gain.mean is not None:
-        adapted = f"{gain.mean:+.3f}"
+    adapted = "–" if gain is None or gain.mean is None else f"{gain.mean:+.2f}"
+    ssim = "–" if top is None else f"{top.ssim:.2f}"
+    found = "–" if top is None else _share(top.matched_top1)
     return {
         "defense": "none (reference)" if one.defense == UNDEFENDED else one.defense,
         "dominated": one.dominated,
         "reference": one.defense == UNDEFENDED,
+        "colour": colour,
+        "brief": [_share(one.utility.accuracy), ssim, found, adapted],
         "cells": [
             _share(one.utility.accuracy),
-            "–" if top is None else f"{top.ssim:.3f}",
+            ssim,
             "–" if top is None else _number(top.psnr, 1),
-            "–" if top is None else _share(top.matched_top1),
+            found,
             "–" if top is None else _share(top.recognised),
             adapted,
             _number(None if one.attribute is None else one.attribute.value),
@@ -64,26 +64,24 @@ def _line(one: DefenseSummary) -> dict[str, Any]:
     }
 
 
-def _curve(found: Sequence[DefenseSummary]) -> str:
+def _curve(found: Sequence[DefenseSummary], colours: Mapping[str, str]) -> str:
     """Utility over what the strongest attacker obtained: to the left and upwards is better."""
     import plotly.graph_objects as go
 
     figure = plots.new_figure(1)
-    colours = plots.palette(one.defense for one in found)
     splits = list(dict.fromkeys(one.split for one in found))
     symbols = {split: symbol for split, symbol in zip(splits, plots.SYMBOLS * len(splits), strict=False)}
     for one in found:
         if one.strongest is None:
             continue
         name = "none" if one.defense == UNDEFENDED else one.defense
-        short = name if len(name) <= _SHORT else f"{name[: _SHORT - 1]}…"
         colour = colours[one.defense]
         figure.add_trace(
             go.Scatter(
                 x=[one.strongest.ssim],
                 y=[100 * one.utility.accuracy],
                 mode="markers",
-                name=short + (f", {one.split}" if len(splits) > 1 else ""),
+                showlegend=False,
                 hovertemplate=f"{name}, {one.split}<br>SSIM %{{x:.3f}} ({one.strongest.attack})<br>"
                 f"{one.utility.name} %{{y:.0f}} %<extra></extra>",
                 marker={
@@ -110,9 +108,14 @@ def _curve(found: Sequence[DefenseSummary]) -> str:
                 hoverinfo="skip",
             )
         )
-    figure.update_xaxes(title_text="SSIM of the strongest attacker: less is more private")
+    figure.update_xaxes(title_text="SSIM of the strongest attacker", rangemode="tozero")
     figure.update_yaxes(title_text="utility, %", rangemode="tozero")
-    figure.update_layout(height=390, margin={"l": 56, "r": 12, "t": 12, "b": 48}, legend={"font": {"size": 10}})
+    if len(splits) > 1:
+        for split in splits:
+            marker = {"symbol": symbols[split], "color": "#5b6472", "size": 10}
+            figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=split))
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(height=400, margin={"l": 56, "r": 12, "t": 12, "b": 48}, legend=legend)
     return plots.as_html(figure)
 
 
@@ -188,6 +191,7 @@ def render(
     found = summary.defenses or []
     run = config["run"]
     splits = list(dict.fromkeys(one.split for one in found))
+    colours = plots.palette(one.defense for one in found)
     environment = Environment(
         loader=PackageLoader("scenarios.defend", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -199,8 +203,11 @@ def render(
         quick=run["quick"],
         complete=complete,
         finding=_finding(found),
-        curve=_curve(found),
-        tables=[{"split": split, "lines": [_line(one) for one in found if one.split == split]} for split in splits],
+        curve=_curve(found, colours),
+        tables=[
+            {"split": split, "lines": [_line(one, colours[one.defense]) for one in found if one.split == split]}
+            for split in splits
+        ],
         utility=found[0].utility if found else None,
         gallery=scenario.data.gallery,
         defenses=[

@@ -80,7 +80,8 @@ def _grids(
         if not here:
             continue
         shared = sorted(set.intersection(*({row["index"] for row in own} for _, own in here)))
-        reference = _best(here, [one for one in found if (one.split, one.defense) == (split, UNDEFENDED)], told=True)
+        plain = [(cell, own) for cell, own in here if cell.defense == UNDEFENDED]
+        reference = _best(plain, [one for one in found if (one.split, one.defense) == (split, UNDEFENDED)], told=True)
         for one in found:
             if one.split == split and one.defense != UNDEFENDED:
                 mine = [(cell, own) for cell, own in here if cell.defense == one.defense]
