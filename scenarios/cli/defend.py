@@ -57,7 +57,9 @@ def defend(
     ] = None,
     defenses: Annotated[
         str,
-        typer.Option(help="NAME:KEY=VALUE,… with a ; between two, or all; see `splitsight list defenses`."),
+        typer.Option(
+            help="NAME:KEY=VALUE,… with a ; between two; all; or dp: ε = 1 to 16 a frame, with and without training."
+        ),
     ] = "all",
     images: Annotated[
         Path | None,

@@ -48,7 +48,7 @@ class DefendOptions:
         target: the split network.
         weights: its weights, a file; the embedded ones by default.
         splits: its cuts.
-        defenses: ``NAME:…`` with ``;`` between two, or ``all``.
+        defenses: ``NAME:…`` with ``;`` between two, or a group: ``all``, ``dp``.
         images: Parquet file or folder, of images that no model was trained on; frames of the default clip by default.
         train_data: pictures that attackers train on; by default images of ``images`` that are not attacked, if enough.
         attacks: ``NAME[:SETTING]``; the standard ones where none is named.
@@ -198,7 +198,7 @@ def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> 
 def _chosen(
     target: Target, splits: Sequence[str], wanted: Sequence[str], pictures: Pictures
 ) -> tuple[dict[str, list[str]], dict[tuple[str, str], str]]:
-    """The defences of each split in canonical form, and those of ``all`` that cannot be applied there.
+    """The defences of each split in canonical form, and those of a group that cannot be applied there.
 
     Raises:
         UserError: one that was named cannot be applied.
@@ -209,11 +209,11 @@ def _chosen(
     for split in splits:
         found[split] = []
         for text in wanted:
-            for one in standard.standard(target, split, images) if text == standard.ALL else [text]:
+            for one in standard.standard(target, split, images, text) if text in standard.GROUPS else [text]:
                 try:
                     found[split].append(standard.fitted(target, split, one, images))
                 except UserError as error:
-                    if text != standard.ALL:
+                    if text not in standard.GROUPS:
                         raise
                     refused[split, one] = str(error)
         found[split] = [d for d in dict.fromkeys(found[split]) if d != UNDEFENDED]

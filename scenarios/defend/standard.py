@@ -1,4 +1,4 @@
-"""``--defenses all``: every defence of this installation in one or two strengths that suit a split.
+"""``--defenses all|dp``: the defences of this installation in strengths that suit a split.
 
 What a clip bounds and what a strength means depends on the features' size, which is measured on images; what a
 defence has to know of F1 (its Jacobian, the features' covariance) is measured on them, too.
@@ -21,9 +21,12 @@ from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline
 from splitsight.targets import Cut, Target
 
-__all__ = ["ALL", "fitted", "parse", "standard"]
+__all__ = ["ALL", "DP", "GROUPS", "fitted", "parse", "standard"]
 
-ALL = "all"
+ALL, DP = "all", "dp"
+GROUPS = (ALL, DP)
+"""Names that stand for several defences."""
+_EPSILONS = (1, 2, 4, 8, 16)
 _TEMPLATES = (
     "noise:ratio=0.5",
     "noise:ratio=2",
@@ -46,34 +49,42 @@ _FITTED_ON = 8
 
 
 def parse(text: str) -> list[str]:
-    """Defences out of ``NAME:…;NAME:…``; ``all`` stands for itself.
+    """Defences out of ``NAME:…;NAME:…``; :data:`GROUPS` stand for themselves.
 
     Raises:
         UserError: one of them is none.
     """
     wanted = [part.strip() for part in text.split(";") if part.strip()]
     if not wanted:
-        raise UserError("--defenses names none: give 'all', or NAME:KEY=VALUE,… with a ; between two")
-    return [part if part == ALL else str(parse_defense(part)) for part in wanted]
+        raise UserError("--defenses names none: give 'all', 'dp', or NAME:KEY=VALUE,… with a ; between two")
+    return [part if part in GROUPS else str(parse_defense(part)) for part in wanted]
 
 
 @torch.no_grad()
-def standard(target: Target, split: str, images: Tensor) -> list[str]:
-    """Every defence for a split, not fitted yet.
+def standard(target: Target, split: str, images: Tensor, group: str = ALL) -> list[str]:
+    """Every defence for a split, not fitted yet; or differentially private ones alone, at several ε of a frame.
+
+    Those that were trained for the split are among them, noise-aware training behind the defences that it was made for.
 
     Args:
         target: the split network.
         split: its cut.
         images: ``(N, 3, S, S)``, like those that are to be protected.
+        group: one of :data:`GROUPS`.
     """
     frames = torch.cat([z.flatten(1) for z in target.cut(split).head(images)], 1)
     norms = {f"l{p}": f"{float(frames.norm(p, dim=1).median()):.4g}" for p in (1, 2)}
+    trained = _trained(target, split)
+    if group == DP:
+        private = [f"clip:norm={norms['l2']}+gaussian:epsilon={e},delta=1e-05" for e in _EPSILONS]
+        aware = [text for text in trained if text.startswith("clip:") and "+aware:" in text]
+        return [*dict.fromkeys([*private, *(text.partition("+aware:")[0] for text in aware), *aware])]
     place = home() / "keys" / _KEY
     if not place.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(secrets.token_bytes(32))
     known = [text.format(**norms, key=_KEY) for text in _TEMPLATES]
-    return [*(text for text in known if _registered(text)), *_others(known), *_trained(target, split)]
+    return [*(text for text in known if _registered(text)), *_others(known), *trained]
 
 
 def _registered(text: str) -> bool:
@@ -102,7 +113,8 @@ def _trained(target: Target, split: str) -> list[str]:
             same = place.get("target") == target.name and place.get("split") == split
             # what was only measured on images is fitted here
             if same and place.get("head_digest") == cut.head_digest and about.get("defense") not in ("pac", None):
-                found[path.stem] = f"{about['defense']}:weights={path.stem}"
+                own = f"{about['defense']}:weights={path.stem}"
+                found[path.stem] = f"{about['chain']}+{own}" if about.get("chain") else own
     return list(found.values())
 
 
