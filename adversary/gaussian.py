@@ -25,7 +25,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 __all__ = ["GaussianErrors", "cosine_basis", "whitened"]
@@ -109,6 +108,11 @@ class GaussianErrors(nn.Module):
     def _whitener(self, index: int) -> Tensor:
         return self.get_buffer(f"feature{index}")
 
+    @property
+    def deviation(self) -> float:
+        """Root mean square of ``Enc(x) − u₀`` over a latent's numbers: ``√(tr C / n)``."""
+        return float((self.latent.square().sum() / self.latent[..., 0].numel()).sqrt())
+
     def displacement(self, a: Tensor) -> Tensor:
         """``C^{1/2} a``: whitened numbers ``(B, C, h, w)`` → what they add to a latent, same shape."""
         spectrum = torch.einsum("hwcd,bdhw->bchw", self.latent, a)
@@ -120,28 +124,29 @@ class GaussianErrors(nn.Module):
         solved = torch.linalg.solve_triangular(self.latent, spectrum.permute(2, 3, 1, 0), upper=False)
         return solved.permute(3, 2, 0, 1).contiguous()
 
-    def whitener(self, index: int, noise: Scale = 0.0) -> Tensor:
-        """``(R + σ² I)^{-1/2}`` of one feature: ``(C, C)``, or ``(C,)`` of a feature with many channels.
+    def whitener(self, index: int, noise: float | Tensor = 0.0, covariance: Tensor | None = None) -> Tensor:
+        """``(R + diag σ²)^{-1/2}`` of one feature: ``(C, C)``, or ``(C,)`` of a feature with many channels.
 
         Args:
             index: which of the tensors that cross the split.
             noise: σ, standard deviation of independent noise that is known to be on the tapped feature (a
-                defence, or quantisation), in the feature's own unit; of noise that differs between entries, its mean
-                square over frames and positions is taken for each channel.
+                defence, or quantisation), in the feature's own unit: one, or what broadcasts against features
+                ``(K, …)``, of which the root mean square of each channel counts, since R is the same everywhere.
+            covariance: of the noise between channels, ``(C, C)``, where it is not independent; in place of σ².
         """
-        w, variance = self._whitener(index), self._variance(index, noise)
-        if not variance.any():
+        w, spec = self._whitener(index), self.specs[index]
+        sigma = torch.as_tensor(noise).to(w)
+        if not bool(sigma.any()) and covariance is None:
             return w
+        variance = sigma.square()
+        if sigma.ndim:
+            frames = len(sigma) if sigma.ndim > len(spec.shape) else 1
+            variance = spec.rows(variance.expand(frames, *spec.shape)).mean(0)
+        if covariance is not None:
+            variance = covariance.to(w).diagonal()
         if w.ndim == 1:
             return (w.square().reciprocal() + variance).rsqrt()
         precision = w.double().T @ w.double()
-        covariance = torch.linalg.inv(precision) + torch.diag(variance.to(precision).expand(len(w)))
-        return torch.linalg.cholesky(torch.linalg.inv(covariance)).T.float()
-
-    def _variance(self, index: int, noise: Scale) -> Tensor:
-        """σ² of each channel, ``(C,)``, or one number ``()``."""
-        spec, sigma = self.specs[index], torch.as_tensor(noise)
-        if sigma.ndim == 0:
-            return sigma.square()
-        squares = sigma.square()
-        return spec.rows(squares.expand(len(squares) if squares.ndim > len(spec.shape) else 1, *spec.shape)).mean(0)
+        added = torch.diag(variance.expand(len(w))) if covariance is None else covariance.to(w)
+        total = torch.linalg.inv(precision) + added.double()
+        return torch.linalg.cholesky(torch.linalg.inv(total)).T.float()

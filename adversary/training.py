@@ -22,6 +22,7 @@ from splitsight import targets
 from splitsight.cards import write_card
 from splitsight.devices import pick_device
 from splitsight.errors import UserError
+from splitsight.files import write_json
 from splitsight.names import printable
 from splitsight.pipeline import EdgePipeline
 from splitsight.training import Budget, learning_curve, progress_of
@@ -261,6 +262,7 @@ def train_inversion_command(
     defense: str = UNDEFENDED,
     start: Path | None = None,
     width: int | None = None,
+    computing: bool = False,
 ) -> Path:
     """Train the preview network of one split point, and file it with a model card.
 
@@ -280,9 +282,10 @@ def train_inversion_command(
         defense: what the edge does to the features.
         start: file of an earlier network for the same features to go on from (made for any weights of the target).
         width: channels of the network; its default where not given.
+        computing: count only minutes in which the training's thread computes, for networks that are compared.
 
     Returns:
-        The network's file.
+        The network's file; its figures are in the run's folder as ``figures.json``, too.
 
     Raises:
         UserError: no such data, target, split, defence or prior; ``start`` has another shape.
@@ -308,12 +311,13 @@ def train_inversion_command(
         generator,
         pictures,
         run,
-        Budget(minutes * 60 if minutes else None, steps),
+        Budget(minutes * 60 if minutes else None, steps, computing=computing),
         seed=seed,
         device=pick_device(device),
         start=start,
         width=width or WIDTH,
     )
+    write_json(run / "figures.json", figures)
     network.cpu().save(file, target=about.target, split=split, prior=generator.name, defense=about.defense, **digests)
     defended = f" against '{about.defense}'" if about.defense != UNDEFENDED else ""
     flags = (f" --prior {prior}" if prior != EMBEDDED else "") + (f" --weights {weights}" if weights else "")

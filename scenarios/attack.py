@@ -17,7 +17,7 @@ from adversary.attacks import ATTACKS, Attack, Callback, Reconstruction, check_f
 from adversary.priors.prior import EMBEDDED
 from adversary.prompts import embed_prompts, solve_with_prompts
 from scenarios.attack_page import write_page
-from scenarios.workbench import Workbench, edge_seeds
+from scenarios.workbench import Workbench
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name
 from splitsight.errors import UserError
@@ -49,6 +49,12 @@ class _Input:
     originals: Tensor | None
     about: SessionDescription
     codec: CodecSpec | None = None
+    static: int = 1
+
+    def tapped(self, index: Sequence[int]) -> list[Tensor]:
+        """Features of some of the frames, each as often as it was sent, ``(K · static, …)``."""
+        sent = [i * self.static + k for i in index for k in range(self.static)]
+        return [z[sent] for z in self.features]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,12 +74,19 @@ class Attacked:
 
 
 def _played(
-    models: Workbench, names: list[str], times: list[float], pixels: np.ndarray, split: str, defense: str, seed: int
+    models: Workbench,
+    names: list[str],
+    times: list[float],
+    pixels: np.ndarray,
+    split: str,
+    defense: str,
+    seed: int,
+    static: int = 1,
 ) -> _Input:
-    """Images, with the features that an edge would send of them."""
+    """Images, with the features that an edge would send of them, each ``static`` times."""
     images, pipeline = to_tensor(pixels), models.pipeline(split, defense)
-    features = models.observe(pipeline, images, edge_seeds(seed, range(len(images))))
-    return _Input(names, times, features, images, pipeline.description())
+    features = models.observe_static(pipeline, images, static, seed, range(len(images)))
+    return _Input(names, times, features, images, pipeline.description(), static=static)
 
 
 def _filmed(
@@ -163,6 +176,8 @@ def run_attack(
     target: str = "resnet18",
     split: str = "L8",
     defense: str | None = None,
+    adaptive: bool = True,
+    static: int = 1,
     limit: int | None = None,
     seed: int = 0,
     setting: str | None = None,
@@ -198,6 +213,8 @@ def run_attack(
         target: attacked network.
         split: a cut of it.
         defense: what the edge does to the features; nothing by default. A recording says itself what was done.
+        adaptive: whether the attacker was told the defence; if not, he believes that there is none.
+        static: with images, how often each is sent, by an edge in front of a scene that stands still; averaged.
         limit: at most this many inputs.
         seed: of all draws.
         setting: named setting of the method; its first one by default.
@@ -239,6 +256,8 @@ def run_attack(
         raise UserError(f"no such file: {inversion}")
     if recording is not None and defense is not None:
         raise UserError("a recording says itself what was done to its features: leave --defense out")
+    if static > 1 and images is None:
+        raise UserError("--static repeats still images: give it with --images")
     if threads:
         torch.set_num_threads(threads)
     name = target_name(target)
@@ -254,7 +273,7 @@ def run_attack(
     if images is not None:
         found = load_images(images, models.target.input_size, limit)
         times = [i * stride for i in range(len(found))]
-        data = _played(models, found.names, times, found.images, split, defense or UNDEFENDED, seed)
+        data = _played(models, found.names, times, found.images, split, defense or UNDEFENDED, seed, static)
     elif video is not None:
         data = _filmed(models, video, split, defense or UNDEFENDED, seed, fps, limit)
     else:
@@ -276,16 +295,19 @@ def run_attack(
     _check_windows(attack, frames, len(data), limit)
     groups = list(_groups(data.times, attack.windowed, frames, stride))
     trained = None
+    # only an attacker who is told less than there is to know has a belief of his own
+    believed = data.about if adaptive else models.believed(data.about)
     if needs_network:
-        trained = models.network(attack, data.about, frames=frames, text=texts is not None, path=network)
+        trained = models.network(attack, believed, frames=frames, text=texts is not None, path=network)
         for group in groups:
             trained.check_features([z[group] for z in data.features])
         if data.originals is not None:
             trained.check_unseen(data.names, to_pixels(data.originals))
     # whatever is missing is said before anything is written
-    models.problem(attack, data.about, [z[:1] for z in data.features], codec=data.codec, network=trained)
+    told: dict[str, Any] = {"codec": data.codec, "network": trained, "adaptive": adaptive, "static": static}
+    models.problem(attack, data.about, data.tapped([0]), tapped=data.features, **told)
     if "initial" in attack.needs:
-        models.initial(data.about)
+        models.initial(models.believed(data.about, adaptive=adaptive))
 
     (out / "reconstructions").mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -297,10 +319,7 @@ def run_attack(
             left = start + time_budget - time.monotonic()
             share = len(group) / sum(len(g) for g in groups[number:])
             deadline = time.monotonic() + max(left, 0.0) * share
-        tapped = [z[group] for z in data.features]
-        problem = models.problem(
-            attack, data.about, tapped, codec=data.codec, network=trained, seed=seed, first=group[0]
-        )
+        problem = models.problem(attack, data.about, data.tapped(group), seed=seed, first=group[0], **told)
         callback = Callback(deadline, progress=_within(progress, len(answers), len(data), len(group)))
         if texts is None:
             answer, prompted = attack.reconstruct(problem, callback=callback), None
@@ -335,7 +354,9 @@ def run_attack(
         tops = {f"top{k}": proportion_interval([rank <= k for rank in ranks]) for k in (1, 5)}
         match = {"gallery": len(data), "features": space.name, **tops}
     write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
-    defended = "" if data.about.defense == UNDEFENDED else f", {data.about.defense}"
+    defended = (
+        "" if data.about.defense == UNDEFENDED else f", {data.about.defense}" + ("" if adaptive else ", not told")
+    )
     header = f"{name} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     digests = {"head": data.about.head_digest, **models.loaded()}
@@ -356,6 +377,8 @@ def run_attack(
         "setting": attack.setting,
         "settings": attack.settings.dump(),
         "defense": data.about.defense,
+        "adaptive": adaptive,
+        "static": static,
         "seed": seed,
         "limit": limit,
         "time_budget": time_budget,

@@ -15,30 +15,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adversary.attacks import Attack, Problem
+from adversary.alignment import Restore, find_key, keyless
+from adversary.attacks import Attack, Problem, check_features
 from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
 from adversary.blackbox.networks import AttackNetwork
+from adversary.defended import averaged, told
 from adversary.priors.prior import EMBEDDED, Prior, Text, load_prior
 from splitsight import targets
 from splitsight.artifacts import digest
 from splitsight.defenses import parse_defense
-from splitsight.devices import pick_device
+from splitsight.devices import pick_device, standard_normal
 from splitsight.draws import Draws
 from splitsight.errors import UserError
 from splitsight.pipeline import EdgePipeline, Expected, resized
 from splitsight.targets import Target
-from splitsight.wire.sessions import SessionDescription
+from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 from splitsight.wire.tensors import CodecSpec
 
 __all__ = ["Workbench", "edge_seeds"]
 
 _AT_ONCE = 64
+_PICTURES = 128
+"""Of an attacker's own, to find out a key with."""
 
 
-def edge_seeds(seed: int, index: Sequence[int]) -> list[int]:
-    """Seeds of the edge's draws for some images of an experiment: they depend on its seed and the image alone."""
-    return [(1_000_003 * seed + 7919 * i + 1) % 2**32 for i in index]
+def edge_seeds(seed: int, index: Sequence[int], frame: int = 0) -> list[int]:
+    """Seeds of the edge's draws for some images of an experiment: they depend on its seed, the image and the frame.
+
+    Args:
+        seed: of the experiment.
+        index: of the images.
+        frame: of a scene that stands still, sent again and again.
+    """
+    return [(1_000_003 * seed + 7919 * i + 15_485_863 * frame + 1) % 2**32 for i in index]
 
 
 def _key(about: SessionDescription) -> str:
@@ -47,6 +57,11 @@ def _key(about: SessionDescription) -> str:
 
 class Workbench:
     """Models of an experiment, loaded when they are first asked for.
+
+    Attributes:
+        pictures: images ``(N, 3, S, S)`` of an attacker's own, of the kind that is attacked and none of them; ``None``
+            where there are none.
+        files: inversion networks by split and defence that are taken before all others.
 
     Args:
         target: attacked network.
@@ -69,11 +84,14 @@ class Workbench:
         device: str = "cpu",
     ) -> None:
         self.device = pick_device(device)
+        self.files: dict[tuple[str, str], Path] = {}
+        self.pictures: Tensor | None = None
         self._names = (target, weights, prior)
         self._inversion = inversion
         self._pipelines: dict[tuple[str, str, CodecSpec], EdgePipeline] = {}
         self._initials: dict[str, InversionNetwork] = {}
         self._networks: dict[Hashable, AttackNetwork] = {}
+        self._restores: dict[tuple[str, str], Restore] = {}
 
     # ---------------------------------------------------------------- models
 
@@ -103,7 +121,8 @@ class Workbench:
         """
         key = _key(about)
         if key not in self._initials:
-            self._initials[key] = inversion_for(about, self.prior, self._inversion).to(self.device)
+            path = self.files.get((about.split, about.defense), self._inversion)
+            self._initials[key] = inversion_for(about, self.prior, path).to(self.device)
         return self._initials[key]
 
     def network(
@@ -172,6 +191,21 @@ class Workbench:
 
     # ---------------------------------------------------------------- problems
 
+    def observe_static(
+        self, pipeline: EdgePipeline, images: Tensor, frames: int, seed: int, index: Sequence[int]
+    ) -> list[Tensor]:
+        """What the tap sees of images that each stand still for so many frames, ``(N · frames, …)``, scene by scene.
+
+        Args:
+            pipeline: the edge.
+            images: ``(N, 3, H, W)`` in [0, 1].
+            frames: T.
+            seed: of the experiment.
+            index: of the images within it.
+        """
+        seen = [self.observe(pipeline, images, edge_seeds(seed, index, frame)) for frame in range(frames)]
+        return [torch.stack(column, 1).flatten(0, 1) for column in zip(*seen, strict=True)]
+
     @torch.no_grad()
     def observe(self, pipeline: EdgePipeline, images: Tensor, seeds: Sequence[int] | None = None) -> list[Tensor]:
         """Play the edge: what the tap sees of images, each ``(N, …)`` on the CPU.
@@ -198,35 +232,90 @@ class Workbench:
         network: AttackNetwork | None = None,
         seed: int = 0,
         first: int = 0,
+        adaptive: bool = True,
+        static: int = 1,
+        tapped: Sequence[Tensor] | None = None,
     ) -> Problem:
         """What an attack gets to know of some frames.
 
         Args:
             attack: says what it needs.
             about: the session that the features are from.
-            features: tapped tensors, each ``(K, …)``.
+            features: tapped tensors, each ``(K · static, …)``.
             codec: how they had been encoded.
             text: prompt.
             network: of a black-box attack.
             seed: of the attack's draws.
             first: index of the first frame within the run.
+            adaptive: whether the attacker was told the defence; if not, he believes that there is none.
+            static: T, frames of a static scene side by side, which the attacker averages.
+            tapped: further features of the session, from which an attacker finds out a key; by default these.
+
+        Raises:
+            UserError: something that the attack needs is not there; the defence changes the shape of the features, and
+                the attacker does not know it.
         """
-        wanted = attack.needs | attack.uses
+        wanted, session = attack.needs | attack.uses, about
+        if not adaptive or "network" not in wanted:
+            about = self.believed(about, adaptive=adaptive)
         known: dict[str, Any] = {"text": text, "seed": seed, "first": first, "specs": about.features}
         known["image_size"] = about.input_size
+        known["features"] = [z.to(self.device) for z in features]
+        if about is not session and adaptive:
+            restore = self._restored(self.pipeline(about.split, session.defense), about, tapped or known["features"])
+            known["features"] = restore(known["features"])
+        if not adaptive:
+            check_features(features, about.features)
+            known["noise"] = [0.0] * len(known["features"])
         if "prior" in wanted:
             known["prior"], known["image_size"] = self.prior, self.prior.image_size
-        if "pipeline" in wanted:
-            known["pipeline"] = Expected(self.pipeline(about.split, about.defense, codec))
+        if "pipeline" in wanted and adaptive:
+            edge = self.pipeline(about.split, about.defense, codec)
+            known |= vars(told(edge, known["features"], static=static))
+            if not edge.defense:
+                known["noise"] = None  # nothing was told; an attack looks for itself
+        else:
+            known["features"] = averaged(known["features"], static)[0]
+            if "pipeline" in wanted:
+                known["pipeline"] = Expected(self.pipeline(about.split, about.defense, codec))
         if "initial" in wanted:
             known["initial"] = lambda: self.initial(about)
-        seen = tuple(z.to(self.device) for z in features)
         if network is not None:
             known["network"] = lambda: network
-        elif parse_defense(about.defense).keyed:
-            # whoever reads the server's tap has the server's key, too
-            seen = self.pipeline(about.split, about.defense, codec).opened(seen)
-        return Problem(list(seen), **known)
+        return Problem(**known)
+
+    def _restored(self, edge: EdgePipeline, left: SessionDescription, tapped: Sequence[Tensor]) -> Restore:
+        """What undoes the key of a defence, found out once; ``left`` is the session without it."""
+        key = (edge.split, str(edge.defense))
+        if key not in self._restores:
+            moved = [z.to(self.device) for z in tapped]
+            alike, plain = self.pictures is not None, self.pipeline(left.split, left.defense)
+            self._restores[key] = find_key(edge, plain, self._pictures, moved, alike=alike)
+        return self._restores[key]
+
+    @torch.no_grad()
+    def _pictures(self) -> Tensor:
+        """Images of an attacker's own; without any, what the prior makes of noise."""
+        if self.pictures is not None:
+            return self.pictures.to(self.device)
+        noise = standard_normal(self.prior.latent_shape, range(_PICTURES), self.device)
+        parts = [self.prior.generate(part, steps=4).clamp(0, 1) for part in noise.split(_AT_ONCE)]
+        return resized(torch.cat(parts), self.target.input_size)
+
+    def believed(self, about: SessionDescription, *, adaptive: bool = False) -> SessionDescription:
+        """A session as a white-box attacker sees it.
+
+        Args:
+            about: the session.
+            adaptive: he was told of the defence, and has found its key out where it has one; if not, he believes that
+                there is none.
+        """
+        if about.defense == UNDEFENDED:
+            return about
+        if not adaptive:
+            return self.pipeline(about.split).description()
+        left = str(keyless(parse_defense(about.defense)))
+        return about if left == about.defense else self.pipeline(about.split, left).description()
 
     def fitted(self, images: Tensor, about: SessionDescription | None = None) -> Tensor:
         """Reconstructions of any size, on the CPU, in the size of the originals: what F1 takes.

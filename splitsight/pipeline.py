@@ -186,12 +186,17 @@ class Expected(nn.Module):
 
     Args:
         pipeline: known to the attacker.
+        support: of K tapped frames, as :meth:`splitsight.defenses.Protection.support` finds it, where it shows
+            anything: what K images, or copies of them side by side, are then compared on.
     """
 
-    def __init__(self, pipeline: EdgePipeline) -> None:
+    def __init__(self, pipeline: EdgePipeline, support: tuple[Tensor, ...] | None = None) -> None:
         super().__init__()
-        self.pipeline = pipeline
+        self.pipeline, self.support = pipeline, support
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images ``(B, 3, H, W)`` in [0, 1], of any size → features, each ``(B, …)``."""
-        return self.pipeline.expected(images)
+        if self.support is None or len(images) % len(self.support[0]):
+            return self.pipeline.expected(images)
+        copies = len(images) // len(self.support[0])
+        return self.pipeline.expected_on(images, tuple(torch.cat([mask] * copies) for mask in self.support))

@@ -23,6 +23,9 @@ __all__ = [
     "SCHEMA",
     "CellSummary",
     "ComparisonSummary",
+    "DefenseAttack",
+    "DefenseSummary",
+    "DefenseUtility",
     "Environment",
     "EpsilonSummary",
     "Interval",
@@ -31,6 +34,7 @@ __all__ = [
     "MatchSummary",
     "MethodSummary",
     "NetworkSummary",
+    "Probed",
     "Reached",
     "Recommendation",
     "ScenarioSummary",
@@ -40,6 +44,7 @@ __all__ = [
     "SplitLeakage",
     "SplitSummary",
     "SplitUtility",
+    "Strongest",
     "Summary",
     "TierSummary",
     "UndefendedSummary",
@@ -50,7 +55,7 @@ __all__ = [
 
 SCHEMA = "splitsight.summary/1"
 
-_SECTIONS = ("serving", "live", "scenario", "speed", "splits", "networks")
+_SECTIONS = ("serving", "live", "scenario", "speed", "splits", "networks", "defenses")
 _PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
 
 
@@ -367,6 +372,48 @@ class SplitLeakage(_Part):
     recognised: float | None = None
 
 
+class DefenseUtility(_Part):
+    """What a defence leaves of a network's use.
+
+    Attributes:
+        name: ``accuracy`` on labelled images, or the agreement with the undefended network's answers.
+        n: images.
+        accuracy: with the defence.
+        accuracy_undefended: without it, on the same images.
+    """
+
+    name: str
+    n: int = Field(ge=1)
+    accuracy: float
+    accuracy_undefended: float
+
+
+class DefenseAttack(_Part):
+    """What one attacker obtained; means over his images.
+
+    Attributes:
+        adaptive: whether he was told the defence and its parameters.
+        threat: ``white-box`` or ``black-box``.
+        static: frames of a static scene that he averaged; 1 for a single frame.
+        n: images.
+        psnr: dB.
+        ssim: at most 1.
+        matched_top1: part of the originals that their reconstruction finds first in a gallery.
+        recognised: part that the evaluator puts into the right class; of further evaluators as ``recognised:NAME``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    adaptive: bool
+    threat: str
+    static: int = Field(default=1, ge=1)
+    n: int = Field(ge=1)
+    psnr: float | None = None
+    ssim: float | None = None
+    matched_top1: float | None = None
+    recognised: float | None = None
+
+
 class SplitSummary(_Part):
     """One split point.
 
@@ -408,6 +455,67 @@ class NetworkSummary(_Part):
     recommendation: Recommendation | None = None
 
 
+class Strongest(_Part):
+    """The attack with the highest mean SSIM over the images that all attacks on the defence have in common."""
+
+    attack: str
+    ssim: float
+    n: int = Field(ge=1)
+    psnr: float | None = None
+    matched_top1: float | None = None
+    recognised: float | None = None
+
+
+class Probed(_Part):
+    """What a linear probe reads from features: mean balanced accuracy over ``n`` attributes, and that of a guess."""
+
+    name: str
+    value: float
+    guess: float
+    n: int
+
+
+class DefenseSummary(_Part):
+    """A defence at a split; see :mod:`scenarios.defend`.
+
+    Attributes:
+        defense: in the form that ``--defense`` takes; ``identity`` is the undefended reference.
+        split: split point.
+        config: its parameters, by the name of each part.
+        utility: what is left of the network's use.
+        attacks: by name.
+        strongest: of these.
+        adapting: how much more SSIM the best attacker who was told has than the best who was not, on the same images.
+        attribute: what a probe reads without pixels; ``None`` where there was nothing to train one on.
+        epsilon: of a frame; ``None`` where nothing is proven.
+        delta: likewise.
+        guarantees: what is proven, in sentences.
+        bytes: that leave for a frame, as they are.
+        bytes_zstd: packed.
+        edge_ms: median time of the edge for a frame.
+        dominated: whether another defence at the split keeps at least as much utility and gives away at most as much,
+            and is better in one of both.
+        left_out: attacks that could not run, and why.
+    """
+
+    defense: str
+    split: str
+    config: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    utility: DefenseUtility
+    attacks: dict[str, DefenseAttack] = Field(default_factory=dict)
+    strongest: Strongest | None = None
+    adapting: Interval | None = None
+    attribute: Probed | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    guarantees: list[str] = Field(default_factory=list)
+    bytes: float
+    bytes_zstd: float
+    edge_ms: float
+    dominated: bool = False
+    left_out: dict[str, str] = Field(default_factory=dict)
+
+
 class Environment(_Part):
     """Where the figures come from; a run may add its own settings, and ``device``, what attacks computed on.
 
@@ -438,6 +546,7 @@ class Summary(_Part):
     splits: list[SplitSummary] | None = None
     recommendation: Recommendation | None = None
     networks: dict[str, NetworkSummary] | None = None
+    defenses: list[DefenseSummary] | None = None
     environment: Environment = Field(default_factory=Environment)
 
     def to_dict(self) -> dict[str, Any]:

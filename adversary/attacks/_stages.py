@@ -24,6 +24,11 @@
     A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
     shallow splits that tell more than the autoencoder can show. Only where the features hold at least
     ``residual_ratio`` times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
+    Left out where there is known to be noise, which it would fit.
+``denoise``
+    The prior's denoiser of pixels, once, at the noise level that the answer has by its own finest differences
+    (the median of the diagonal Haar coefficients over 0.6745, Donoho & Johnstone, Biometrika 1994): what noise on the
+    features has left in the pixels. Left out where the prior has no such denoiser, or nothing is known of noise.
 
 **Samples.** The most probable image is not the one with the least expected error: F1 is not linear, and one fit
 follows whatever happens to explain the features. ``fit`` and ``pixels`` can instead draw from the posterior by
@@ -38,7 +43,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,6 +53,8 @@ from torch import Tensor
 from adversary.attacks.base import Callback, Problem
 from adversary.attacks.descent import cosine
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
+from adversary.priors.pixels import SIGMAS, pixel_deviation
+from adversary.whitebox import variables
 from adversary.whitebox.noise import seen_through
 from adversary.whitebox.posterior import (
     OnImages,
@@ -58,8 +65,16 @@ from adversary.whitebox.posterior import (
     pixel_match,
 )
 from adversary.whitebox.solvers import Outcome, adam, lbfgs, plug_and_play
-from adversary.whitebox.terms import FeatureMatch, Proximal, TemporalSmoothing, Term, TotalVariation, coupling
-from adversary.whitebox.variables import Latent, Noise, Residual, Variable
+from adversary.whitebox.terms import (
+    FeatureMatch,
+    Proximal,
+    TemporalSmoothing,
+    Term,
+    Told,
+    TotalVariation,
+    coupling,
+)
+from adversary.whitebox.variables import Latent, Residual, Variable
 from splitsight.defenses import Scale
 from splitsight.devices import standard_normal
 from splitsight.errors import UserError
@@ -123,7 +138,7 @@ class State:
             problem.pipeline,
             lambda: prior.decode(latent[:1]),
             known=problem.noise,
-            together=smoothing > 0,
+            together=smoothing > 0 and problem.fresh and problem.support is None,
         )
         if changed and network is not None:
             latent = network(tuple(features))
@@ -158,12 +173,19 @@ class State:
         """The tapped features so many times over."""
         return [torch.cat([z] * copies) for z in self.features]
 
+    def told(self, copies: int = 1) -> Told:
+        """What the feature losses take of the defence, with the noise that is left."""
+        return self.problem.told(copies, noise=self.noise)
+
     def match(self, s: BestSettings, copies: int = 1) -> FeatureMatch | WhitenedMatch:
         """The feature loss on latents: in standard deviations where they are known, else relative to ‖z_mid‖²."""
-        pipeline, features = self.problem.f1, self.copied(copies)
+        pipeline, features, told = self.problem.f1, self.copied(copies), self.told(copies)
         if self.network is not None and self.network.errors is not None:
-            return WhitenedMatch(pipeline, features, self.network.errors, noise=self.noise, weight=s.likelihood_weight)
-        return FeatureMatch(pipeline, features, relative=True)
+            weight = s.likelihood_weight
+            return WhitenedMatch(pipeline, features, self.network.errors, weight=weight, **told)
+        if self.problem.noisy:
+            return pixel_match(pipeline, features, part=s.pixel_noise, specs=self.problem.specs, **told)
+        return FeatureMatch(pipeline, features, relative=True, support=told["support"])
 
 
 def _perturbations(state: State, samples: int, scale: float, shape: tuple[int, ...]) -> list[Tensor]:
@@ -277,7 +299,8 @@ def _pixels(state: State, s: BestSettings) -> None:
         centre = problem.generator.decode(network(tuple(state.features))).clamp(0, 1)
 
     def build(copies: int) -> tuple[Variable, list[Term]]:
-        match = pixel_match(problem.f1, state.copied(copies), state.noise, s.pixel_noise)
+        told = state.told(copies)
+        match = pixel_match(problem.f1, state.copied(copies), part=s.pixel_noise, specs=problem.specs, **told)
         variable = WhitenedPixels(errors, centre.repeat(copies, 1, 1, 1))
         return variable, [match, *(OnImages(term) for term in state.coupling(size, copies))]
 
@@ -291,7 +314,7 @@ def _noise(state: State, s: BestSettings) -> None:
         return
     with torch.no_grad():
         start = prior.invert(state.latent, problem.text, steps)
-    variable = Noise(prior, start, problem.text, steps)
+    variable = variables.Noise(prior, start, problem.text, steps)
     outcome = adam(
         variable,
         [state.match(s)],
@@ -313,9 +336,10 @@ def _rounds(state: State, s: BestSettings) -> None:
         prior,
         state.latent,
         state.match(s),
-        levels=s.levels if state.network is not None else s.unaided_levels,
+        levels=_entered(state, s.levels) if state.network is not None else s.unaided_levels,
         inner=s.round_evaluations,
-        proximal_weight=_expected_error(s.round_spread) if measured else s.round_proximal_weight,
+        # the loss is in standard deviations where they are known
+        proximal_weight=_expected_error(s.round_spread) if measured or problem.noisy else s.round_proximal_weight,
         smoothing=coupling[0] if coupling else None,
         text=problem.text,
         samples=s.samples,
@@ -325,6 +349,20 @@ def _rounds(state: State, s: BestSettings) -> None:
     )
     state.take("rounds", outcome)
     state.latent = outcome.value
+
+
+def _entered(state: State, levels: Sequence[float]) -> Sequence[float]:
+    """The levels of plug-and-play, scaled to begin where the noise of a defence has left the network's answer.
+
+    An answer with errors of standard deviation σ is what the schedule calls noise level ``σ / (1 + σ)`` (Kulynych et
+    al., "Visual privacy auditing with diffusion models", arXiv 2403.07588, enter a denoiser like that at the noise of
+    a differentially private image); without known noise, or where the errors are less, the setting's levels hold.
+    """
+    if state.network is None or state.network.errors is None or not state.problem.noisy:
+        return levels
+    sigma = state.network.errors.deviation
+    factor = max(1.0, sigma / (1 + sigma) / max(levels))
+    return [min(0.95, factor * level) for level in levels]
 
 
 def _expected_error(spread: float) -> Callable[[float], float]:
@@ -346,10 +384,27 @@ def _residual(state: State, s: BestSettings) -> None:
     if _known(state) < s.residual_ratio:
         return
     variable = Residual(state.images)
-    match = FeatureMatch(problem.f1, state.features, relative=True)
+    if problem.noisy:
+        return
+    match = FeatureMatch(problem.f1, state.features, relative=True, support=problem.support)
     terms = [match, Proximal(torch.zeros_like(variable.value), s.residual_weight), TotalVariation(s.residual_tv)]
     outcome = lbfgs(variable, terms, evaluations=s.residual_evaluations, together=False, callback=state.callback)
     state.take("residual", outcome)
+
+
+@torch.no_grad()
+def _denoise(state: State, s: BestSettings) -> None:
+    problem = state.problem
+    denoiser = problem.generator.pixel_denoiser
+    if denoiser is None or not problem.noisy or state.callback.late():
+        return
+    every = list(state.answers.values())
+    images = torch.stack(every).mean(0) if s.combine == "mean" and every else state.images
+    sigma = pixel_deviation(images).clamp_max(SIGMAS[1])
+    # below what it was trained for there is nothing to take away
+    seen = torch.where((sigma >= SIGMAS[0]).view(-1, 1, 1, 1), denoiser(images, sigma), images).clamp(0, 1)
+    # the last word, in place of what it has seen
+    state.answers = {f"{' '.join(state.answers)} denoise".strip(): seen}
 
 
 STAGES: dict[str, Callable[[State, BestSettings], None]] = {
@@ -359,5 +414,6 @@ STAGES: dict[str, Callable[[State, BestSettings], None]] = {
     "noise": _noise,
     "rounds": _rounds,
     "residual": _residual,
+    "denoise": _denoise,
 }
 """By the names that a setting's ``stages`` may use, in any order."""

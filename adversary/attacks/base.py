@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from adversary.callback import Callback
+from adversary.whitebox.terms import Told
 from splitsight.defenses import Scale
 from splitsight.errors import UserError, unknown_name
 from splitsight.features import FeatureSpec, shapes_of, show_shapes
@@ -140,6 +141,10 @@ class _Counted(nn.Module):
         return self.pipeline(images)
 
 
+def _rms(noise: Scale) -> float:
+    return float(torch.as_tensor(noise).double().square().mean().sqrt())
+
+
 @dataclass
 class Problem:
     """What an attack knows.
@@ -157,8 +162,12 @@ class Problem:
         text: prompt; ``None`` for the empty one.
         seed: of all draws; frame i of the whole run draws from ``seed + first + i``.
         first: index of the first frame within the run.
-        noise: standard deviation of the noise on each tensor, in its unit, where the attacker was told; ``None``
-            where not. It broadcasts against the tensor where it differs between entries.
+        noise: standard deviation of the noise on each tensor, in its unit, or what broadcasts against it, where the
+            attacker was told; ``None`` where not; zeros for one who believes that there is none.
+        support: where a defence let numbers through, ``(K, …)`` of 0 and 1 a tensor, or ``None`` for all of them.
+        laplace: whether the noise is known to be Laplace's.
+        covariances: ``(C, C)`` of noise that depends from channel to channel, one a tensor, or ``None``.
+        fresh: whether each frame has noise of its own; if not, averaging frames takes none of it away.
 
     Raises:
         UserError: the features are not finite, or do not fit ``specs`` or ``pipeline``; one sentence.
@@ -175,6 +184,10 @@ class Problem:
     seed: int = 0
     first: int = 0
     noise: Sequence[Scale] | None = None
+    support: Sequence[Tensor | None] | None = None
+    laplace: bool = False
+    covariances: Sequence[Tensor | None] | None = None
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         if not self.image_size and self.prior is not None:
@@ -185,6 +198,8 @@ class Problem:
         check_features(self.features, self.specs)
         if self.noise is not None and len(self.noise) != len(self.features):
             raise ValueError(f"{len(self.noise)} standard deviations of noise for {len(self.features)} tensors")
+        if self.support is not None and len(self.support) != len(self.features):
+            raise ValueError(f"{len(self.support)} supports for {len(self.features)} tensors")
         if self.pipeline is not None:
             known = self.pipeline.pipeline if isinstance(self.pipeline, _Counted) else self.pipeline
             # the same numbers in another order: a fifth less time for features and their gradient on a CPU
@@ -195,6 +210,40 @@ class Problem:
     def frames(self) -> int:
         """K."""
         return len(self.features[0])
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the attacker knows of noise on the features."""
+        return self.noise is not None and any(bool(torch.as_tensor(sigma).any()) for sigma in self.noise)
+
+    def told(self, copies: int = 1, noise: Sequence[Scale] | None = None) -> Told:
+        """What a feature loss takes of a defence.
+
+        Args:
+            copies: of the frames, side by side.
+            noise: what is left of it, where the frames of a window have told more than each alone.
+        """
+        known = self.noise or [0.0] * len(self.features)
+        left = known if noise is None else noise
+        covariances = self.covariances
+        if covariances is not None and noise is not None:
+            shares = [(_rms(now) / max(_rms(before), 1e-12)) ** 2 for now, before in zip(noise, known, strict=True)]
+            covariances = [None if c is None else c * share for c, share in zip(covariances, shares, strict=True)]
+        support = (
+            None if self.support is None else [None if m is None else torch.cat([m] * copies) for m in self.support]
+        )
+        return {
+            "noise": [self._copied(sigma, copies) for sigma in left],
+            "support": support,
+            "laplace": self.laplace,
+            "covariances": covariances,
+        }
+
+    def _copied(self, sigma: Scale, copies: int) -> Scale:
+        """σ for copies of the frames; one for all of them serves them, too."""
+        if not isinstance(sigma, Tensor) or sigma.ndim < 2 or len(sigma) != self.frames:
+            return sigma
+        return torch.cat([sigma] * copies)
 
     @property
     def device(self) -> torch.device:

@@ -19,14 +19,14 @@ from adversary.whitebox.solvers import UNAIDED_LEVELS
 
 __all__ = ["Best", "BestMulti", "BestSettings"]
 
-Stage = Literal["fit", "pixels", "posterior", "noise", "rounds", "residual"]
+Stage = Literal["fit", "pixels", "posterior", "noise", "rounds", "residual", "denoise"]
 
 
 class BestSettings(Settings):
     """What the stages read."""
 
     stages: tuple[Stage, ...] = option(
-        ("posterior",), "in order", tune=(("posterior",), ("fit",), ("pixels",), ("fit", "pixels"))
+        ("posterior", "denoise"), "in order", tune=(("posterior", "denoise"), ("fit",), ("pixels",), ("fit", "pixels"))
     )
     combine: Literal["mean", "last"] = option("mean", "the mean of what the stages answered, or the last one")
     likelihood_weight: float = option(

@@ -42,6 +42,9 @@ class Descent(Settings):
     relative: bool = option(True, "divide the feature loss by ‖z_mid‖², so that tv weighs the same at every split")
     tv: float = option(0.3, "λ_s, weight of total variation", ge=0, tune=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0))
     restarts: int = option(1, "starts; for each frame the one with the lowest final loss is kept", ge=1, tune=(1, 2))
+    noise_tv: float = option(
+        2.0, "how tv follows known noise: times 1 + that many times its energy over that of the features", ge=0
+    )
     halving_steps: int = option(
         0, "successive halving: steps that each start gets before only the best goes on; 0: every start ends", ge=0
     )
@@ -86,8 +89,9 @@ def descend(
     if statistics > 0:
         more.append(norms := BatchNormStatistics(pipeline, statistics))
         pipeline = norms.head
-    match = FeatureMatch(pipeline, problem.features, relative=s.relative)
-    every = [match, TotalVariation(s.tv), *more, *terms]
+    match = FeatureMatch(pipeline, problem.features, relative=s.relative, specs=problem.specs, **problem.told())
+    # what is known to be noise says nothing against a smoother image
+    every = [match, TotalVariation(s.tv * (1 + s.noise_tv * match.noise_share)), *more, *terms]
     best: Outcome | None = None
     curve: list[float] = []
     rate = _SCHEDULES[s.schedule]

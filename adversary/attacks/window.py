@@ -163,7 +163,7 @@ class Window(Attack):
             problem.pipeline,
             lambda: problem.generator.decode(preview[:1]).clamp(0, 1),
             known=problem.noise,
-            together=self.settings.smoothing > 0,
+            together=self.settings.smoothing > 0 and problem.fresh and problem.support is None,
         )
         # several frames tell more than their previews knew, each alone
         centre = network(tuple(features)) if changed else preview
@@ -192,6 +192,7 @@ class Window(Attack):
             smoothing=s.smoothing,
             likelihood_weight=s.likelihood_weight,
             callback=callback,
+            told=problem.told(noise=begin.noise),
         )
 
     def _plug_and_play(
@@ -203,7 +204,7 @@ class Window(Attack):
         callback: Callback,
     ) -> Fit:
         s, prior = self.settings, problem.generator
-        match = FeatureMatch(problem.f1, problem.features, relative=True)
+        match = FeatureMatch(problem.f1, problem.features, relative=True, specs=problem.specs, **problem.told())
         levels, inner = s.levels if preview is not None else s.unaided_levels, s.inner
         if callback.left < math.inf:
             # spread what fits before the deadline over all rounds, so that the last, least noisy one is reached

@@ -36,6 +36,7 @@ __all__ = [
     "inversion_for",
     "inversion_kept",
     "inversion_name",
+    "inversion_path",
     "load_inversion",
 ]
 
@@ -274,6 +275,9 @@ def load_inversion(
     if not path.is_file():
         raise none
     if (what := _misfit(path, digests)) is not None:
+        if path != candidates[0]:
+            # the defence was trained with a head of its own, for which the network for undefended features is no start
+            raise none
         raise UserError(f"{path.name} was trained for {what}: retrain it with `splitsight train inversion`")
     state, about = load_weights(path), _about(path)
     try:
@@ -305,6 +309,13 @@ def inversion_for(about: SessionDescription, prior: Prior, path: Path | None = N
         defense=about.defense,
         features=about.features,
     )
+
+
+def inversion_path(about: SessionDescription, prior: Prior) -> Path | None:
+    """The file of the package or the cache that fits a session, its defence included; ``None`` where there is none."""
+    digests = {"head_digest": about.head_digest, "prior_digest": prior.latent_digest}
+    file = _found(None, about.target, about.split, prior.name, about.defense, digests)
+    return file if file.is_file() and _misfit(file, digests) is None else None
 
 
 def _found(path: Path | None, target: str, split: str, prior: str, defense: str, digests: Mapping[str, str]) -> Path:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from adversary.attacks.base import Attack, Callback, Problem
+from adversary.defended import Known
 from adversary.live.windows import Observation, Window
-from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "WindowResult"]
 
-Noise = Callable[[tuple[Tensor, ...]], Sequence[Scale]]
+Told = Callable[[Sequence[Tensor]], Known]
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Engine:
         image_size: side of the images that windows are reconstructed at; the prior's by default.
         text: prompt; the empty one by default.
         seed: of all draws.
-        noise: standard deviation of a known defence's noise on each tensor of some features.
+        told: what is known of some features behind a defence, in place of ``pipeline``.
         opened: tapped features → as the server, which holds the defence's key, reads them.
 
     Raises:
@@ -75,12 +75,12 @@ class Engine:
         image_size: int = 0,
         text: Text | None = None,
         seed: int = 0,
-        noise: Noise | None = None,
+        told: Told | None = None,
         opened: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple,
     ) -> None:
         self.attack, self.specs = attack, tuple(specs)
         self.pipeline, self.prior, self.initial, self.network = pipeline, prior, initial, network
-        self.image_size, self.text, self.seed, self.noise = image_size, text, seed, noise
+        self.image_size, self.text, self.seed, self.told = image_size, text, seed, told
         self.opened = opened
         attack.check(self)
         self._state: Any = None
@@ -109,9 +109,9 @@ class Engine:
         tapped = tuple(torch.cat(parts) for parts in zip(*(f.features for f in frames), strict=True))
         features = list(self.opened(tapped))
         initial, network = self.initial, self.network
+        known = {"features": features, "pipeline": self.pipeline} if self.told is None else vars(self.told(features))
         problem = Problem(
-            features,
-            pipeline=self.pipeline,
+            **known,
             specs=self.specs,
             image_size=self.image_size,
             prior=self.prior,
@@ -119,7 +119,6 @@ class Engine:
             network=None if network is None else lambda: network,
             text=self.text,
             seed=self.seed,
-            noise=None if self.noise is None else self.noise(tuple(features)),
         )
         answer = self.attack.reconstruct(problem, self._state, Callback(deadline))
         self._state = answer.state

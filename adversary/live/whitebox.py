@@ -5,8 +5,11 @@ It sits on the server, which must hold the key of a defence that has one: it rea
 
 from __future__ import annotations
 
+from functools import partial
+
 from adversary.attacks import ATTACKS
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
+from adversary.defended import told
 from adversary.live.engine import Engine
 from adversary.live.run import Known, LiveOptions
 from adversary.priors.prior import Prior, load_prior
@@ -55,7 +58,7 @@ def know(options: LiveOptions) -> Known:
             image_size=prior.image_size if through_prior else target.input_size,
             text=prior.embed_text([options.prompt]) if options.prompt else None,
             seed=options.seed,
-            noise=edge.deviations if edge.defense else None,
+            told=partial(told, edge) if edge.defense else None,
             opened=edge.opened,
         ),
         {"target": target.digest, "prior": prior.digest},

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from splitsight.errors import UserError
 
-__all__ = ["SIGMAS", "PixelDenoiser", "build_pixel_denoiser"]
+__all__ = ["SIGMAS", "PixelDenoiser", "build_pixel_denoiser", "pixel_deviation"]
 
 SIGMAS = (0.01, 0.3)
 """Noise levels that it is trained for, in units of images in [0, 1]."""
@@ -86,3 +86,12 @@ class PixelDenoiser(nn.Module):
         """Denoised images; arguments as for :meth:`noise`."""
         scale = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
         return x - scale * self.noise(x, sigma)
+
+
+def pixel_deviation(images: Tensor) -> Tensor:
+    """Standard deviation of white noise in images ``(K, 3, H, W)``, by the median of diagonal differences: ``(K,)``."""
+    fine = images[..., 0::2, 0::2][..., : images.shape[-2] // 2, : images.shape[-1] // 2]
+    height, width = fine.shape[-2:]
+    corner = [images[..., i::2, j::2][..., :height, :width] for i in (0, 1) for j in (0, 1)]
+    diagonal = (corner[0] - corner[1] - corner[2] + corner[3]) / 2
+    return diagonal.flatten(1).abs().median(1).values / 0.6745

@@ -28,8 +28,12 @@ from splitsight.features import FeatureSpec
 __all__ = ["deviations", "seen_through", "shrunk"]
 
 
+def _some(noise: Scale) -> bool:
+    return bool(torch.as_tensor(noise).any())
+
+
 @torch.no_grad()
-def deviations(features: Sequence[Tensor], pipeline: nn.Module | None, images: Callable[[], Tensor]) -> list[float]:
+def deviations(features: Sequence[Tensor], pipeline: nn.Module | None, images: Callable[[], Tensor]) -> list[Scale]:
     """The standard deviation of the noise on each tapped tensor, as far as the tensors show it.
 
     Args:
@@ -43,7 +47,7 @@ def deviations(features: Sequence[Tensor], pipeline: nn.Module | None, images: C
     """
     if pipeline is None or all(z.min() >= 0 for z in features):
         return [0.0] * len(features)
-    found = []
+    found: list[Scale] = []
     for z, clean in zip(features, pipeline(images()), strict=True):
         below = z[z < 0]
         known = len(below) > 0 and float(clean.min()) >= 0
@@ -59,33 +63,28 @@ def shrunk(
     Args:
         features: each ``(K, …)``. Maps and tokens are compared position by position, vectors as a whole.
         specs: what they are.
-        noise: σ, one a tensor; where it differs between a tensor's entries, it broadcasts against the tensor.
+        noise: σ, one a tensor, or what broadcasts against it.
 
     Returns:
         The same shapes, and σ of what noise remains, root mean square over positions.
     """
-    moved, left = [], []
+    moved: list[Tensor] = []
+    left: list[Scale] = []
     for z, spec, sigma in zip(features, specs, noise, strict=True):
         frames = len(z)
-        if not torch.as_tensor(sigma).any() or frames < 2:
+        if not _some(sigma) or frames < 2:
             moved.append(z)
             left.append(sigma)
             continue
         mean = z.mean(0, keepdim=True)
         squares = spec.channels_last((z - mean).square())
         distance = squares.mean(-1, keepdim=True)
-        alone = _at_positions(sigma, z, spec) * (frames - 1) / frames
+        variances = torch.as_tensor(sigma).to(z).square().expand_as(z)
+        alone = spec.channels_last(variances).mean(-1, keepdim=True).mean(0) * (frames - 1) / frames
         kept = (1 - alone / distance.clamp_min(1e-12)).clamp_min(0)
         moved.append(mean + spec.from_channels_last(kept.expand_as(squares)) * (z - mean))
         left.append(sigma * (1 / frames + (1 - 1 / frames) * float(kept.square().mean())) ** 0.5)
     return moved, left
-
-
-def _at_positions(sigma: Scale, z: Tensor, spec: FeatureSpec) -> Tensor | float:
-    """Mean variance over a position's channels, with one channel, as :meth:`FeatureSpec.channels_last` has them."""
-    if not isinstance(sigma, Tensor):
-        return sigma**2
-    return spec.channels_last(sigma.square().expand_as(z)).mean(-1, keepdim=True)
 
 
 def seen_through(
@@ -110,7 +109,7 @@ def seen_through(
     Returns:
         Features, σ of the noise that is left on each, and whether the features were changed.
     """
-    noise: list[Scale] = list(deviations(features, pipeline, images) if known is None else known)
-    if not (together and any(torch.as_tensor(sigma).any() for sigma in noise) and len(features[0]) > 1):
+    noise = list(deviations(features, pipeline, images) if known is None else known)
+    if not (together and any(map(_some, noise)) and len(features[0]) > 1):
         return list(features), noise, False
     return *shrunk(features, specs, noise), True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from adversary.gaussian import GaussianErrors, whitened
 from adversary.priors.prior import Prior
-from adversary.whitebox.terms import FeatureMatch, Term
+from adversary.whitebox.terms import MODEL, FeatureMatch, Term
 from adversary.whitebox.variables import Variable
 from splitsight.defenses import Scale
+from splitsight.features import FeatureSpec
 
 __all__ = [
     "PIXEL_NOISE",
@@ -23,6 +25,9 @@ __all__ = [
     "WhitenedPixels",
     "pixel_match",
 ]
+
+
+_SMOOTH = 0.3
 
 
 class WhitenedLatent(Variable):
@@ -71,27 +76,40 @@ class WhitenedPixels(Variable):
         return self.centre + self.errors.displacement(self.value)
 
 
-PIXEL_NOISE = 0.1
+PIXEL_NOISE = MODEL
 """Standard deviation that features are fitted to, as a part of their own: what a Gaussian error does not describe."""
 
 
 def pixel_match(
-    pipeline: nn.Module, features: Sequence[Tensor], noise: Sequence[Scale], part: float = PIXEL_NOISE
+    pipeline: nn.Module,
+    features: Sequence[Tensor],
+    noise: Sequence[Scale],
+    part: float = PIXEL_NOISE,
+    *,
+    support: Sequence[Tensor | None] | None = None,
+    laplace: bool = False,
+    covariances: Sequence[Tensor | None] | None = None,
+    specs: Sequence[FeatureSpec] = (),
 ) -> FeatureMatch:
     """``½ ‖F1(x̂) − z_mid‖² / σ²``, the feature loss that goes with :class:`WhitenedPixels`.
 
-    σ is one number a frame for all channels, so that a feature that varies much is not fitted less.
+    Without noise σ is one number a frame for all channels, so that a feature that varies much is not fitted less.
 
     Args:
         pipeline: F1.
         features: the tapped ones, each ``(K, …)``.
         noise: known standard deviation on each tensor, in its unit.
         part: σ without noise, as a part of the features' spread.
+        support: as for :class:`~adversary.whitebox.terms.FeatureMatch`.
+        laplace: likewise.
+        covariances: likewise.
+        specs: likewise.
     """
     spread = torch.stack([z.reshape(len(z), -1).var(1) for z in features]).mean(0).sqrt().clamp_min(1e-6)
-    known = sum(torch.as_tensor(sigma).square().mean() for sigma in noise) / len(noise)
-    match = FeatureMatch(pipeline, features)
-    match.scale = 0.5 / ((part * spread).square() + known)
+    told = {"support": support, "laplace": laplace, "covariances": covariances, "specs": specs}
+    match = FeatureMatch(pipeline, features, noise=noise, **told)
+    known = [s.square().mean() for s in match.noise]
+    match.scale = 0.5 / ((part * spread).square() + sum(known) / len(known))
     return match
 
 
@@ -104,6 +122,9 @@ class WhitenedMatch:
         errors: gives R.
         noise: standard deviation of noise on the features, in their unit: one for all tensors, or one a tensor.
         weight: factor.
+        support: as for :class:`~adversary.whitebox.terms.FeatureMatch`.
+        covariances: likewise.
+        laplace: likewise; the whitened differences are then compared by √2 |·|, smoothed below a third of their unit.
     """
 
     def __init__(
@@ -114,10 +135,17 @@ class WhitenedMatch:
         *,
         noise: float | Sequence[Scale] = 0.0,
         weight: float = 1.0,
+        support: Sequence[Tensor | None] | None = None,
+        laplace: bool = False,
+        covariances: Sequence[Tensor | None] | None = None,
     ) -> None:
         self.pipeline, self.features, self.weight, self.errors = pipeline, tuple(features), weight, errors
         each = [noise] * len(self.features) if isinstance(noise, int | float) else noise
-        self.whiteners = [errors.whitener(i, sigma) for i, sigma in enumerate(each)]
+        known = covariances or [None] * len(self.features)
+        pairs = zip(each, known, strict=True)
+        self.whiteners = [errors.whitener(i, sigma, covariance) for i, (sigma, covariance) in enumerate(pairs)]
+        self.support = list(support or [None] * len(self.features))
+        self.laplace = laplace
         self.evaluations = 0
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
@@ -125,9 +153,12 @@ class WhitenedMatch:
         self.evaluations += len(images)
         total = images.new_zeros(len(images))
         pairs = zip(self.pipeline(images), self.features, strict=True)
-        for spec, w, (found, z) in zip(self.errors.specs, self.whiteners, pairs, strict=True):
-            white = whitened(found - z, spec, w)
-            total = total + 0.5 * white.flatten(1).square().sum(1)
+        for spec, w, m, (found, z) in zip(self.errors.specs, self.whiteners, self.support, pairs, strict=True):
+            white = whitened(found - z if m is None else m * (found - z), spec, w).flatten(1)
+            if self.laplace:
+                total = total + math.sqrt(2) * ((white.square() + _SMOOTH**2).sqrt() - _SMOOTH).sum(1)
+            else:
+                total = total + 0.5 * white.square().sum(1)
         return total
 
 

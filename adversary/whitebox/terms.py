@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from adversary.whitebox.variables import normalised
+from splitsight.defenses import Scale
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 
 __all__ = [
+    "MODEL",
     "BatchNormStatistics",
     "FeatureMatch",
     "Negentropy",
     "Proximal",
     "TemporalSmoothing",
     "Term",
+    "Told",
     "TotalVariation",
     "agreement",
 ]
+
+
+MODEL = 0.1
+"""What no image fits exactly, as a part of the features' own spread: standard deviation of a fit's error without
+noise."""
 
 
 class Term(Protocol):
@@ -44,30 +52,119 @@ def _rows(z: Tensor) -> Tensor:
     return z.reshape(len(z), -1)
 
 
+class Told(TypedDict):
+    """What a feature loss takes of a defence; see :class:`FeatureMatch`."""
+
+    noise: list[Scale]
+    support: list[Tensor | None] | None
+    laplace: bool
+    covariances: Sequence[Tensor | None] | None
+
+
 class FeatureMatch:
     """``L_re = ‖F1(x̂) − z_mid‖²``, summed over all tensors that cross the split.
+
+    Told what a defence does, it is the negative logarithm of the likelihood instead, up to a factor: with σ_i the noise
+    on number i, and m_i = 0 where the defence let nothing through,
+
+        Σ m_i (r_i / v_i)² v̄²          r = F1(x̂) − z_mid,  v_i² = σ_i² + (κ s)²
+        Σ m_i 2√2 σ_i |r_i| v̄² / v_i²  for Laplace noise, |r| being smoothed to √(r² + (κ s)²) − κ s
+
+    with κ s, a part of the features' spread s, for what no image fits exactly, and v̄² the mean of v_i². Noise of one
+    strength leaves all weights at 1.
 
     Args:
         head: F1, from images in [0, 1] to a tuple of features.
         features: the tapped ones, each ``(K, …)``.
         weight: factor.
         relative: divide by ‖z_mid‖², so that other weights mean the same at every split.
+        noise: standard deviation of the noise on each tensor; ``None`` for none.
+        support: where a defence let numbers through, ``(K, …)`` of 0 and 1 a tensor, or ``None``; matched only there.
+        laplace: whether the noise is Laplace's.
+        covariances: of noise that is not independent, ``(C, C)`` between a tensor's channels, or ``None``; then
+            ``(Σ + (κ s)² I)^{-1/2} r`` takes the place of ``r / v``.
+        specs: what the tensors are; needed with ``covariances``.
     """
 
     def __init__(
-        self, head: nn.Module, features: Sequence[Tensor], weight: float = 1.0, *, relative: bool = False
+        self,
+        head: nn.Module,
+        features: Sequence[Tensor],
+        weight: float = 1.0,
+        *,
+        relative: bool = False,
+        noise: Sequence[Scale] | None = None,
+        support: Sequence[Tensor | None] | None = None,
+        laplace: bool = False,
+        covariances: Sequence[Tensor | None] | None = None,
+        specs: Sequence[FeatureSpec] = (),
     ) -> None:
-        self.head, self.features, self.weight = head, tuple(features), weight
+        self.head, self.features, self.weight, self.laplace = head, tuple(features), weight, laplace
         self.evaluations = 0
         energy = torch.stack([_rows(z).square().sum(1) for z in self.features]).sum(0)
         self.scale = 1 / energy.clamp_min(1e-12) if relative else torch.ones_like(energy)
+        self.noise = [torch.as_tensor(s).to(z) for s, z in zip(noise or [0.0] * len(features), features, strict=True)]
+        self.support = list(support or [None] * len(features))
+        self.floors = [MODEL * z.std() if z.numel() > 1 else z.new_zeros(()) for z in self.features]
+        self.specs = tuple(specs)
+        self.factors = (
+            [None] * len(features) if covariances is None else list(map(self._factor, covariances, self.floors))
+        )
+        self.weights = self._weights()
+
+    def _weights(self) -> list[Tensor]:
+        """``v̄² / v²`` of each tensor, times m; broadcasts against its features."""
+        if all(bool((s == 0).all()) for s in self.noise):
+            weights = [z.new_ones(()) for z in self.features]
+        else:
+            variances = [(s.square() + f.square()) for s, f in zip(self.noise, self.floors, strict=True)]
+            sizes = [z[0].numel() for z in self.features]
+            mean = sum(float(v.mean()) * n for v, n in zip(variances, sizes, strict=True)) / sum(sizes)
+            weights = [
+                mean / v.clamp_min(1e-12) if f is None else mean * torch.ones_like(v)
+                for v, f in zip(variances, self.factors, strict=True)
+            ]
+        return [w if m is None else w * m for w, m in zip(weights, self.support, strict=True)]
+
+    @staticmethod
+    def _factor(covariance: Tensor | None, floor: Tensor) -> Tensor | None:
+        """``L^{-1}`` of ``L Lᵀ = Σ + (κ s)² I``."""
+        if covariance is None:
+            return None
+        eye = torch.eye(len(covariance)).to(covariance)
+        lower = torch.linalg.cholesky(covariance + floor.square().clamp_min(1e-12) * eye)
+        return torch.linalg.solve_triangular(lower, eye, upper=False)
 
     def __call__(self, value: Tensor, images: Tensor) -> Tensor:
         """One loss a frame, ``(K,)``."""
         self.evaluations += len(images)
-        found = self.head(images)
-        errors = [_rows(a - b).square().sum(1) for a, b in zip(found, self.features, strict=True)]
-        return torch.stack(errors).sum(0) * self.scale
+        rests = [a - b for a, b in zip(self.head(images), self.features, strict=True)]
+        rests = [
+            r if w is None else self._whitened(i, r, w)
+            for i, (r, w) in enumerate(zip(rests, self.factors, strict=True))
+        ]
+        losses = [
+            _rows(self._loss(r, s, f) * w).sum(1)
+            for r, s, f, w in zip(rests, self.noise, self.floors, self.weights, strict=True)
+        ]
+        return torch.stack(losses).sum(0) * self.scale
+
+    def _whitened(self, index: int, rest: Tensor, factor: Tensor) -> Tensor:
+        spec = self.specs[index]
+        return spec.from_channels_last(spec.channels_last(rest) @ factor.T)
+
+    def _loss(self, rest: Tensor, noise: Tensor, floor: Tensor) -> Tensor:
+        if not self.laplace or bool((noise == 0).all()):
+            return rest.square()
+        floor = floor.clamp_min(1e-6)
+        return 2 * math.sqrt(2) * noise * ((rest.square() + floor.square()).sqrt() - floor)
+
+    @property
+    def noise_share(self) -> float:
+        """Energy of the noise over that of what it was added to, about its mean: ``Σ σ² / (Σ (z − z̄)² − Σ σ²)``."""
+        noise = sum(float(s.square().expand_as(z).sum()) for s, z in zip(self.noise, self.features, strict=True))
+        whole = sum(float((z - z.mean()).square().sum()) for z in self.features)
+        return noise / max(whole - noise, 0.01 * whole, 1e-12)
 
 
 class TotalVariation:

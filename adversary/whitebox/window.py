@@ -28,7 +28,7 @@ from adversary.whitebox.posterior import (
     pixel_match,
 )
 from adversary.whitebox.solvers import Outcome, lbfgs
-from adversary.whitebox.terms import Term, coupling
+from adversary.whitebox.terms import Term, Told, coupling
 from splitsight.defenses import Scale
 from splitsight.features import FeatureSpec
 
@@ -89,6 +89,7 @@ def fit_window(
     pixels: int,
     smoothing: float,
     likelihood_weight: float = 1.0,
+    told: Told | None = None,
     callback: Callback | None = None,
 ) -> Fit:
     """Fit a window's frames together.
@@ -103,10 +104,12 @@ def fit_window(
             pixels are not, the latents have the time instead.
         smoothing: λ_c on the latents.
         likelihood_weight: of the feature loss on the latents.
+        told: of a defence, by default the noise of ``start`` alone.
         callback: keeps the time.
     """
     assert network.errors is not None
     callback = callback or Callback()
+    told = told or {"noise": list(start.noise), "support": None, "laplace": False, "covariances": None}
     begin = callback.now()
     together = coupling(start.features, start.specs, smoothing, prior.latent_shape[-1])
     if pipeline is None or network.pixels is None:
@@ -114,7 +117,7 @@ def fit_window(
     variable = WhitenedLatent(prior, network.errors, start.centre, start.latents)
     terms: list[Term] = [GaussianPrior()]
     if pipeline is not None:
-        match = WhitenedMatch(pipeline, start.features, network.errors, noise=start.noise, weight=likelihood_weight)
+        match = WhitenedMatch(pipeline, start.features, network.errors, weight=likelihood_weight, **told)
         terms.insert(0, match)
     if together is not None:
         terms.append(OnLatents(variable, together))
@@ -133,7 +136,7 @@ def fit_window(
     with torch.no_grad():
         image = WhitenedPixels(network.pixels, prior.decode(start.centre).clamp(0, 1))
         image.begin(first.images if start.detail is None else first.images + start.detail)
-    terms = [pixel_match(pipeline, start.features, start.noise), GaussianPrior()]
+    terms = [pixel_match(pipeline, start.features, specs=start.specs, **told), GaussianPrior()]
     on_pixels = coupling(start.features, start.specs, PER_PIXEL * smoothing, first.images.shape[-1])
     if on_pixels is not None:
         terms.append(OnImages(on_pixels))

@@ -55,6 +55,15 @@ def attack(
         str | None,
         typer.Option(help="What the edge does to the features; see `splitsight list defenses`; default: nothing."),
     ] = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive/--not-told", help="Whether the attacker knows the defence, or believes that there is none."
+        ),
+    ] = True,
+    static: Annotated[
+        int, typer.Option(min=1, help="With --images: each is sent so many times, and the attacker averages.")
+    ] = 1,
     prior: Prior = "small",
     limit: Annotated[int | None, typer.Option(min=1, help="Images or frames at most; default: all.")] = None,
     seed: Seed = 0,
@@ -113,6 +122,8 @@ def attack(
             target=specify(target, input_size),
             split=split,
             defense=defense,
+            adaptive=adaptive,
+            static=static,
             limit=limit,
             seed=seed,
             setting=setting,

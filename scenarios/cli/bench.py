@@ -27,8 +27,10 @@ from scenarios.cli.options import (
     Threads,
     Video,
     Weights,
+    changed,
 )
 from scenarios.cli.output import progress, table
+from splitsight.errors import UserError
 from splitsight.files import write_json
 from splitsight.specification import specify
 
@@ -323,6 +325,71 @@ def bench_tune(
             for where, best in chosen.items()
         ],
     )
+
+
+@bench.command("averaging")
+@guarded("scenarios.defend.averaging", "splitsight.targets")
+def bench_averaging(
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for averaging.parquet, summary.json, index.html; gone on with.")],
+    split: Split = "L8",
+    defenses: Annotated[
+        str, typer.Option(help="Noise that is drawn for each frame, with a ; between two.")
+    ] = "noise:ratio=0.5;noise:ratio=1;noise:ratio=2",
+    frames: Annotated[str, typer.Option(help="Numbers of frames.")] = "1,2,4,8,16,32,64",
+    attack: Annotated[
+        str, typer.Option(metavar="NAME[:SETTING]", help="White-box attack, which is told the defence.")
+    ] = "best:faithful",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another value for one of the setting's; repeatable."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images; the last ones of --images.")] = 16,
+    target: Target = "resnet18",
+    prior: Prior = "small",
+    inversions: Inversions = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """What a scene that stands still gives away through noise: quality against the number of frames, beside σ/√T."""
+    import torch
+
+    from scenarios.defend.averaging import averaging
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress("averaging") as report:
+        averaging(
+            images=images,
+            out=out,
+            target=target,
+            weights=weights,
+            split=split,
+            defenses=[text.strip() for text in defenses.split(";") if text.strip()],
+            frames=_counts(frames),
+            attack=attack,
+            changes=changed(change or []),
+            limit=limit,
+            prior=prior,
+            inversions=inversions,
+            seed=seed,
+            device=device,
+            progress=report,
+        )
+    print((out / "summary.json").read_text() if as_json else out / "index.html")
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--frames takes numbers such as 1,4,16, not '{text}'") from error
+    if any(count < 1 for count in found):
+        raise UserError(f"--frames takes numbers from 1 on, not '{text}'")
+    return found
 
 
 @bench.command("attack")

@@ -17,7 +17,7 @@ from splitsight.summary import CellSummary, Interval
 if TYPE_CHECKING:
     from scenarios.benchmark import Curve
 
-__all__ = ["curves", "plane", "quality", "sweeps", "time"]
+__all__ = ["SYMBOLS", "as_html", "curves", "new_figure", "palette", "plane", "quality", "sweeps", "time"]
 
 _COLOURS = (
     "#c2410c",
@@ -34,10 +34,11 @@ _COLOURS = (
     "#4338ca",
 )
 _DASHES = ("solid", "dash", "dot")
-_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 
 
-def _colours(names: Iterable[str]) -> dict[str, str]:
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour a name."""
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -50,7 +51,8 @@ def _lines(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _figure(columns: int, rows: int = 1, **options: Any) -> Any:
+def new_figure(columns: int, rows: int = 1, **options: Any) -> Any:
+    """An empty figure of so many panels, in the pages' style."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=rows, cols=columns, **options)
@@ -64,7 +66,8 @@ def _figure(columns: int, rows: int = 1, **options: Any) -> Any:
     return figure
 
 
-def _html(figure: Any) -> str:
+def as_html(figure: Any) -> str:
+    """A part of a page that loads plotly itself."""
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
 
 
@@ -97,7 +100,7 @@ def _plotted(cells: Sequence[CellSummary]) -> list[Metric]:
 
 def _panels(count: int, spacing: float) -> Any:
     """Panels beside each other, closer where there are many."""
-    return _figure(count, horizontal_spacing=min(spacing, 0.4 / max(1, count - 1)))
+    return new_figure(count, horizontal_spacing=min(spacing, 0.4 / max(1, count - 1)))
 
 
 def _name_axis(figure: Any, metric: Metric, column: int) -> None:
@@ -117,9 +120,9 @@ def _scatter(
 
     panels: list[Metric | str] = [*ys, *scores]
     figure = _panels(len(panels), 0.09)
-    colours = _colours(cell.label for cell in cells)
+    colours = palette(cell.label for cell in cells)
     splits = dict.fromkeys(cell.split for cell in cells)
-    symbols = {split: _SYMBOLS[i % len(_SYMBOLS)] for i, split in enumerate(splits)}
+    symbols = {split: SYMBOLS[i % len(SYMBOLS)] for i, split in enumerate(splits)}
     for column, panel in enumerate(panels, 1):
         for cell in cells:
             at, spread = x[cell.cell]
@@ -161,7 +164,7 @@ def plane(cells: Sequence[CellSummary]) -> str | None:
         return None
     figure = _scatter(cells, {cell.cell: (_mean(cell.psnr), cell.psnr) for cell in cells}, perceptual, scores)
     figure.update_xaxes(title_text=METRICS.get("psnr").heading)
-    return _html(figure)
+    return as_html(figure)
 
 
 def time(cells: Sequence[CellSummary]) -> str | None:
@@ -174,7 +177,7 @@ def time(cells: Sequence[CellSummary]) -> str | None:
         return None
     figure = _scatter(timed, {cell.cell: (cell.seconds_per_image, None) for cell in timed}, shown)
     figure.update_xaxes(title_text="seconds an image", type="log")
-    return _html(figure)
+    return as_html(figure)
 
 
 def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
@@ -226,7 +229,7 @@ def sweeps(cells: Sequence[CellSummary]) -> list[tuple[str, str]]:
         # a range of more than tenfold is one of multiples
         wide = min(places) > 0 and max(places) > 10 * min(places)
         figure.update_xaxes(title_text=key, type="log" if wide else "linear")
-        plots.append((key, _html(figure)))
+        plots.append((key, as_html(figure)))
     return plots
 
 
@@ -253,7 +256,7 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
         return None
     panel_of = {cell.cell: " ".join([cell.split, *_training(cell)]) for cell in shown}
     panels = list(dict.fromkeys(panel_of.values()))
-    figure = _figure(len(panels), subplot_titles=panels, horizontal_spacing=0.07)
+    figure = new_figure(len(panels), subplot_titles=panels, horizontal_spacing=0.07)
     lines = _lines(cell.label for cell in shown)
     named = set()
     for cell in shown:
@@ -276,7 +279,7 @@ def curves(cells: Sequence[CellSummary], rows: Sequence[Mapping[str, Any]]) -> s
     figure.update_yaxes(title_text="loss", row=1, col=1)
     trained = all(cell.method.startswith("net-") for cell in shown)
     figure.update_xaxes(title_text="part of the training, %" if trained else "step")
-    return _html(figure)
+    return as_html(figure)
 
 
 def _training(cell: CellSummary) -> list[str]:
@@ -306,7 +309,7 @@ def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, fl
 
     axes = {"seconds": "seconds an image", "model_evaluations": "model evaluations an image"}
     measures = ("psnr", "ssim")
-    figure = _figure(len(axes), len(measures), horizontal_spacing=0.09, vertical_spacing=0.1)
+    figure = new_figure(len(axes), len(measures), horizontal_spacing=0.09, vertical_spacing=0.1)
     lines = _lines(found)
     for column, (axis, title) in enumerate(axes.items(), 1):
         for row, measure in enumerate(measures, 1):
@@ -330,4 +333,4 @@ def quality(found: Mapping[str, Mapping[str, Curve]], reference: Mapping[str, fl
                 figure.add_hline(y=reference[measure], line={"dash": "dot", "color": "#5b6472"}, row=row, col=column)
             figure.update_xaxes(type="log", title_text=title, row=row, col=column)
             figure.update_yaxes(title_text=METRICS.get(measure).heading, row=row, col=column)
-    return _html(figure)
+    return as_html(figure)

@@ -30,13 +30,14 @@ from splitsight.pictures import Panel, panels, spread
 from splitsight.specification import target_name
 from splitsight.summary import Environment, MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
-__all__ = ["write_report"]
+__all__ = ["picture", "write_report"]
 
 _COLUMNS = 6
 _SIDE = 160
 
 
-def _picture(store: Store, name: str) -> np.ndarray | None:
+def picture(store: Store, name: str) -> np.ndarray | None:
+    """An image of a run, ``(H, W, 3)`` uint8; ``None`` where it is missing or damaged."""
     try:
         return decode_image((store.folder / name).read_bytes(), name)
     except (OSError, UserError):
@@ -50,7 +51,7 @@ def _panel(store: Store, row: Mapping[str, Any] | None) -> Panel:
     seen = ["recognised"] if row["recognised"] else []
     if row["match_rank"] is not None:
         seen.append(f"place {row['match_rank']}")
-    return Panel(_picture(store, row["reconstruction"]), title, " · ".join(seen))
+    return Panel(picture(store, row["reconstruction"]), title, " · ".join(seen))
 
 
 def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
@@ -65,7 +66,7 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
         shown = [shared[i] for i in spread(len(shared), _COLUMNS)]
         first = [next(own[index] for _, own in here if index in own) for index in shown]
         title = f"{target_name(scenario.target)} split at {split}"
-        originals = [Panel(_picture(store, row["original"]), row["name"]) for row in first]
+        originals = [Panel(picture(store, row["original"]), row["name"]) for row in first]
         bands = [panels(originals, f"originals, {title}", side=_SIDE)]
         bands += [
             panels([_panel(store, own.get(index)) for index in shown], cell.name, side=_SIDE) for cell, own in here

@@ -38,6 +38,8 @@ _BEFORE = [
     ("settings", _STRING),  # JSON: all values the attack got
     ("prompt", _STRING),  # as it was used; empty for none
     ("defense", _STRING),  # what the edge did to the features
+    ("adaptive", pa.bool_()),  # whether the attacker was told that; null in older files, where he was
+    ("static", _INT),  # frames of a scene that stood still, averaged; null in older files, where it was one
     ("index", _INT),  # of the image within the run
     ("image", _STRING),  # SHA-256 of its pixels
     ("name", _STRING),

@@ -25,7 +25,7 @@ from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["RunOptions", "run_scenario", "run_worker"]
+__all__ = ["RunOptions", "cores", "run_scenario", "run_worker", "set_threads", "settle", "share", "train_for"]
 
 _LOOK_S = 0.5
 
@@ -103,7 +103,7 @@ def _defended(scenario: Scenario, defense: str) -> Scenario:
     )
 
 
-def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
+def settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of every cell's setting, and the cells that cannot run here and need not.
 
     Raises:
@@ -123,12 +123,17 @@ def _settle(bench: Bench) -> tuple[dict[str, Any], dict[str, str]]:
     return settings, skipped
 
 
-def _set_threads(threads: int | None, workers: int) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(threads: int | None, workers: int) -> None:
+    """As many compute threads as were asked for; by default the cores are shared out."""
     if threads is not None:
         torch.set_num_threads(threads)
     elif workers > 1:
-        torch.set_num_threads(max(1, cores // workers))
+        torch.set_num_threads(max(1, cores() // workers))
 
 
 def run_scenario(options: RunOptions) -> Path:
@@ -146,14 +151,10 @@ def run_scenario(options: RunOptions) -> Path:
     if options.defense is not None:
         scenario = _defended(scenario, options.defense)
     out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
-    _set_threads(options.threads, options.workers)
+    set_threads(options.threads, options.workers)
     bench = Bench(scenario, options.device)
-    if scenario.train is not None:
-        with terminate_as_interrupt():
-            threads = torch.get_num_threads()
-            logs = home() / "inversion" / "logs" / str(os.getpid())
-            train_missing(bench.jobs(), scenario.train.data, logs, workers=options.workers, threads=threads)
-    settings, skipped = _settle(bench)
+    train_for(bench, options.workers)
+    settings, skipped = settle(bench)
     run = {
         "name": name,
         "quick": options.quick,
@@ -169,7 +170,7 @@ def run_scenario(options: RunOptions) -> Path:
     with terminate_as_interrupt(), Reporter(name, bench.units, store, options.workers) as reporter:
         if reporter.refresh():
             if options.workers > 1:
-                _share(store, reporter, options)
+                share(store, reporter, options.workers, options.device)
             else:
                 work(store, bench, name, step=reporter.step, finished=lambda unit: reporter.refresh())
     with store.locked("report"):
@@ -178,11 +179,26 @@ def run_scenario(options: RunOptions) -> Path:
     return out
 
 
-def _share(store: Store, reporter: Reporter, options: RunOptions) -> None:
+def train_for(bench: Bench, workers: int) -> None:
+    """Train the networks that a scenario's attacks lack.
+
+    Raises:
+        UserError: there is nothing to train on, or a training failed.
+    """
+    training = bench.scenario.train
+    if training is None:
+        return
+    with terminate_as_interrupt():
+        threads = torch.get_num_threads()
+        logs = home() / "inversion" / "logs" / str(os.getpid())
+        train_missing([*bench.initials(), *bench.jobs()], training.data, logs, workers=workers, threads=threads)
+
+
+def share(store: Store, reporter: Reporter, workers: int, device: str) -> None:
     """Have workers do it, and watch."""
     with Supervisor(store.folder / "logs") as supervisor:
-        for i in range(options.workers):
-            arguments = ["-m", "scenarios.run.run", str(store.folder), str(torch.get_num_threads()), options.device]
+        for i in range(workers):
+            arguments = ["-m", "scenarios.run.run", str(store.folder), str(torch.get_num_threads()), device]
             supervisor.start(f"worker-{os.getpid()}-{i}", f"worker {i + 1}", arguments, expected_to_end=True)
         while reporter.refresh():
             supervisor.check()

@@ -67,7 +67,7 @@ class Data(_Part):
 
 
 class Training(_Part):
-    """How the networks of black-box attacks are trained, all with the same budget.
+    """How the networks that attacks need are trained, all of a kind with the same budget.
 
     Attributes:
         data: pictures to ask the oracle about; usually left to ``--train-data``.
@@ -77,6 +77,8 @@ class Training(_Part):
         minutes: of each network; on a CPU, minutes in which it computes, however long others have the core.
         steps: of each network, where that is less.
         seed: of weights and draws.
+        initial_minutes: of each inversion network that white-box attackers start from, one for each defence that they
+            know, gone on with from the one for undefended features; minutes of computing. ``None`` takes what is there.
     """
 
     data: Path | None = None
@@ -86,6 +88,7 @@ class Training(_Part):
     minutes: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     seed: int = 0
+    initial_minutes: float | None = Field(default=None, gt=0)
 
 
 class Cell(_Part):
@@ -100,6 +103,9 @@ class Cell(_Part):
             pixels show beside the object. Empty: no text.
         options: (``with`` in YAML) values laid over the setting's.
         defense: what the edge does to the features, by name and parameters, as ``--defense`` takes it.
+        adaptive: the attacker was told the defence and its parameters, and his networks were trained on what it lets
+            through; ``false`` for one who believes that there is none, which says nothing about the defence's strength.
+        static: T, the edge sends each image so many times (a scene that stands still) and the attacker averages.
         count: of the images or windows, only so many first ones; ``None`` for all.
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
         seconds: an image may take; ``None`` for no limit.
@@ -120,6 +126,8 @@ class Cell(_Part):
     prompt: str | tuple[str, ...] = ""
     options: dict[str, Any] = Field(default_factory=dict, alias="with")
     defense: str = UNDEFENDED
+    adaptive: bool = True
+    static: int = Field(default=1, ge=1)
     count: int | None = Field(default=None, ge=1)
     batch: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
@@ -171,6 +179,10 @@ class Cell(_Part):
             parts.append(" | ".join(f"“{p}”" for p in self.prompts))
         if self.defense != UNDEFENDED:
             parts.append(f"against {self.defense}")
+        if not self.adaptive:
+            parts.append("not told of it")
+        if self.static > 1:
+            parts.append(f"over {self.static} still frames")
         return " ".join(p for p in parts if p)
 
     def matches(self, wanted: dict[str, Any]) -> bool:
@@ -337,6 +349,12 @@ class Scenario(_Part):
         if isinstance(value, dict) and isinstance(value.get("cells"), list):
             return {**value, "cells": [cell for group in value["cells"] for cell in _product(group)]}
         return value
+
+    @model_validator(mode="after")
+    def _still(self) -> Scenario:
+        if self.data.kind == "clips" and any(cell.static > 1 for cell in self.cells):
+            raise ValueError("'static' repeats still images: leave it out where the data are of kind 'clips'")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Scenario:

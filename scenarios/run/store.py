@@ -36,6 +36,7 @@ OURS = (
     "parts",
     "claims",
     "skipped",
+    "measures",
     "logs",
     "originals",
     "reconstructions",

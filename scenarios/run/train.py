@@ -25,6 +25,7 @@ from adversary.blackbox.command import PairOptions, collect_pairs, default_pairs
 from adversary.blackbox.networks import Made, network_name, read_made
 from adversary.blackbox.queries import QueryStore, Role
 from scenarios.processes import PREFIX, Supervisor, die_with_parent
+from scenarios.run.initials import InitialJob, last_fraction, train_initial
 from scenarios.run.progress import duration
 from scenarios.run.spec import Cell, Scenario
 from splitsight.artifacts import home
@@ -33,7 +34,7 @@ from splitsight.files import held
 from splitsight.names import file_stem
 from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["TrainingJob", "job_of", "jobs", "train_missing"]
+__all__ = ["Job", "TrainingJob", "job_of", "jobs", "train_missing"]
 
 _LOOK_S = 0.5
 _SAY_S = 30.0
@@ -108,19 +109,12 @@ class TrainingJob:
     @property
     def fraction(self) -> float:
         """About how much of its training is done, by its logs."""
-        parts = [_last_fraction(run / "log.jsonl") for run in self.runs]
+        parts = [last_fraction(run / "log.jsonl") for run in self.runs]
         return 1.0 if self.done else min(1.0, sum(parts) / len(method_of(self.method).parts))
 
 
-def _last_fraction(log: Path) -> float:
-    found = 0.0
-    if log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                found = float(json.loads(line).get("fraction", found))
-            except (ValueError, AttributeError):  # a line that is being written
-                continue
-    return found
+Job = TrainingJob | InitialJob
+_KINDS: dict[str, type[Job]] = {kind.__name__: kind for kind in (TrainingJob, InitialJob)}
 
 
 def job_of(
@@ -223,7 +217,7 @@ def jobs(
     return list(found.values())
 
 
-def train_missing(needed: Sequence[TrainingJob], data: Path | None, logs: Path, *, workers: int, threads: int) -> None:
+def train_missing(needed: Sequence[Job], data: Path | None, logs: Path, *, workers: int, threads: int) -> None:
     """Train what is missing, in processes that share it, and say how far they are.
 
     Args:
@@ -244,7 +238,7 @@ def train_missing(needed: Sequence[TrainingJob], data: Path | None, logs: Path, 
             f"{len(left)} networks must be trained first ({left[0].name}, …): give pictures to ask the oracle about "
             "with --train-data"
         )
-    work = json.dumps({"jobs": [asdict(job) for job in left], "data": str(data)})
+    work = json.dumps({"jobs": [[type(job).__name__, asdict(job)] for job in left], "data": str(data)})
     with Supervisor(logs) as supervisor:
         for i in range(min(workers, len(left))):
             plan = logs / f"trainer-{i}.json"
@@ -264,7 +258,7 @@ def train_missing(needed: Sequence[TrainingJob], data: Path | None, logs: Path, 
     shutil.rmtree(logs, ignore_errors=True)
 
 
-def _watch(left: Sequence[TrainingJob], supervisor: Supervisor) -> None:
+def _watch(left: Sequence[Job], supervisor: Supervisor) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -289,7 +283,7 @@ def _watch(left: Sequence[TrainingJob], supervisor: Supervisor) -> None:
         raise UserError(f"training {missing[0].name} ended before its budget: run this again to go on", code=1)
 
 
-def _now(left: Sequence[TrainingJob], parts: Sequence[float]) -> str:
+def _now(left: Sequence[Job], parts: Sequence[float]) -> str:
     """What is being done, by how much of each is."""
     for job, part in zip(left, parts, strict=True):
         if 0 < part < 1:
@@ -304,7 +298,7 @@ class _Interrupted(Exception):
     """A signal came while a network was trained; what was learnt is saved."""
 
 
-def train_all(left: Sequence[TrainingJob], data: Path, logs: Path) -> None:
+def train_all(left: Sequence[Job], data: Path, logs: Path) -> None:
     """Body of a process that trains: jobs that nobody else is at, until all are done.
 
     Raises:
@@ -326,7 +320,12 @@ def train_all(left: Sequence[TrainingJob], data: Path, logs: Path) -> None:
             time.sleep(_LOOK_S)
 
 
-def _train(job: TrainingJob, data: Path, logs: Path) -> None:
+def _train(job: Job, data: Path, logs: Path) -> None:
+    if isinstance(job, InitialJob):
+        train_initial(job, data)
+        if not job.done:
+            raise _Interrupted
+        return
     same = {field.name for field in fields(PairOptions)} & {field.name for field in fields(TrainingJob)}
     pairs = Path(job.pairs)
     options: dict[str, Any] = {name: getattr(job, name) for name in same} | {"pairs": pairs, "data": data}
@@ -373,7 +372,7 @@ def _main(plan: Path, threads: int) -> int:
     # while it trains, a signal ends the step and saves; at all other times it ends the process and its oracle
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        train_all([TrainingJob(**job) for job in work["jobs"]], Path(work["data"]), plan.parent)
+        train_all([_KINDS[kind](**job) for kind, job in work["jobs"]], Path(work["data"]), plan.parent)
     except _Interrupted:
         return 128 + signal.SIGTERM
     except UserError as error:

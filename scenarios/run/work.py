@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adversary.alignment import keyed
 from adversary.attacks import ATTACKS, Attack, Callback, Problem, Reconstruction
 from adversary.blackbox.networks import AttackNetwork
 from adversary.prompts import solve_with_prompts
 from scenarios.evaluation import labels_for, load_evaluators
 from scenarios.run import prompts
+from scenarios.run.initials import InitialJob, initial_jobs
 from scenarios.run.inputs import Inputs, load_inputs
 from scenarios.run.plan import Unit, cell_id, plan
 from scenarios.run.rows import digest_column, row_schema
@@ -32,12 +34,16 @@ from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name
 from splitsight.errors import UserError
+from splitsight.features import shapes_of
 from splitsight.numerics import subnormals_flushed
 from splitsight.wire.sessions import SessionDescription
 
 __all__ = ["Bench", "slug", "work"]
 
 Step = Callable[[Unit, int, int], None]
+
+_TAPPED = 256
+_PICTURES = 256
 
 
 def _json(value: Any) -> str:
@@ -66,6 +72,13 @@ class Bench:
         self.scorer = Scorer(self.inputs, self.evaluators, self._labels)
         self.metrics, self.schema = self.scorer.metrics, row_schema([evaluator.name for evaluator in self.evaluators])
         self.units: list[Unit] = plan(scenario, self.inputs)
+        self._pools: dict[str, Tensor] = {}
+        others = np.setdiff1d(np.arange(len(self.inputs.pool)), self.inputs.places)[:_PICTURES]
+        if not self.inputs.windows and len(others) >= _TAPPED // 4:
+            # pictures of the kind that is attacked, none of which is
+            self.models.pictures = to_tensor(self.inputs.pool[others])
+        for job in self.initials():
+            self.models.files[job.split, job.defense] = Path(job.file)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -80,6 +93,21 @@ class Bench:
             UserError: no such split point or defence.
         """
         return self.models.pipeline(cell.split, cell.defense).description()
+
+    def believed(self, cell: Cell) -> SessionDescription:
+        """What its attacker takes that for, and has networks for."""
+        about, attack = self.about(cell), ATTACKS.get(cell.method)
+        if cell.adaptive and "network" in attack.needs:
+            return about
+        return self.models.believed(about, adaptive=cell.adaptive)
+
+    def _tapped(self, cell: Cell) -> list[Tensor] | None:
+        """Further frames of a session, for an attacker who has to find out a key."""
+        pipeline = self.models.pipeline(cell.split, cell.defense)
+        if not cell.adaptive or not keyed(pipeline):
+            return None
+        index = range(min(len(self.inputs.images), _TAPPED))
+        return self.models.observe(pipeline, to_tensor(self.inputs.images[: len(index)]), edge_seeds(0, index))
 
     def attack(self, cell: Cell) -> Attack:
         """The attack of a cell, configured.
@@ -100,7 +128,14 @@ class Bench:
                 raise UserError(f"'{cell.method}' takes no prompt: leave 'prompt' out of its cell")
             if prompts.needs_label(template):
                 prompts.fill(template, self.inputs.images[0], int(self.inputs.labels.min()), labels, 0)
-        self.about(cell)
+        believed = self.believed(cell)
+        if shapes_of(believed.features) != shapes_of(self.about(cell).features):
+            raise UserError(
+                f"the defence '{cell.defense}' changes the shape of what crosses, which an attacker who is not told "
+                "of it can do nothing with"
+            )
+        if "initial" in attack.needs:
+            self.models.initial(believed)
         if (network := self._network(cell, attack)) is not None:
             index = [i for unit in self.units if self.scenario.cells[unit.cell] is cell for i in unit.indices]
             network.check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
@@ -116,7 +151,7 @@ class Bench:
         """
         if "network" not in attack.needs:
             return None
-        about = self.about(cell)
+        about = self.believed(cell)
         job = job_of(self.scenario, cell, about, **self._prior)
         path, frames = cell.network if job is None else Path(job.file), self.scenario.data.frames
         return self.models.network(attack, about, frames=frames, text=any(cell.prompts), path=path)
@@ -125,13 +160,22 @@ class Bench:
     def _prior(self) -> dict[str, str]:
         return {"prior_name": self.models.prior.name, "prior_digest": self.digests["prior"]}
 
+    def initials(self) -> list[InitialJob]:
+        """Inversion networks that the scenario trains for white-box attackers to start from."""
+        if self.scenario.train is None or self.scenario.train.initial_minutes is None:
+            return []
+        return initial_jobs(self.scenario, self.believed, self._undefended, self.models.prior)
+
+    def _undefended(self, split: str) -> SessionDescription:
+        return self.models.pipeline(split).description()
+
     def jobs(self) -> list[TrainingJob]:
         """Networks that the scenario trains for its attacks.
 
         Raises:
             UserError: no such attack or setting.
         """
-        return jobs(self.scenario, self.about, **self._prior)
+        return jobs(self.scenario, self.believed, **self._prior)
 
     def labels_of(self, evaluator: str, index: Sequence[int]) -> Tensor:
         """Classes of images as one of the evaluators numbers them, −1 where it does not know them."""
@@ -156,9 +200,19 @@ class Bench:
         index = list(unit.indices)
         originals = to_tensor(self.inputs.images[index])
         pipeline = self.models.pipeline(cell.split, cell.defense)
-        features = self.models.observe(pipeline, originals, edge_seeds(scenario.seed, index))
+        features = self.models.observe_static(pipeline, originals, cell.static, scenario.seed, index)
         network = self._network(cell, attack)
-        problem = self.models.problem(attack, about, features, network=network, seed=scenario.seed, first=index[0])
+        problem = self.models.problem(
+            attack,
+            about,
+            features,
+            network=network,
+            seed=scenario.seed,
+            first=index[0],
+            adaptive=cell.adaptive,
+            static=cell.static,
+            tapped=self._tapped(cell),
+        )
         limit = cell.seconds or scenario.seconds
         callback = Callback(
             None if limit is None else time.monotonic() + limit * len(index),
@@ -172,7 +226,7 @@ class Bench:
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
         measured = self.scorer.measure(stored, originals, index)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
-        asked = network or self.models.asked(about)
+        asked = network or self.models.asked(self.believed(cell))
         rows = []
         for i, number in enumerate(index):
             label = int(self.inputs.labels[number])
@@ -187,6 +241,8 @@ class Bench:
                     "settings": _json(attack.settings.dump()),
                     "prompt": words[i],
                     "defense": about.defense,
+                    "adaptive": cell.adaptive,
+                    "static": cell.static,
                     "index": number,
                     "image": self.inputs.hashes[number],
                     "name": self.inputs.names[number],

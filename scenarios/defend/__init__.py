@@ -1,0 +1,1 @@
+"""What a defence withstands, and what it costs: ``splitsight defend``."""
