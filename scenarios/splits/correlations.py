@@ -1,4 +1,4 @@
-"""Which measure without an attack orders the points as attacks do."""
+"""Which measure without an attack orders the points as attacks do: medians over images against the strongest attack."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def correlations(figures: Sequence[Figures]) -> list[Correlation]:
     Returns:
         None of a pair that has fewer than four points, or the same value at all of them.
     """
-    names = dict.fromkeys(name for f in figures for name in f.told if name not in _BOUNDS)
+    names = dict.fromkeys(name for f in figures for name in f.middle if name not in _BOUNDS)
     found = []
     for told in names:
         for attacked in HEADLINES:
             sign = 1 if leaks_more(attacked) else -1
             pairs = [
-                (i.mean, sign * (best[1].mean or 0.0))
+                (f.middle[told], sign * (best[1].mean or 0.0))
                 for f in figures
-                if (i := f.told.get(told)) and i.mean is not None and (best := f.strongest(attacked))
+                if told in f.middle and (best := f.strongest(attacked))
             ]
             if pairs and all(map(math.isfinite, next(zip(*pairs, strict=True)))):
                 x, y = zip(*pairs, strict=True)

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ ASSUMED = 0.1
 """Deviation of the noise that ``fsinfo_assumed`` assumes, as a part of each tensor's spread."""
 TAU = 0.1
 """Deviation, in [0, 1], within which images count as equal for van Trees' bound: 20 dB, about what attacks reach."""
+Head = Callable[[Tensor], tuple[Tensor, ...]]
 _FISHED = 4
 """Images that FSInfo is computed of: each takes as many passes as fifty of the other measures."""
 
@@ -53,7 +56,7 @@ TITLES = {
 
 
 @torch.no_grad()
-def _spreads(head: Any, images: Tensor) -> list[float]:
+def _spreads(head: Head, images: Tensor) -> list[float]:
     """Standard deviation of each tensor over images and entries, never 0."""
     return [max(float(z.std(correction=0)), 1e-12) for z in head(images)]
 
@@ -80,28 +83,61 @@ def told(pipeline: EdgePipeline, images: Tensor, probes: int, seed: int) -> list
     spreads = _spreads(head, images)
     rows = [*_each(split, "sensitivity", energy), *_each(split, "sensitivity_scaled", dfil(energy, spreads))]
     few = images[:_FISHED]
-    sigma = _deviations(pipeline, images) if pipeline.defense else None
-    name, noise = ("fsinfo_assumed", ASSUMED * np.array(spreads)) if sigma is None else ("fsinfo", sigma[: len(few)])
+    whitened = _whitened(pipeline, head)
+    noisy = whitened is not None and _has_noise(pipeline, head, images)
+    name, seen, noise = ("fsinfo", whitened, 1.0) if noisy and whitened else ("fsinfo_assumed", head, None)
     try:
-        rows += _each(split, name, fsinfo(head, few, noise, seed=seed))
+        sigma = ASSUMED * np.array(spreads) if noise is None else noise
+        rows += _each(split, name, fsinfo(seen, few, sigma, seed=seed))
     except UserError as error:
         rows.append(row(split, "told", name, None, about=str(error)))
-    if sigma is None:
+    if not noisy or whitened is None:
         return rows
-    leakage, around = dfil(energy, sigma), smoothed(images, TAU, seed)
-    near = _deviations(pipeline, around)
-    moved = None if near is None else dfil(jacobian_energy(head, around, probes=probes, seed=seed), near)
+    # in units of its noise F1 has noise of deviation 1
+    leakage = dfil(jacobian_energy(whitened, images, probes=probes, seed=seed), 1.0)
+    around = smoothed(images, TAU, seed)
+    moved = dfil(jacobian_energy(whitened, around, probes=probes, seed=seed), 1.0)
     rows += _each(split, "dfil", leakage)
     rows += _bound(split, "cramer_rao", cramer_rao(leakage), len(images))
     return rows + _bound(split, "van_trees", van_trees(moved, prior_information(around, TAU).high), len(images))
 
 
+def _whitened(pipeline: EdgePipeline, head: Head) -> Head | None:
+    """F1 in units of the defence's noise; ``None`` where that is correlated, which no deviation describes.
+
+    Laplace noise of deviation s has the Fisher information 2/s² about its mean, that of Gaussian noise of s/√2.
+    """
+    if not pipeline.defense:
+        return None
+    factor = math.sqrt(0.5) if pipeline.protection.law == "laplace" else 1.0
+    with torch.no_grad():
+        blank = head(torch.full((1, 3, pipeline.input_size, pipeline.input_size), 0.5, device=pipeline.target.device))
+        if any(c is not None for c in pipeline.protection.covariances(blank)):
+            return None
+
+    def whitened(x: Tensor) -> tuple[Tensor, ...]:
+        features = head(x)
+        scales = _scales(pipeline, tuple(z.detach() for z in features))
+        return tuple(z / (factor * s) for z, s in zip(features, scales, strict=True))
+
+    return whitened
+
+
 @torch.no_grad()
-def _deviations(pipeline: EdgePipeline, images: Tensor) -> np.ndarray | None:
-    """Of the defence's noise on each image's tensors ``(N, T)``; ``None`` where it adds none to one."""
-    rows = [pipeline.deviations(pipeline.head(image[None])) for image in images]
-    found = np.array([[float(s) for s in sigma] for sigma in rows])
-    return found if found.all() else None
+def _has_noise(pipeline: EdgePipeline, head: Head, images: Tensor) -> bool:
+    """Whether each number that crosses has some: without it on one, dFIL is infinite."""
+    return all(bool((s > 0).all()) for s in _scales(pipeline, head(images)))
+
+
+@torch.no_grad()
+def _scales(pipeline: EdgePipeline, features: tuple[Tensor, ...]) -> list[Tensor]:
+    """Deviation of the noise on each number, frame by frame: it may go by the features of a frame."""
+    rows = []
+    for i in range(len(features[0])):
+        frame = tuple(z[i : i + 1] for z in features)
+        found = pipeline.deviations(frame)
+        rows.append([torch.as_tensor(s).to(z).expand_as(z) for s, z in zip(found, frame, strict=True)])
+    return [torch.cat(column) for column in zip(*rows, strict=True)]
 
 
 def _each(split: str, measure: str, found: Estimates | None) -> list[dict[str, Any]]:

@@ -78,6 +78,18 @@ def test_what_is_told_of_a_linear_network(linear):
         assert values[0] == pytest.approx(exact, rel=1e-3)
 
 
+def test_noise_of_another_law_and_of_another_strength_a_frame(linear):
+    images = torch.rand(3, 3, 4, 4)
+    gauss, laplace = (_found(linear, images, f"noise:sigma=0.5,law={law}") for law in ("gaussian", "laplace"))
+    # the Fisher information of Laplace noise about its mean is twice that of Gaussian noise of the same deviation
+    assert laplace["dfil"] == pytest.approx([2 * v for v in gauss["dfil"]])
+    ratio = _found(linear, images, "gaussian:ratio=0.5")
+    edge, features = EdgePipeline(linear, "f", "gaussian:ratio=0.5"), linear.model.f(images)
+    sigma = [edge.deviations((z[None],))[0] for z in features]
+    expected = [energy / float(s) ** 2 for energy, s in zip(ratio["sensitivity"], sigma, strict=True)]
+    assert ratio["dfil"] == pytest.approx(expected)
+
+
 def test_scaling_the_features_changes_what_has_their_unit_alone(linear):
     images = torch.rand(3, 3, 4, 4)
     before = _found(linear, images)

@@ -22,7 +22,7 @@ def _point(i, edge, found, ssim, *, useful=0.7, told=1.0):
     at.utility, at.unsplit, at.utility_name = Interval(mean=useful), Interval(mean=0.7), "top1"
     if found is not None:
         at.attacks = {"best:sharp": {"matched_top1": Interval(mean=found), "ssim": Interval(mean=ssim)}}
-    at.told = {"sensitivity": Interval(mean=told)}
+    at.told, at.middle = {"sensitivity": Interval(mean=told)}, {"sensitivity": told}
     return at
 
 
