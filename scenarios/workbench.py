@@ -128,7 +128,7 @@ class Workbench:
         if key not in self._networks:
             if not isinstance(attack, NetAttack):
                 raise UserError(f"{attack.name} has no use for a network: leave it out, or choose a black-box method")
-            found = attack.load(self.prior, about, frames=frames, text=text, path=path)
+            found = attack.load(self.prior.sized(about.input_size), about, frames=frames, text=text, path=path)
             self._networks[key] = found.to(self.device)
         return self._networks[key]
 
@@ -215,7 +215,8 @@ class Workbench:
         known: dict[str, Any] = {"text": text, "seed": seed, "first": first, "specs": about.features}
         known["image_size"] = about.input_size
         if "prior" in wanted:
-            known["prior"], known["image_size"] = self.prior, self.prior.image_size
+            prior = known["prior"] = self.prior.sized(about.input_size)
+            known["image_size"] = prior.image_size
         if "pipeline" in wanted:
             known["pipeline"] = Expected(self.pipeline(about.split, about.defense, codec))
         if "initial" in wanted:

@@ -13,7 +13,9 @@ Everything here is differentiable with respect to noise and latents; weights are
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,7 @@ class Prior(nn.Module):
         # Stable Diffusion's U-Net was trained to attend to padding too
         self.masked = self.flow or isinstance(denoiser, PixArtTransformer2DModel)
         self.evaluations = 0
-        size = int(denoiser.config["sample_size"])
+        self.cells = size = int(denoiser.config["sample_size"])
         self.latent_shape = (int(denoiser.config["in_channels"]), size, size)
         channels = vae.config.get("encoder_block_out_channels") or vae.config["block_out_channels"]
         self.image_size = size * 2 ** (len(channels) - 1)
@@ -160,8 +162,6 @@ class Prior(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
-        import copy
-
         # copies, because .half() works in place
         copy.deepcopy(self.vae).half().save_pretrained(folder / "vae")
         part = "transformer" if isinstance(self.denoiser, PixArtTransformer2DModel) else "unet"
@@ -176,6 +176,24 @@ class Prior(nn.Module):
             config = json.loads(file.read_text())
             if config.pop("_name_or_path", None) is not None:
                 file.write_text(json.dumps(config, indent=2) + "\n")
+
+    def sized(self, side: int) -> Prior:
+        """This prior for images of another size, on the same weights.
+
+        A convolutional autoencoder (``AutoencoderDC``) serves larger images than it was trained on, where the denoiser
+        sees overlapping tiles of the size that it knows (:meth:`tiled`). Stable Diffusion's serves its own size alone,
+        and nothing is made smaller: images are then resized.
+
+        Args:
+            side: of the images, in pixels; rounded up to whole cells of the latent.
+        """
+        stride = self.image_size // self.latent_shape[-1]
+        cells = max(self.cells, math.ceil(side / stride))
+        if not isinstance(self.vae, AutoencoderDC) or cells == self.latent_shape[-1]:
+            return self
+        other = copy.copy(self)
+        other.latent_shape, other.image_size = (self.latent_shape[0], cells, cells), cells * stride
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -224,6 +242,31 @@ class Prior(nn.Module):
 
     def _predict(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
         self.evaluations += len(x)
+        if x.shape[-1] > self.cells:
+            return self.tiled(x, timestep, text)
+        return self._predicted(x, timestep, text)
+
+    def tiled(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
+        """The denoiser on overlapping tiles of latents ``(B, C, h, w)``, its answers averaged (MultiDiffusion, Bar-Tal
+        et al., 2023, arXiv 2302.08113, equation 5).
+
+        Tiles overlap by half at least; each answer counts the more the nearer it is to the middle of its tile.
+        """
+        n = self.cells
+        starts = [_starts(size, n) for size in x.shape[-2:]]
+        places = [(i, j) for i in starts[0] for j in starts[1]]
+        tiles = torch.cat([x[..., i : i + n, j : j + n] for i, j in places])
+        if text is not None and len(text.states) > 1:
+            text = Text(text.states.repeat(len(places), 1, 1), text.mask.repeat(len(places), 1))
+        ramp = 1 - (torch.arange(n, device=x.device) - (n - 1) / 2).abs() / (n / 2 + 0.5)
+        weight = ramp[:, None] * ramp
+        total, norm = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
+        for (i, j), answer in zip(places, self._predicted(tiles, timestep, text).chunk(len(places)), strict=True):
+            total[..., i : i + n, j : j + n] += weight * answer
+            norm[..., i : i + n, j : j + n] += weight
+        return total / norm
+
+    def _predicted(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
         text = (text or self.empty()).expand(len(x))
         t = torch.full((len(x),), float(timestep), device=x.device)
         mask = text.mask if self.masked else None
@@ -290,6 +333,12 @@ class Prior(nn.Module):
         if self.scheduler.config["prediction_type"] == "v_prediction":
             return a * x - s * out
         return (x - s * out) / a
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """Where tiles begin that cover ``size`` and overlap by half at least."""
+    count = 1 + math.ceil(2 * (size - tile) / tile)
+    return [round(i * (size - tile) / max(1, count - 1)) for i in range(count)]
 
 
 def load_prior(name: str) -> Prior:
