@@ -29,6 +29,7 @@ from splitsight.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
     from splitsight.pipeline import EdgePipeline
     from splitsight.wire.sessions import SessionDescription
@@ -91,6 +92,7 @@ class DemoOptions:
         gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them?
         gallery_size: images that a frame is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
+        evaluators: names or folders of independent classifiers that look at the reconstructions.
         web: open the report in a browser at the end.
         overwrite: replace an earlier run in ``out``.
     """
@@ -118,6 +120,7 @@ class DemoOptions:
     gallery: Path | None = None
     gallery_size: int = 1000
     gallery_features: str = "pixels"
+    evaluators: tuple[str, ...] = ()
     web: bool = False
     overwrite: bool = False
 
@@ -153,11 +156,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
+def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Evaluator]]:
     """Refuse what cannot work, before any process is started.
 
     Returns:
-        What the edge is going to do, and the gallery that was asked for.
+        What the edge is going to do, the gallery that was asked for, and the evaluators.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -192,12 +195,15 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
         if file is not None and not file.is_file():
             raise UserError(f"no such file: {file}")
     _check_attack(options, pipeline.description())
+    from scenarios.evaluation import load_evaluators
+
+    judges = load_evaluators(options.evaluators, target.synonyms, target.digest, target.name)
     if options.gallery is None:
-        return pipeline, None
+        return pipeline, None, judges
     from splitsight.metrics.gallery import Gallery
 
     # with one to spare: which frames there are is known only at the end
-    return pipeline, Gallery.draw(
+    gallery = Gallery.draw(
         options.gallery,
         target,
         size=options.gallery_size,
@@ -205,6 +211,7 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
         seed=options.seed,
         spare=True,
     )
+    return pipeline, gallery, judges
 
 
 def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
@@ -241,8 +248,15 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> None:
-        self.options, self.out, self.gallery = options, out, gallery
+    def __init__(
+        self,
+        options: DemoOptions,
+        out: Path,
+        pipeline: EdgePipeline,
+        gallery: Gallery | None,
+        evaluators: list[Evaluator],
+    ) -> None:
+        self.options, self.out, self.gallery, self.evaluators = options, out, gallery, evaluators
         self.session, self.accounting = pipeline.description(), pipeline.accounting()
         self.weights: dict[str, str] = {}
         self.join = Join(out)
@@ -457,9 +471,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    pipeline, gallery = _check(options)
+    pipeline, gallery, evaluators = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out, pipeline, gallery)
+    demo = _Demo(options, out, pipeline, gallery, evaluators)
     with interruptible(), terminate_as_interrupt():
         children = Supervisor(out / "logs")
         try:
@@ -512,7 +526,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
     )
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)
-    write_report(demo.out, demo.join, info, gallery=demo.gallery)
+    write_report(demo.out, demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
 
 
 def _report_remains(demo: _Demo, children: Supervisor) -> None:

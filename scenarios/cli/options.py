@@ -20,6 +20,7 @@ __all__ = [
     "CompressionOption",
     "Defense",
     "Device",
+    "Evaluators",
     "Fps",
     "Frames",
     "GalleryFeatures",
@@ -114,6 +115,14 @@ GallerySize = Annotated[
 GalleryFeatures = Annotated[
     str,
     typer.Option(help="With --gallery: what is compared, pixels or target (the attacked network's penultimate layer)."),
+]
+Evaluators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evaluator",
+        help="Independent classifier that looks at the reconstructions: mbconv, efficientnet-lite0, or a folder; "
+        "repeatable; default: none.",
+    ),
 ]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]
