@@ -182,15 +182,16 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Eva
     with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
         if next(iter(source), None) is None:
             raise UserError(f"{options.video} holds no frames: give another --video")
-    from adversary.priors import PRIORS
+    from adversary.priors import PRIORS, prior_options
     from splitsight import targets
     from splitsight.pipeline import EdgePipeline
 
     target = targets.load(options.target, options.weights)
     pipeline = EdgePipeline(target, options.split, options.defense)
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
-    if options.prior not in PRIORS.names() and not Path(options.prior).is_dir():
-        raise unknown_name("prior", options.prior, PRIORS.names())
+    place, _ = prior_options(options.prior)
+    if place not in PRIORS.names() and not Path(place).is_dir():
+        raise unknown_name("prior", place, PRIORS.names())
     for file in (options.inversion, options.network):
         if file is not None and not file.is_file():
             raise UserError(f"no such file: {file}")
@@ -218,13 +219,14 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
     """Refuse an attack that is not there, or previews without a network that makes them."""
     from adversary.attacks import ATTACKS
     from adversary.blackbox.inversion import inversion_kept
+    from adversary.priors import prior_options
     from splitsight.wire.sessions import UNDEFENDED
 
     name, _, setting = options.solver.partition(":")
     attack = ATTACKS.get(name).configured(setting or None, target=about.target, split=about.split)
     if options.threat == "black-box" or options.inversion is not None:
         return
-    prior = Path(options.prior).name
+    prior = Path(prior_options(options.prior)[0]).name
     network = f"an inversion network for {about.target} at {about.split} with prior '{prior}'"
     make = f"make one with `splitsight train inversion --target {options.target} --split '{about.split}'"
     make += f" --weights {options.weights}" if options.weights is not None else ""

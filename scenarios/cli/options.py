@@ -84,7 +84,13 @@ InputSize = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
-Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
+Prior = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:OPTIONS]",
+        help="Generative prior: a name or a folder in diffusers layout; half, slicing, checkpointing may follow.",
+    ),
+]
 Inversion = Annotated[Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")]
 Weights = Annotated[
     Path | None,
