@@ -263,6 +263,7 @@ def train_inversion_command(
     start: Path | None = None,
     width: int | None = None,
     computing: bool = False,
+    also: Path | None = None,
 ) -> Path:
     """Train the preview network of one split point, and file it with a model card.
 
@@ -283,6 +284,8 @@ def train_inversion_command(
         start: file of an earlier network for the same features to go on from (made for any weights of the target).
         width: channels of the network; its default where not given.
         computing: count only minutes in which the training's thread computes, for networks that are compared.
+        also: further pictures, read at the prior's own size and enlarged, which make up half of each batch; the part
+            of them that would be held out is left out.
 
     Returns:
         The network's file; its figures are in the run's folder as ``figures.json``, too.
@@ -299,6 +302,8 @@ def train_inversion_command(
     if split is None:
         offered = attacked.points()
         split = offered[(len(offered) - 1) // 2]
+    small = None if also is None else TrainingSet.open(also).images(generator.image_size)[0]
+    generator = generator.sized(attacked.input_size)
     pipeline = EdgePipeline(attacked, split, defense)
     about = pipeline.description()
     digests = {"head_digest": about.head_digest, "prior_digest": generator.latent_digest}
@@ -316,6 +321,7 @@ def train_inversion_command(
         device=pick_device(device),
         start=start,
         width=width or WIDTH,
+        also=small,
     )
     write_json(run / "figures.json", figures)
     network.cpu().save(file, target=about.target, split=split, prior=generator.name, defense=about.defense, **digests)
@@ -326,8 +332,10 @@ def train_inversion_command(
         run if out is None else out,
         f"inversion network, {about.target} at {split}{defended}, prior '{generator.name}'",
         what="Features → the prior's latent (residual convolutions), decoded by the prior; the live preview.",
-        data=f"{pictures.description}, on 2,000 of them at most (PSNR in dB).",
+        data=f"{pictures.description}, on 2,000 of them at most (PSNR in dB)."
+        + (f" Half of each batch is enlarged pictures of {also.name}." if also is not None else ""),
         command=f"splitsight train inversion --target {target} --split {split}{flags} --data DIR"
+        + (" --also DIR" if also is not None else "")
         + _flags(minutes, steps)
         + (f" --width {width}" if width else "")
         + (" --start FILE" if start else ""),

@@ -17,12 +17,13 @@ from adversary.attacks import ATTACKS, Attack, Callback, Reconstruction, check_f
 from adversary.priors.prior import EMBEDDED
 from adversary.prompts import embed_prompts, solve_with_prompts
 from scenarios.attack_page import write_page
+from scenarios.evaluation import asked_beside, labels_for, load_evaluators, named
 from scenarios.workbench import Workbench
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name
 from splitsight.errors import UserError
 from splitsight.files import write_json, write_parquet
-from splitsight.metrics import Batch, image_metrics, matched, measure, proportion_interval
+from splitsight.metrics import Batch, Metric, image_metrics, matched, measure, proportion_interval
 from splitsight.metrics.gallery import Gallery, space_of
 from splitsight.numerics import subnormals_flushed
 from splitsight.pictures import Panel, grid, spread
@@ -50,6 +51,7 @@ class _Input:
     about: SessionDescription
     codec: CodecSpec | None = None
     static: int = 1
+    labels: Tensor | None = None
 
     def tapped(self, index: Sequence[int]) -> list[Tensor]:
         """Features of some of the frames, each as often as it was sent, ``(K · static, …)``."""
@@ -198,6 +200,7 @@ def run_attack(
     weights: Path | None = None,
     inversion: Path | None = None,
     network: Path | None = None,
+    evaluators: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Attacked:
     """Reconstruct every input; write figures, ``grid.png``, ``index.html`` and ``reconstructions/``.
@@ -240,6 +243,8 @@ def run_attack(
         inversion: file of an inversion network, for methods that start from a preview; the embedded one by default.
         network: file of a black-box method's network; the one in the cache by default. Such a method gets no F1, and on
             a recording none is even loaded.
+        evaluators: names or folders of independent classifiers that say whether each reconstruction is recognised
+            and which original it is; none by default. None of them may be the attacked network.
         progress: called with (inputs done, inputs, what is going on).
 
     Raises:
@@ -274,6 +279,7 @@ def run_attack(
         found = load_images(images, models.target.input_size, limit)
         times = [i * stride for i in range(len(found))]
         data = _played(models, found.names, times, found.images, split, defense or UNDEFENDED, seed, static)
+        data.labels = torch.from_numpy(found.stored_labels.known(models.target.synonyms))
     elif video is not None:
         data = _filmed(models, video, split, defense or UNDEFENDED, seed, fps, limit)
     else:
@@ -284,6 +290,11 @@ def run_attack(
             models.check(data.about, str(recording))
         if truth is not None:
             data.originals = _truth(truth, data.names, data.about.input_size)
+    known = models.target if models.knows_f1 else None
+    classes = None if known is None else known.synonyms
+    judges = load_evaluators(evaluators, classes, None if known is None else known.digest, name)
+    if judges and data.originals is None:
+        raise UserError("--evaluator needs the originals of the recording: give them with --truth, or leave it out")
     drawn = lineup = None
     if gallery is not None:
         if data.originals is None:
@@ -353,6 +364,17 @@ def run_attack(
         rows = [row | {"rank": rank} for row, rank in zip(rows, ranks, strict=True)]
         tops = {f"top{k}": proportion_interval([rank <= k for rank in ranks]) for k in (1, 5)}
         match = {"gallery": len(data), "features": space.name, **tops}
+    if judges and data.originals is not None:
+        labels = data.labels
+        said = asked_beside(
+            judges,
+            to_tensor(to_pixels(ordered)),
+            data.originals,
+            labels=None if labels is None else lambda judge: labels_for(judge, labels, classes or []),
+            lineup=lineup,
+            among=images is not None,
+        )
+        rows = [row | {column: values[row["index"]] for column, values in said.items()} for row in rows]
     write_parquet(out / "rows.parquet", pa.Table.from_pylist(rows))
     defended = (
         "" if data.about.defense == UNDEFENDED else f", {data.about.defense}" + ("" if adaptive else ", not told")
@@ -360,11 +382,12 @@ def run_attack(
     header = f"{name} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
     _grid(out / "grid.png", rows, data.originals, ordered, header)
     digests = {"head": data.about.head_digest, **models.loaded()}
+    digests |= {f"evaluator:{judge.name}": judge.digest for judge in judges}
     summary = Summary.model_validate(
         {
             "target": name,
             "split": split,
-            "methods": {method: _method(rows, match)},
+            "methods": {method: _method(rows, match, named(judges))},
             "environment": environment(digests, device_name(models.device))
             | {"session": data.about.to_dict()}
             | ({"defense": models.pipeline(split, data.about.defense).accounting()} if models.knows_f1 else {})
@@ -389,16 +412,17 @@ def run_attack(
         "fps": fps,
         "input": str(images or video or recording),
         "gallery": None if gallery is None else str(gallery),
+        "evaluators": [judge.name for judge in judges],
         "seconds": time.monotonic() - start,
     }
     write_json(out / "config.json", config)
     write_page(out, summary, rows, config)
-    return Attacked(out, _says(out, method, split, summary.methods[method]))
+    return Attacked(out, _says(out, method, split, summary.methods[method], named(judges)))
 
 
-def _says(out: Path, method: str, split: str, found: MethodSummary) -> str:
+def _says(out: Path, method: str, split: str, found: MethodSummary, asked: Sequence[Metric]) -> str:
     parts = [f"{found.n} image{'s' if found.n != 1 else ''}"]
-    for metric in image_metrics():
+    for metric in [*image_metrics(), *asked]:
         interval = found.interval(metric.name)
         if metric.plotted and interval is not None and interval.mean is not None:
             parts.append(f"{metric.title} {metric.text(interval.mean)}{' ' + metric.unit if metric.unit else ''}")
@@ -475,7 +499,7 @@ def _row(
     }
 
 
-def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodSummary:
+def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None, asked: Sequence[Metric]) -> MethodSummary:
     known = any(row["psnr"] is not None for row in rows)
     effort = {key: float(np.mean([row[key] for row in rows])) for key in ("iterations", "model_evaluations")}
     return MethodSummary.model_validate(
@@ -485,5 +509,6 @@ def _method(rows: list[dict[str, Any]], match: dict[str, Any] | None) -> MethodS
             **effort,
             "match": match,
             **{m.name: m.interval(row[m.name] for row in rows) if known else None for m in image_metrics()},
+            **{m.name: m.interval(m.value(row.get(m.column)) for row in rows) for m in asked},
         }
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from scenarios.page import STYLE, inlined, matching, methods_table
 from splitsight.files import write_text
-from splitsight.metrics import Metric, image_metrics
+from splitsight.metrics import Metric, metrics_named
 from splitsight.summary import Summary
 
 __all__ = ["write_page"]
@@ -40,7 +40,8 @@ def write_page(out: Path, summary: Summary, rows: Sequence[Mapping[str, Any]], c
         config: resolved options.
     """
     plain = summary.to_dict()
-    shown = [metric for metric in image_metrics() if any(row.get(metric.column) is not None for row in rows)]
+    columns = [column for column in rows[0] if any(row.get(column) is not None for row in rows)]
+    shown = [m for m in metrics_named(columns) if m.column in columns and (m.hit is None or m.plotted)]
     text = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>splitsight attack: {escape(summary.target)} at {escape(summary.split)}</title>

@@ -33,6 +33,7 @@ from splitsight.wire.sessions import UNDEFENDED
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
     from splitsight.pipeline import EdgePipeline
     from splitsight.wire.sessions import SessionDescription
@@ -101,6 +102,7 @@ class DemoOptions:
         gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them?
         gallery_size: images that a frame is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
+        evaluators: names or folders of independent classifiers that look at the reconstructions.
         web: open the report in a browser at the end.
         overwrite: replace an earlier run in ``out``.
     """
@@ -132,6 +134,7 @@ class DemoOptions:
     gallery: Path | None = None
     gallery_size: int = 1000
     gallery_features: str = "pixels"
+    evaluators: tuple[str, ...] = ()
     web: bool = False
     overwrite: bool = False
 
@@ -167,11 +170,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
+def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Evaluator]]:
     """Refuse what cannot work, before any process is started.
 
     Returns:
-        What the edge is going to do, and the gallery that was asked for.
+        What the edge is going to do, the gallery that was asked for, and the evaluators.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -197,7 +200,7 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
             raise UserError(f"{options.video} holds no frames: give another --video")
         if options.compare and source.live:
             raise UserError("--compare plays the same frames twice, which a camera or a stream cannot: give a file")
-    from adversary.priors import PRIORS
+    from adversary.priors import PRIORS, prior_options
     from splitsight import targets
     from splitsight.pipeline import EdgePipeline
 
@@ -212,18 +215,22 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
         ledger=options.epsilon_ledger,
     ).close()
     # the adversary loads it; asking its loader here would cost seconds for an answer that is nearly always yes
-    if options.prior not in PRIORS.names() and not Path(options.prior).is_dir():
-        raise unknown_name("prior", options.prior, PRIORS.names())
+    place, _ = prior_options(options.prior)
+    if place not in PRIORS.names() and not Path(place).is_dir():
+        raise unknown_name("prior", place, PRIORS.names())
     for file in (options.inversion, options.network):
         if file is not None and not file.is_file():
             raise UserError(f"no such file: {file}")
     _check_attack(options, pipeline.description())
+    from scenarios.evaluation import load_evaluators
+
+    judges = load_evaluators(options.evaluators, target.synonyms, target.digest, target.name)
     if options.gallery is None:
-        return pipeline, None
+        return pipeline, None, judges
     from splitsight.metrics.gallery import Gallery
 
     # with one to spare: which frames there are is known only at the end
-    return pipeline, Gallery.draw(
+    gallery = Gallery.draw(
         options.gallery,
         target,
         size=options.gallery_size,
@@ -231,18 +238,20 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None]:
         seed=options.seed,
         spare=True,
     )
+    return pipeline, gallery, judges
 
 
 def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
     """Refuse an attack that is not there, or previews without a network that makes them."""
     from adversary.attacks import ATTACKS
     from adversary.blackbox.inversion import inversion_kept
+    from adversary.priors import prior_options
 
     name, _, setting = options.solver.partition(":")
     attack = ATTACKS.get(name).configured(setting or None, target=about.target, split=about.split)
     if options.threat == "black-box" or options.inversion is not None:
         return
-    prior = Path(options.prior).name
+    prior = Path(prior_options(options.prior)[0]).name
     network = f"an inversion network for {about.target} at {about.split} with prior '{prior}'"
     make = f"make one with `splitsight train inversion --target {options.target} --split '{about.split}'"
     make += f" --weights {options.weights}" if options.weights is not None else ""
@@ -266,8 +275,15 @@ def _cli(*arguments: object) -> list[str]:
 class _Demo:
     """One run: its folder, its children, its join."""
 
-    def __init__(self, options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> None:
-        self.options, self.out, self.gallery = options, out, gallery
+    def __init__(
+        self,
+        options: DemoOptions,
+        out: Path,
+        pipeline: EdgePipeline,
+        gallery: Gallery | None,
+        evaluators: list[Evaluator],
+    ) -> None:
+        self.options, self.out, self.gallery, self.evaluators = options, out, gallery, evaluators
         self.session, self.accounting = pipeline.description(), pipeline.accounting()
         self.weights: dict[str, str] = {}
         self.join = Join(out)
@@ -518,9 +534,9 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    pipeline, gallery = _check(options)
+    pipeline, gallery, evaluators = _check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out, pipeline, gallery)
+    demo = _Demo(options, out, pipeline, gallery, evaluators)
     if options.compare:
         # first, so that both can be seen side by side while the defended one runs
         before = _undefended(options, out / "undefended", pipeline, gallery)
@@ -543,7 +559,7 @@ def _undefended(options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery
 
     plain = replace(options, defense=UNDEFENDED, epsilon_budget=None, epsilon_ledger=None, network=None, out=out)
     out.mkdir()
-    return _Demo(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery)
+    return _Demo(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery, [])
 
 
 def _play(demo: _Demo) -> None:
@@ -599,7 +615,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
     )
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)
-    write_report(demo.out, demo.join, info, gallery=demo.gallery)
+    write_report(demo.out, demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
 
 
 def _report_remains(demo: _Demo, children: Supervisor) -> None:

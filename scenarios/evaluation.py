@@ -12,20 +12,23 @@ from torch import Tensor
 from splitsight import evaluators
 from splitsight.errors import UserError
 from splitsight.evaluators import Evaluator
-from splitsight.metrics import Batch, Metric, measure
+from splitsight.metrics import Batch, Metric, matched, measure, metrics
+from splitsight.metrics.gallery import Lineup, Space
 
-__all__ = ["NONE", "asked", "labels_for", "load_evaluators"]
+__all__ = ["NONE", "asked", "asked_beside", "labels_for", "load_evaluators", "named"]
 
 NONE = "none"
 """What ``--evaluator`` takes for none at all."""
 
 
-def load_evaluators(names: Iterable[str], classes: list[list[str]], digest: str | None, target: str) -> list[Evaluator]:
+def load_evaluators(
+    names: Iterable[str], classes: list[list[str]] | None, digest: str | None, target: str
+) -> list[Evaluator]:
     """Load evaluators.
 
     Args:
         names: of evaluators, or their folders; :data:`NONE` alone for none.
-        classes: all names of each class of the attacked network.
+        classes: all names of each class of the attacked network, where they are known.
         digest: SHA-256 of the attacked network's weights, where they are known.
         target: what it is called.
 
@@ -54,7 +57,7 @@ def labels_for(evaluator: Evaluator, labels: Tensor, classes: Sequence[Sequence[
     Args:
         evaluator: whose numbers are wanted.
         labels: ``(B,)``, −1 where unknown.
-        classes: all names of each class of the attacked network.
+        classes: all names of each class of the attacked network, where they are known.
 
     Raises:
         UserError: the lists share no name and a number is beyond the evaluator's classes.
@@ -98,4 +101,44 @@ def asked(
         own = None if gallery is None else (lambda i, e=evaluator: gallery(e, i))
         with_it = replace(batch, evaluator=evaluator, label=labels(evaluator), gallery=own)
         said |= measure([metric for metric in wanted if metric.evaluator == evaluator.name], with_it)
+    return said
+
+
+def named(found: Sequence[Evaluator]) -> list[Metric]:
+    """What evaluators are asked for, every figure with its evaluator's name: beside figures that need none."""
+    return [metric for metric in metrics(["", *(evaluator.name for evaluator in found)]) if metric.evaluator]
+
+
+def asked_beside(
+    found: Sequence[Evaluator],
+    reconstruction: Tensor,
+    original: Tensor,
+    *,
+    labels: Callable[[Evaluator], Tensor] | None = None,
+    lineup: Lineup | None = None,
+    among: bool = False,
+) -> dict[str, list[Any]]:
+    """What evaluators say, by column of :func:`named`.
+
+    Args:
+        found: evaluators.
+        reconstruction: ``(B, 3, H, W)`` in [0, 1].
+        original: likewise.
+        labels: of the images, as an evaluator's classes; by default none is known, and the question is whether a
+            reconstruction is seen as what its original is seen as.
+        lineup: the originals among distractors.
+        among: without one, look for each original among all of them.
+    """
+    unknown = torch.full((len(original),), -1, dtype=torch.int64)
+    batch = Batch(reconstruction=reconstruction, original=original, label=unknown)
+    said = asked(named(found), found, batch, labels or (lambda evaluator: unknown))
+    for evaluator in found:
+        if lineup is not None:
+            space = Space(f"{evaluator.name}-penultimate", evaluator.features)
+            ranks = replace(lineup, space=space).ranks(reconstruction)
+        elif among and len(original) > 1:
+            ranks = matched(reconstruction, original, range(len(original)), evaluator.features).ranks.tolist()
+        else:
+            continue
+        said[f"match_rank:{evaluator.name}"] = ranks
     return said

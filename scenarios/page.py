@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.join import TIERS, FrameRow
-from splitsight.metrics import METRICS, Metric, metrics
+from splitsight.metrics import METRICS, Metric, metrics_named
 from splitsight.summary import MATCHED
 from splitsight.wire.sessions import UNDEFENDED
 
@@ -137,7 +137,8 @@ def _finite(value: float | None) -> float | None:
 def methods_table(summary: Mapping[str, Any], title: str = "tier") -> str:
     """The figures of each method of a summary, a row a method; ``title`` heads their names."""
     lines = []
-    measured = [metric for metric in metrics() if any(metric.name in m for m in summary["methods"].values())]
+    names = {name for method in summary["methods"].values() for name in method}
+    measured = [metric for metric in metrics_named(names) if metric.name in names]
     matches = [m["match"] for m in summary["methods"].values() if m.get("match")]
     for name, m in summary["methods"].items():
         cells = [

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scenarios.evaluation import asked_beside, named
 from scenarios.join import TIERS, FrameRow, Join
 from scenarios.page import render_page
 from splitsight.data import to_tensor, write_png
+from splitsight.evaluators import Evaluator
 from splitsight.files import write_parquet, write_text
 from splitsight.metrics import Batch, image_metrics, mean_interval, percentile, proportion_interval
 from splitsight.metrics import measure as images_measured
@@ -91,12 +93,15 @@ class RunInfo:
         return "" if defense == UNDEFENDED else f", {defense}"
 
 
-def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> None:
+def measure(
+    join: Join, gallery: Gallery | None = None, *, evaluators: Sequence[Evaluator] = (), batch: int = 64
+) -> None:
     """Measure every tier of every frame whose truth is known.
 
     Args:
         join: its rows are filled.
         gallery: fill the ranks of the true frames among its images, too.
+        evaluators: what they say is filled in, too.
         batch: frames at once.
     """
     for tier in TIERS:
@@ -117,13 +122,22 @@ def measure(join: Join, gallery: Gallery | None = None, *, batch: int = 64) -> N
             for name, values in found.items():
                 for row, value in zip(rows[part], values, strict=True):
                     row.measured.setdefault(name, {})[tier] = value
+        # frames of one clip are too alike to be found among each other
+        lineup = None if gallery is None else gallery.against(truths)
+        for name, values in asked_beside(evaluators, images, truths, lineup=lineup).items():
+            for row, value in zip(rows, values, strict=True):
+                row.measured.setdefault(name, {})[tier] = value
         if gallery is not None:
             for row, rank in zip(rows, gallery.against(truths).ranks(images), strict=True):
                 row.rank[tier] = rank
 
 
 def write_rows(
-    path: Path, rows: Sequence[FrameRow], session: Mapping[str, Any] | None = None, undefended: Join | None = None
+    path: Path,
+    rows: Sequence[FrameRow],
+    session: Mapping[str, Any] | None = None,
+    undefended: Join | None = None,
+    evaluators: Sequence[Evaluator] = (),
 ) -> None:
     """One row a frame; see :class:`scenarios.join.FrameRow` for the units. Appears complete or not at all.
 
@@ -132,6 +146,7 @@ def write_rows(
         rows: frames in order.
         session: what the edge did; stands in every row as JSON.
         undefended: the same frames without the defence; adds their answers and figures as ``undefended_…``.
+        evaluators: whose answers are there.
     """
     floats, columns = pa.float64(), {}
     columns["sequence"] = pa.array([r.sequence for r in rows], pa.int64())
@@ -155,9 +170,9 @@ def write_rows(
                 seen = [_known(r.measured.get(metric.name, {}).get(tier)) for r in plain]
                 columns[f"undefended_{tier}_{metric.name}"] = pa.array(seen, floats)
     for tier in TIERS:
-        for metric in image_metrics():
-            seen = [_known(r.measured.get(metric.name, {}).get(tier)) for r in rows]
-            columns[f"{tier}_{metric.name}"] = pa.array(seen, floats)
+        for name in dict.fromkeys(metric.column for metric in [*image_metrics(), *named(evaluators)]):
+            seen = [_number(r.measured.get(name, {}).get(tier)) for r in rows]
+            columns[f"{tier}_{name}"] = pa.array(seen, floats)
         columns[f"{tier}_lag_ms"] = pa.array([_known(r.lag_ms.get(tier)) for r in rows], floats)
         columns[f"{tier}_rank"] = pa.array([r.rank.get(tier) for r in rows], pa.int64())
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
@@ -166,6 +181,10 @@ def write_rows(
     columns["session"] = pa.array([json.dumps(session) if session else None] * len(rows), pa.string())
     columns["best_tier"] = pa.array([r.best_tier() for r in rows], pa.string())
     write_parquet(path, pa.table(columns))
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else _known(float(value))
 
 
 def _known(value: float | None) -> float | None:
@@ -187,7 +206,13 @@ def serving(join: Join) -> dict[str, Any]:
     }
 
 
-def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: Gallery | None = None) -> dict[str, Any]:
+def summarise(
+    join: Join,
+    info: RunInfo,
+    environment: dict[str, Any],
+    gallery: Gallery | None = None,
+    evaluators: Sequence[Evaluator] = (),
+) -> dict[str, Any]:
     """``summary.json`` of a live run, schema ``splitsight.summary/1``; with a gallery it has ``match`` sections."""
     methods: dict[str, Any] = {}
     for tier in TIERS:
@@ -205,7 +230,10 @@ def summarise(join: Join, info: RunInfo, environment: dict[str, Any], gallery: G
             seconds, iterations, evaluations = _mean_of([r.lag_ms[tier] / 1e3 for r in rows]), 0.0, 0.0
         methods[tier] = {
             "n": len(rows),
-            **{m.name: m.interval(r.measured.get(m.name, {}).get(tier) for r in rows) for m in image_metrics()},
+            **{
+                m.name: m.interval(m.value(r.measured.get(m.column, {}).get(tier)) for r in rows)
+                for m in [*image_metrics(), *named(evaluators)]
+            },
             "seconds_per_image": seconds,
             "iterations": iterations,
             "model_evaluations": evaluations,
@@ -359,6 +387,7 @@ def write_report(
     info: RunInfo,
     *,
     gallery: Gallery | None = None,
+    evaluators: Sequence[Evaluator] = (),
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write all five files into ``out``.
@@ -368,6 +397,7 @@ def write_report(
         join: of that folder, polled to the end.
         info: about the run.
         gallery: images among which the true frames are to be found.
+        evaluators: classifiers that look at the reconstructions.
         progress: called with a word for each step.
 
     Returns:
@@ -379,11 +409,12 @@ def write_report(
     say = progress or (lambda word: None)
     rows = join.rows()
     say("measuring")
-    measure(join, gallery)
+    measure(join, gallery, evaluators=evaluators)
     if info.undefended is not None:
         measure(info.undefended)
-    write_rows(out / "rows.parquet", rows, info.session, info.undefended)
-    summary = summarise(join, info, environment(info.weights), gallery)
+    write_rows(out / "rows.parquet", rows, info.session, info.undefended, evaluators)
+    weights = info.weights | {f"evaluator:{judge.name}": judge.digest for judge in evaluators}
+    summary = summarise(join, info, environment(weights), gallery, evaluators)
     write_summary(out / "summary.json", summary)
     shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
     if shown:

@@ -147,7 +147,7 @@ class Workbench:
         if key not in self._networks:
             if not isinstance(attack, NetAttack):
                 raise UserError(f"{attack.name} has no use for a network: leave it out, or choose a black-box method")
-            found = attack.load(self.prior, about, frames=frames, text=text, path=path)
+            found = attack.load(self.prior.sized(about.input_size), about, frames=frames, text=text, path=path)
             self._networks[key] = found.to(self.device)
         return self._networks[key]
 
@@ -268,7 +268,8 @@ class Workbench:
             check_features(features, about.features)
             known["noise"] = [0.0] * len(known["features"])
         if "prior" in wanted:
-            known["prior"], known["image_size"] = self.prior, self.prior.image_size
+            prior = known["prior"] = self.prior.sized(about.input_size)
+            known["image_size"] = prior.image_size
         if "pipeline" in wanted and adaptive:
             edge = self.pipeline(about.split, about.defense, codec)
             known |= vars(told(edge, known["features"], static=static))

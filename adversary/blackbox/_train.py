@@ -25,6 +25,10 @@ __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 
 _MEASURED = 1 / 10
 """Part of a budget of time that each measurement after the training may take, so that a large F1 does not exceed it."""
+_USUAL, _LEAST = 64, 4
+"""Pixels a side for which batches are meant, and images of a batch at least."""
+_LEAST_MEASURED = 500
+"""Images whose errors are measured: 2,000 of 64 pixels, fewer of larger ones, which have as many pixels in all."""
 
 
 def _batches(images: np.ndarray, budget: Budget | None, size: int = 50) -> Iterator[Tensor]:
@@ -101,6 +105,7 @@ def train_inversion(
     device: torch.device | None = None,
     start: Path | None = None,
     width: int = WIDTH,
+    also: np.ndarray | None = None,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
     """Train, resuming from ``out``; a part of ``data`` is held out.
 
@@ -115,12 +120,13 @@ def train_inversion(
         data: images.
         out: folder of the run.
         budget: when to stop.
-        batch: images a step.
+        batch: images a step, of 64 pixels; fewer of larger ones.
         lr: peak learning rate.
         seed: of weights and crops.
         device: where to train; CPU by default.
         start: weights of an earlier network to go on from.
         width: channels at the latent's resolution.
+        also: further pictures ``(N, H, W, 3)`` uint8 of any size, enlarged to make up half of each batch.
 
     Raises:
         UserError: ``start`` does not fit.
@@ -128,6 +134,7 @@ def train_inversion(
     device = device or torch.device("cpu")
     # features are those of images as sharp as the edge has them
     size = max(pipeline.input_size, prior.image_size)
+    batch = min(batch, max(_LEAST, round(batch * (_USUAL / size) ** 2)))
     images, held = data.images(size)
     torch.manual_seed(seed)
     network = InversionNetwork(pipeline.specs, prior.latent_shape, width)
@@ -152,8 +159,15 @@ def train_inversion(
             for group in optimizer.param_groups:
                 group["lr"] = one_cycle(fraction, lr)
             index = torch.randint(len(images), (batch,), generator=generator).sort().values.numpy()
-            x = to_tensor(flattened(images[index], 0.5, generator)).to(device)
-            x = random_crops(x, size, (0.6, 1.0), generator)
+            own = index[: len(index) - len(index) // 2] if also is not None else index
+            parts = [images[own]]
+            if also is not None:
+                parts.append(also[torch.randint(len(also), (batch - len(own),), generator=generator).numpy()])
+            crops = [
+                random_crops(to_tensor(flattened(part, 0.5, generator)).to(device), size, (0.6, 1.0), generator)
+                for part in parts
+            ]
+            x = torch.cat(crops)
             with torch.no_grad():
                 z = pipeline(x)
                 x = resized(x, prior.image_size)
@@ -187,7 +201,8 @@ def train_inversion(
     network = cast(InversionNetwork, average.module.eval())
     figures = inversion_quality(network, pipeline, prior, held[:2000], budget)
     # as trained, so that they hold for photographs and for video
-    seen = flattened(images[-2000:], 0.5, generator.manual_seed(seed))
+    most = max(_LEAST_MEASURED, round(2000 * min(1, _USUAL / size) ** 2))
+    seen = flattened(images[-most:], 0.5, generator.manual_seed(seed))
     measured = measure_errors(network, pipeline, prior, seen, budget)
     run.log(**{f"val_{k}": v for k, v in figures.items()})
     return network, {

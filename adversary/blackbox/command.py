@@ -155,6 +155,7 @@ def train_pairs_command(options: PairOptions, asking: Asking | None = None) -> P
     with asking() if asking is not None else nullcontext() as progress:
         store = _store(options, prior, progress)
     victim = store.victim
+    prior = prior.sized(victim.input_size)
     made = _made(options, victim, prior, name, values)
     train = store.pairs("train", options.queries, frames=options.frames)
     test = store.pairs("test", options.test_queries, frames=options.frames)

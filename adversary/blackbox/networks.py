@@ -348,7 +348,7 @@ def load_network(wanted: Made, prior: Prior, path: Path | None = None) -> Attack
         )
     try:
         known = state.pop(_QUERIES).numpy()
-        network = AttackNetwork(made, prior)
+        network = AttackNetwork(made, prior.sized(made.image))
         network.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{file} is not a whole black-box network: train it again") from error

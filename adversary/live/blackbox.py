@@ -66,7 +66,7 @@ def know(options: LiveOptions) -> Known:
             attack,
             made.features,
             pipeline=network.surrogate if own is None else None,
-            prior=prior,
+            prior=network.prior,
             initial=core if isinstance(core, LatentNetwork) else None,
             network=network if own is not None else None,
             text=prior.embed_text([options.prompt]) if options.prompt else None,

@@ -36,7 +36,7 @@ def know(options: LiveOptions) -> Known:
     attack = ATTACKS.get(options.attack).configured(
         options.setting or None, target=target.name, split=options.split, changes=options.changes
     )
-    prior = load_prior(options.prior)
+    prior = load_prior(options.prior).sized(target.input_size)
     network = _initial(options, about, prior) if options.preview or options.inversion is not None else None
     if network is None and "initial" in attack.needs:
         raise UserError(

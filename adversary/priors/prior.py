@@ -3,7 +3,7 @@
 The parts are models in diffusers layout, so Stable Diffusion and the small embedded prior go through the
 same class:
 
-* a decoder ``Dec: u → x`` (``AutoencoderKL`` or ``AutoencoderDC``),
+* a decoder ``Dec: u → x`` (``AutoencoderKL``, ``AutoencoderDC``, or ``AutoencoderTiny`` in its place),
 * a denoiser with a *deterministic* diffusers scheduler: flow-matching Euler on a velocity
   (``x_t = (1 − t) u + t ε``), or DDIM on ε or v (``x_t = √ᾱ u + √(1 − ᾱ) ε``),
 * optionally a text encoder ``E`` with its tokenizer.
@@ -13,8 +13,10 @@ Everything here is differentiable with respect to noise and latents; weights are
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +25,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     PixArtTransformer2DModel,
@@ -35,7 +38,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from adversary.priors import PRIORS
+from adversary.priors import PRIORS, prior_options
 from adversary.priors.pixels import PixelDenoiser
 from splitsight.artifacts import digest
 from splitsight.errors import UserError, unknown_name
@@ -80,7 +83,7 @@ class Prior(nn.Module):
 
     def __init__(
         self,
-        vae: AutoencoderDC | AutoencoderKL,
+        vae: AutoencoderDC | AutoencoderKL | AutoencoderTiny,
         denoiser: PixArtTransformer2DModel | UNet2DConditionModel,
         scheduler: FlowMatchEulerDiscreteScheduler | DDIMScheduler,
         text_encoder: CLIPTextModel,
@@ -97,7 +100,7 @@ class Prior(nn.Module):
         # Stable Diffusion's U-Net was trained to attend to padding too
         self.masked = self.flow or isinstance(denoiser, PixArtTransformer2DModel)
         self.evaluations = 0
-        size = int(denoiser.config["sample_size"])
+        self.cells = size = int(denoiser.config["sample_size"])
         self.latent_shape = (int(denoiser.config["in_channels"]), size, size)
         channels = vae.config.get("encoder_block_out_channels") or vae.config["block_out_channels"]
         self.image_size = size * 2 ** (len(channels) - 1)
@@ -123,7 +126,7 @@ class Prior(nn.Module):
         if not folder.is_dir():
             raise UserError(f"no prior at {folder}: give a folder in diffusers layout or '{EMBEDDED}'")
         kinds: dict[str, tuple[type[Any], ...]] = {
-            "vae": (AutoencoderDC, AutoencoderKL),
+            "vae": (AutoencoderDC, AutoencoderTiny, AutoencoderKL),
             "transformer" if (folder / "transformer").is_dir() else "unet": (
                 PixArtTransformer2DModel,
                 UNet2DConditionModel,
@@ -141,7 +144,10 @@ class Prior(nn.Module):
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
-                how = {"low_cpu_mem_usage": False} if part != "scheduler" else {}
+                how: dict[str, Any] = {"low_cpu_mem_usage": False} if part != "scheduler" else {}
+                if kind is DDIMScheduler:
+                    # its default, for images in [-1, 1], where PNDM's configuration has no such key; latents go beyond
+                    how["clip_sample"] = False
                 loaded = kind.from_pretrained(folder / part, **how)
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded
@@ -160,8 +166,6 @@ class Prior(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
-        import copy
-
         # copies, because .half() works in place
         copy.deepcopy(self.vae).half().save_pretrained(folder / "vae")
         part = "transformer" if isinstance(self.denoiser, PixArtTransformer2DModel) else "unet"
@@ -176,6 +180,43 @@ class Prior(nn.Module):
             config = json.loads(file.read_text())
             if config.pop("_name_or_path", None) is not None:
                 file.write_text(json.dumps(config, indent=2) + "\n")
+
+    def sized(self, side: int) -> Prior:
+        """This prior for images of another size, on the same weights.
+
+        A convolutional autoencoder (``AutoencoderDC``) serves larger images than it was trained on, where the denoiser
+        sees overlapping tiles of the size that it knows (:meth:`tiled`). Stable Diffusion's serves its own size alone,
+        and nothing is made smaller: images are then resized.
+
+        Args:
+            side: of the images, in pixels; rounded up to whole cells of the latent.
+        """
+        stride = self.image_size // self.latent_shape[-1]
+        cells = max(self.cells, math.ceil(side / stride))
+        if not isinstance(self.vae, AutoencoderDC) or cells == self.latent_shape[-1]:
+            return self
+        other = copy.copy(self)
+        other.latent_shape, other.image_size = (self.latent_shape[0], cells, cells), cells * stride
+        return other
+
+    def lean(self, options: Collection[str]) -> Prior:
+        """Switch on what a large prior may need; returns itself.
+
+        Args:
+            options: out of :data:`adversary.priors.OPTIONS`.
+        """
+        if "half" in options:
+            for part in (self.vae, self.denoiser, self.text_encoder):
+                cast("nn.Module", part).half()
+        for part in (self.vae, self.denoiser):
+            # not every architecture has both
+            if "slicing" in options and hasattr(part, "set_attention_slice"):
+                part.set_attention_slice("auto")
+            if "slicing" in options and hasattr(part, "enable_slicing"):
+                part.enable_slicing()
+            if "checkpointing" in options:
+                part.enable_gradient_checkpointing()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -195,13 +236,14 @@ class Prior(nn.Module):
     def decode(self, u: Tensor) -> Tensor:
         """``Dec``: latents ``(B, C, h, w)`` → images ``(B, 3, H, W)``, nominally in [0, 1], not clamped."""
         # diffusers asks for a FloatTensor, which is the type of no tensor
-        return self.vae.decode(cast("torch.FloatTensor", u / self.scaling), return_dict=False)[0].add(1).div(2)
+        u = (u / self.scaling).to(self.vae.dtype)
+        return self.vae.decode(cast("torch.FloatTensor", u), return_dict=False)[0].float().add(1).div(2)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] → scaled latents ``(B, C, h, w)`` (the mean, where there is one)."""
-        out = self.vae.encode(2 * x - 1, return_dict=False)[0]
+        out = self.vae.encode((2 * x - 1).to(self.vae.dtype), return_dict=False)[0]
         u = out.mean if isinstance(out, DiagonalGaussianDistribution) else out
-        return u * self.scaling
+        return u.float() * self.scaling
 
     def embed_text(self, prompts: list[str]) -> Text:
         """``E``: prompts → embeddings; the empty prompt is the unconditional one."""
@@ -224,12 +266,42 @@ class Prior(nn.Module):
 
     def _predict(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
         self.evaluations += len(x)
+        if x.shape[-1] > self.cells:
+            return self.tiled(x, timestep, text)
+        return self._predicted(x, timestep, text)
+
+    def tiled(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
+        """The denoiser on overlapping tiles of latents ``(B, C, h, w)``, its answers averaged (MultiDiffusion, Bar-Tal
+        et al., 2023, arXiv 2302.08113, equation 5).
+
+        Tiles overlap by half at least; each answer counts the more the nearer it is to the middle of its tile.
+        """
+        n = self.cells
+        starts = [_starts(size, n) for size in x.shape[-2:]]
+        places = [(i, j) for i in starts[0] for j in starts[1]]
+        tiles = torch.cat([x[..., i : i + n, j : j + n] for i, j in places])
+        if text is not None and len(text.states) > 1:
+            text = Text(text.states.repeat(len(places), 1, 1), text.mask.repeat(len(places), 1))
+        ramp = 1 - (torch.arange(n, device=x.device) - (n - 1) / 2).abs() / (n / 2 + 0.5)
+        weight = ramp[:, None] * ramp
+        total, norm = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
+        for (i, j), answer in zip(places, self._predicted(tiles, timestep, text).chunk(len(places)), strict=True):
+            total[..., i : i + n, j : j + n] += weight * answer
+            norm[..., i : i + n, j : j + n] += weight
+        return total / norm
+
+    def _predicted(self, x: Tensor, timestep: Tensor | float, text: Text | None) -> Tensor:
         text = (text or self.empty()).expand(len(x))
         t = torch.full((len(x),), float(timestep), device=x.device)
         mask = text.mask if self.masked else None
+        half = self.denoiser.dtype
         return self.denoiser(
-            x, timestep=t, encoder_hidden_states=text.states, encoder_attention_mask=mask, return_dict=False
-        )[0]
+            x.to(half),
+            timestep=t,
+            encoder_hidden_states=text.states.to(half),
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0].float()
 
     def sample(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
         """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps.
@@ -256,16 +328,34 @@ class Prior(nn.Module):
     def invert(self, u: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
         """The noise from which :meth:`sample` arrives at latents ``u``, by running the ODE backwards.
 
-        Explicit Euler from clean to noise; exact in the limit of many steps. Flow matching only.
+        Explicit from clean to noise, exact in the limit of many steps: Euler's method for flow matching, DDIM inversion
+        (Dhariwal and Nichol, 2021, arXiv 2105.05233, appendix F; Mokady et al., 2022, arXiv 2211.09794, equation 3)
+        otherwise.
         """
-        if not self.flow:
-            raise UserError("invert needs a flow-matching prior")
         self.scheduler.set_timesteps(steps, device=u.device)
+        if not self.flow:
+            return self._ddim_inverse(u, text)
         sigmas = cast("Tensor", self.scheduler.sigmas).flip(0)
         x = u
         for low, high in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
             x = x + (high - low) * self._predict(x, (low + high) / 2 * 1000, text)
         return x
+
+    def _ddim_inverse(self, u: Tensor, text: Text | None) -> Tensor:
+        scheduler: Any = self.scheduler
+        alpha, x = float(scheduler.final_alpha_cumprod), u
+        for t in cast("Tensor", scheduler.timesteps).flip(0).tolist():
+            clean, eps = self._parted(x, self._predict(x, t, text), alpha)
+            alpha = float(scheduler.alphas_cumprod[t])
+            x = alpha**0.5 * clean + (1 - alpha) ** 0.5 * eps
+        return x
+
+    def _parted(self, x: Tensor, out: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        """DDIM: latents at ᾱ and what the denoiser says of them → clean latents and noise."""
+        a, s = alpha**0.5, (1 - alpha) ** 0.5
+        if self.scheduler.config["prediction_type"] == "v_prediction":
+            return a * x - s * out, a * out + s * x
+        return (x - s * out) / a, out
 
     def _alpha(self, t: float) -> tuple[float, int]:
         """DDIM: the training step whose noise level √(1 − ᾱ) is nearest to ``t``, and its ᾱ."""
@@ -285,21 +375,24 @@ class Prior(nn.Module):
         if self.flow:
             return x - t * self._predict(x, t * 1000, text)
         alpha, index = self._alpha(t)
-        out = self._predict(x, float(index), text)
-        a, s = alpha**0.5, (1 - alpha) ** 0.5
-        if self.scheduler.config["prediction_type"] == "v_prediction":
-            return a * x - s * out
-        return (x - s * out) / a
+        return self._parted(x, self._predict(x, float(index), text), alpha)[0]
+
+
+def _starts(size: int, tile: int) -> list[int]:
+    """Where tiles begin that cover ``size`` and overlap by half at least."""
+    count = 1 + math.ceil(2 * (size - tile) / tile)
+    return [round(i * (size - tile) / max(1, count - 1)) for i in range(count)]
 
 
 def load_prior(name: str) -> Prior:
-    """A prior by name (``splitsight list priors``), or any folder in diffusers layout by path.
+    """A prior by name (``splitsight list priors``), or any folder in diffusers layout by path, with its options.
 
     Raises:
         UserError: neither such a name nor such a folder, or the folder is damaged.
     """
+    name, options = prior_options(name)
     if name in PRIORS.names():
-        return Prior.from_folder(PRIORS.get(name), name)
+        return Prior.from_folder(PRIORS.get(name), name).lean(options)
     if "/" in name or Path(name).is_dir():
-        return Prior.from_folder(Path(name))
+        return Prior.from_folder(Path(name)).lean(options)
     raise unknown_name("prior", name, PRIORS.names())

@@ -11,6 +11,7 @@ import typer
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import (
     Device,
+    Evaluators,
     Fps,
     Frames,
     GalleryFeatures,
@@ -104,6 +105,7 @@ def attack(
     network: Annotated[
         Path | None, typer.Option(help="Network of a black-box method, a file; default: the one in the cache.")
     ] = None,
+    evaluator: Evaluators = None,
     threads: Threads = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
@@ -144,6 +146,7 @@ def attack(
             weights=weights,
             inversion=inversion,
             network=network,
+            evaluators=evaluator or [],
             progress=report,
         )
     print((done.out / "summary.json").read_text() if as_json else done.says)

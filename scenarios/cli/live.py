@@ -24,6 +24,7 @@ from scenarios.cli.options import (
     Defense,
     EpsilonBudget,
     EpsilonLedger,
+    Evaluators,
     Fps,
     Frames,
     GalleryFeatures,
@@ -108,6 +109,7 @@ def demo(
     gallery: GalleryOption = None,
     gallery_size: GallerySize = 1000,
     gallery_features: GalleryFeatures = "pixels",
+    evaluator: Evaluators = None,
     web: Annotated[bool, typer.Option("--web/--no-web", help="Open the report in a browser at the end.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
 ) -> None:
@@ -146,6 +148,7 @@ def demo(
         gallery=gallery,
         gallery_size=gallery_size,
         gallery_features=gallery_features,
+        evaluators=tuple(evaluator or ()),
         web=web,
         overwrite=overwrite,
     )

@@ -23,6 +23,7 @@ __all__ = [
     "CompressionOption",
     "Defense",
     "Device",
+    "Evaluators",
     "Fps",
     "Frames",
     "GalleryFeatures",
@@ -88,7 +89,13 @@ InputSize = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
-Prior = Annotated[str, typer.Option(help="Generative prior: a name, or a folder in diffusers layout.")]
+Prior = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:OPTIONS]",
+        help="Generative prior: a name or a folder in diffusers layout; half, slicing, checkpointing may follow.",
+    ),
+]
 Inversion = Annotated[Path | None, typer.Option(help="Inversion network, a file; default: the embedded one.")]
 Weights = Annotated[
     Path | None,
@@ -119,6 +126,14 @@ GallerySize = Annotated[
 GalleryFeatures = Annotated[
     str,
     typer.Option(help="With --gallery: what is compared, pixels or target (the attacked network's penultimate layer)."),
+]
+Evaluators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evaluator",
+        help="Independent classifier that looks at the reconstructions: mbconv, efficientnet-lite0, or a folder; "
+        "repeatable; default: none.",
+    ),
 ]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]
 CompressionOption = Annotated[Compression, typer.Option(help="Compression on the wire.")]

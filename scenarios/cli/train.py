@@ -291,6 +291,13 @@ def train_inversion(
     width: Annotated[
         int | None, typer.Option(min=8, help="With F1 at hand: channels of the network; default: 80.")
     ] = None,
+    also: Annotated[
+        Path | None,
+        typer.Option(
+            help="With F1 at hand: further pictures, smaller than the target takes, enlarged to make up half of each "
+            "batch; default: none."
+        ),
+    ] = None,
     oracle: Annotated[
         str | None,
         typer.Option(help="Black-box: learn from what this oracle answers, HOST:PORT, and from nothing else of F1."),
@@ -363,13 +370,14 @@ def train_inversion(
                 defense=defense or "identity",
                 start=start,
                 width=width,
+                also=also,
             )
         )
         return
     from adversary.blackbox.command import PairOptions, train_pairs_command
     from splitsight.wire.credentials import ClientCredentials
 
-    for name, given in (("start", start), ("width", width), ("weights", weights), ("defense", defense)):
+    for name, given in (("start", start), ("width", width), ("also", also), ("weights", weights), ("defense", defense)):
         if given is not None:
             raise UserError(
                 f"--{name} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"

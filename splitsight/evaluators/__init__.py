@@ -25,17 +25,16 @@ _ARCHITECTURES = {"mbconv": mbconv.build}
 
 
 def evaluator_names() -> list[str]:
-    """Names of the embedded evaluators, and of those that an extra brings, sorted."""
+    """Names of the embedded evaluators, sorted."""
     folder = asset("evaluators")
-    found = [p.name for p in folder.iterdir() if (p / "config.json").is_file()] if folder.is_dir() else []
-    return sorted([*found, efficientnet_lite0.NAME])
+    return sorted(p.name for p in folder.iterdir() if (p / "config.json").is_file()) if folder.is_dir() else []
 
 
 def load(evaluator: str | Path = EMBEDDED, classes: list[list[str]] | None = None) -> Evaluator:
     """Load an evaluator by name, or from the folder that ``splitsight train evaluator`` wrote.
 
     Args:
-        evaluator: a name (:func:`evaluator_names`), or a folder with ``config.json``, ``model.safetensors``,
+        evaluator: an embedded one's name, ``efficientnet-lite0``, or a folder: ``config.json``, ``model.safetensors``,
             ``classes.tsv``.
         classes: all names of each class of what is attacked; one that knows more classes than those may be restricted
             to them.
@@ -58,7 +57,7 @@ def load(evaluator: str | Path = EMBEDDED, classes: list[list[str]] | None = Non
                 f"the evaluator '{EMBEDDED}' is not in this installation: make one with "
                 "`splitsight train evaluator` and give its folder"
             )
-        known = "".join(f"{name}, " for name in evaluator_names())
+        known = "".join(f"{name}, " for name in [*evaluator_names(), efficientnet_lite0.NAME])
         raise UserError(
             f"unknown evaluator '{evaluator}': give {known}or a folder that `splitsight train evaluator` wrote"
         )

@@ -153,3 +153,33 @@ def test_the_frechet_distance_tells_how_far_it_is(flow_prior, tiny_target):
     images = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3), np.uint8)
     distance, name = frechet_distance(flow_prior, tiny_target, images, steps=1, count=100, done=seen.append)
     assert seen == [50, 50] and distance > 0 and name.startswith("tiny S2, pooled")
+
+
+def test_larger_images_on_the_same_weights(flow_prior):
+    large = flow_prior.sized(22)
+    assert large.latent_shape == (8, 6, 6) and large.image_size == 24 and flow_prior.image_size == 16
+    assert large.digest == flow_prior.digest and large.sized(16).latent_shape == (8, 4, 4)
+    assert flow_prior.sized(16) is flow_prior and flow_prior.sized(8) is flow_prior
+    u = large.encode(torch.rand(2, 3, 24, 24))
+    assert u.shape == (2, 8, 6, 6) and large.decode(u).shape == (2, 3, 24, 24)
+    v = torch.randn(1, *large.latent_shape, requires_grad=True)
+    image = large.generate(v, steps=2)
+    image.square().sum().backward()
+    assert image.shape == (1, 3, 24, 24) and bool((v.grad != 0).all())
+
+
+def test_tiles_are_what_the_denoiser_knows(flow_prior):
+    torch.nn.init.normal_(flow_prior.denoiser.proj_out.weight, std=0.3)
+    large, text = flow_prior.sized(24), flow_prior.embed_text(["goldfish", "panda"])
+    one = torch.randn(2, 8, 4, 4)
+    # of one tile, as without tiles
+    torch.testing.assert_close(large.tiled(one, 500.0, text), flow_prior.denoise(one, 0.5, text).sub(one).div(-0.5))
+    # at a corner a single tile answers, with the prompt of its own image
+    x = torch.randn(2, 8, 6, 6)
+    whole, corner = large.tiled(x, 500.0, text), large.tiled(x[..., :4, :4], 500.0, text)
+    torch.testing.assert_close(whole[..., 0, 0], corner[..., 0, 0])
+    assert not torch.allclose(whole[..., :4, :4], corner)
+
+
+def test_stable_diffusion_keeps_its_size(stable_prior):
+    assert stable_prior.sized(64) is stable_prior

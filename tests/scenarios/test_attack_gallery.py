@@ -103,3 +103,22 @@ def test_bad_galleries_are_refused_before_anything_is_written(oracle, folders, p
         "unknown features to compare images in 'x': choose one of pixels, target", gallery_size=9, gallery_features="x"
     )
     refused("no such file or folder", gallery=folders / "none")
+
+
+def test_evaluators_look_at_the_reconstructions(oracle, folders, prior):
+    done = run_attack("oracle", images=folders / "images", out=folders / "out", prior=prior, evaluators=["mbconv"])
+    rows = pq.read_table(done.out / "rows.parquet").to_pylist()
+    # labels are unknown here: seen as what the original is seen as, which an equal image is
+    assert rows[0]["recognised:mbconv"] and rows[2]["recognised:mbconv"]
+    assert [rows[i]["match_rank:mbconv"] for i in (0, 2)] == [1, 1]
+    figures = read_summary(done.out / "summary.json")
+    found = figures.methods["oracle"].interval("matched_top5:mbconv")
+    assert found is not None and found.mean == 1.0 and "evaluator:mbconv" in figures.environment.weights
+    assert "recognised (mbconv)" in done.says and "recognised (mbconv)" in (done.out / "index.html").read_text()
+    with_gallery = {"gallery": folders / "gallery", "gallery_size": 40, "evaluators": ["mbconv"]}
+    more = run_attack("oracle", images=folders / "images", out=folders / "more", prior=prior, **with_gallery)
+    ranks = pq.read_table(more.out / "rows.parquet")["match_rank:mbconv"].to_pylist()
+    assert ranks[0] == ranks[2] == 1 and ranks[1] > 1
+    with pytest.raises(UserError, match="unknown evaluator 'nobody': give mbconv, efficientnet-lite0, or a folder"):
+        run_attack("oracle", images=folders / "images", out=folders / "no", prior=prior, evaluators=["nobody"])
+    assert not (folders / "no").exists()

@@ -190,6 +190,21 @@ def test_report_with_a_gallery(run: Path, tmp_path_factory: pytest.TempPathFacto
     assert "29 other images, compared in pixels-16x16" in page and "found first" in page
 
 
+def test_report_with_an_evaluator(run: Path) -> None:
+    """Both tiers of each frame are compared with the original by an independent classifier."""
+    from splitsight import evaluators
+
+    join = Join(run)
+    join.poll()
+    summary = write_report(run, join, INFO, evaluators=[evaluators.load()])
+    for section in (summary["methods"], summary["live"]["tiers"]):
+        assert 0 <= section["window"]["recognised:mbconv"]["mean"] <= 1
+    assert "matched_top1:mbconv" not in summary["methods"] and "evaluator:mbconv" in summary["environment"]["weights"]
+    column = pq.read_table(run / "rows.parquet")["window_recognised:mbconv"].to_pylist()
+    assert set(column[:8]) <= {0.0, 1.0} and column[8:] == [None, None]
+    assert "recognised (mbconv)" in (run / "index.html").read_text()
+
+
 def test_report_of_an_empty_run(tmp_path: Path) -> None:
     join = Join(tmp_path)
     join.poll()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from saved import clip, vit
 
 from splitsight.errors import UserError
 from splitsight.targets import Normalize, load
@@ -218,21 +219,6 @@ def test_timm(tmp_path, monkeypatch):
     assert published.input_size == 176 and torch.equal(published.model.fc.bias, full.fc.bias)
 
 
-def vit(folder, **changes):
-    """A tiny random ViT classifier, saved as the library saves it."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 8}
-    names = {i: f"kind {i}" for i in range(3)}
-    config = ViTConfig(image_size=32, patch_size=8, id2label=names, label2id={v: k for k, v in names.items()}, **sizes)
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(
-        folder
-    )
-    return folder
-
-
 def test_transformers_classifier(tmp_path):
     made = load(f"transformers:{vit(tmp_path / 'vit')}")
     assert made.name == "transformers:vit" and made.labels == ["kind 0", "kind 1", "kind 2"] and made.input_size == 32
@@ -260,34 +246,6 @@ def test_transformers_folders_that_do_not_fit(tmp_path):
         load(f"transformers:{folder}")
     with pytest.raises(UserError, match=r"somebody/something is no folder here, .*`hf download somebody/something`"):
         load("transformers:somebody/something")
-
-
-def clip(folder, text=True):
-    """A tiny random CLIP, saved as the library saves it."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    from adversary.priors.captions import build_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer([["goldfish"], ["king penguin"]])
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 12}
-    words = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "num_hidden_layers": 1,
-    }
-    words |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = CLIPConfig(
-        text_config={**sizes, **words},
-        vision_config={**sizes, "image_size": 32, "patch_size": 8, "num_hidden_layers": 3},
-        projection_dim=12,
-    )
-    model = CLIPModel(config)
-    model.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    if text:
-        tokenizer.save_pretrained(folder)
-    return model.eval()
 
 
 def test_clip(tmp_path):
