@@ -1,9 +1,9 @@
 """Recipes: how ``splitsight train target NAME`` makes each target again.
 
-One loop (:mod:`splitsight.recipes._loop`) trains all of them; a recipe says what is particular to one. It is one file in
-this package (or in another, by the entry-point group ``splitsight.recipes``): a class that derives from :class:`Recipe`
-and registers itself with ``@RECIPES.register("name")`` under its target's name. Those that share a loss derive from one
-base: :mod:`splitsight.recipes._classify`.
+One loop (:mod:`splitsight.recipes._loop`) trains all of them; a recipe says what is particular to one. It is one file
+in this package (or in another, by the entry-point group ``splitsight.recipes``): a class that derives from
+:class:`Recipe` and registers itself with ``@RECIPES.register("name")`` under its target's name. Those that share a loss
+derive from one base: :mod:`splitsight.recipes._classify`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float = _TEMPERA
 
 @torch.no_grad()
 def teacher_logits(teacher: Target, images: np.ndarray, batch: int = 250) -> np.ndarray:
-    """A classifier's logits of images and of their mirror images, the mean, ``(N, classes)`` float16; kept in the cache.
+    """A classifier's logits, the mean over an image and its mirror image, ``(N, classes)`` float16; kept in the cache.
 
     Args:
         teacher: answers.

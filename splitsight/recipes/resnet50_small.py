@@ -26,6 +26,7 @@ class ResNet50SmallRecipe(Classification):
         """What the card says."""
         words = super().describe()
         return words | {
-            "what": f"A ResNet-50 with {WIDTH} instead of 64 channels after the stem, and so on at every depth (bottleneck "
-            f"blocks 3-4-6-3, 7 × 7 stem, max-pooling; `splitsight/targets/resnet50_small.py`), {words['what']}"
+            "what": f"A ResNet-50 with {WIDTH} instead of 64 channels after the stem, and so on at every depth "
+            "(bottleneck blocks 3-4-6-3, 7 × 7 stem, max-pooling; `splitsight/targets/resnet50_small.py`), "
+            + words["what"]
         }

@@ -58,6 +58,6 @@ class ViTSmallRecipe(Classification):
         """What the card says."""
         words = super().describe()
         return words | {
-            "what": "A vision transformer of 12 encoder blocks as ViT-base has, 96 instead of 768 wide, patches of 8 pixels "
-            f"(torchvision's class; `splitsight/targets/vit_small.py`), {words['what']}"
+            "what": "A vision transformer of 12 encoder blocks as ViT-base has, 96 instead of 768 wide, patches of 8 "
+            f"pixels (torchvision's class; `splitsight/targets/vit_small.py`), {words['what']}"
         }

@@ -1,9 +1,9 @@
 """ResNet-50 (He et al., 2016, arXiv 1512.03385) a quarter as wide, on 64×64 images.
 
 The bottleneck blocks are ResNet-50's, 3-4-6-3, with its 7×7 stem and max-pooling; every map has a quarter of the
-channels: 16 after the stem, then 64, 128, 256 and 512. Split points are counted in convolutions as the literature does,
-three a block: L12, L24, L36 and L48 end blocks 4, 8, 12 and 16 (``layer2.0``, ``layer3.0``, ``layer3.4``, ``layer4.2``),
-where a 64×64 image has become 128×8×8, 256×4×4, 256×4×4 and 512×2×2 numbers.
+channels: 16 after the stem, then 64, 128, 256 and 512. Split points are counted in convolutions as the literature
+does, three a block: L12, L24, L36 and L48 end blocks 4, 8, 12 and 16 (``layer2.0``, ``layer3.0``, ``layer3.4``,
+``layer4.2``), where a 64×64 image has become 128×8×8, 256×4×4, 256×4×4 and 512×2×2 numbers.
 """
 
 from __future__ import annotations

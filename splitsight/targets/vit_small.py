@@ -1,9 +1,9 @@
 """A vision transformer (Dosovitskiy et al., 2021, arXiv 2010.11929) an eighth as wide as ViT-base, on 64×64 images.
 
-torchvision's class with ViT-base's 12 encoder blocks and its proportions: 96 numbers a token where ViT-base has 768, heads
-of 32, four times as many hidden units; patches of 8×8 pixels, 64 of them, and a class token. Split points count encoder
-blocks, so that L3, L4, L5 and L8 are as deep as in ViT-base, in blocks and relative to the whole: 65 tokens of 96 numbers
-cross each of them.
+torchvision's class with ViT-base's 12 encoder blocks and its proportions: 96 numbers a token where ViT-base has 768,
+heads of 32, four times as many hidden units; patches of 8×8 pixels, 64 of them, and a class token. Split points count
+encoder blocks, so that L3, L4, L5 and L8 are as deep as in ViT-base, in blocks and relative to the whole: 65 tokens of
+96 numbers cross each of them.
 """
 
 from __future__ import annotations
