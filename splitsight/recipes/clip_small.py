@@ -121,7 +121,7 @@ class ClipSmallRecipe(Recipe):
         x = random_crops(x, self.size, (0.6, 1.0), draw.generator)
         pair = cast("_Pair", self.model)
         kept = kept_tokens(pair.image.tokens, len(x), draw)
-        u, w = pair.image.heads(encode(pair.image, self.preprocess(x), kept)), pair.text(captions)
+        u, w = encode(pair.image, self.preprocess(x), kept), pair.text(captions)
         loss = contrastive_loss(u, w, pair.temperature(), captions)
         return loss, {"temperature": float(pair.temperature().detach())}
 
@@ -149,7 +149,7 @@ class ClipSmallRecipe(Recipe):
         return {**scores(PROMPT), "unseen_top1": sum(unseen) / len(unseen)}
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """``model.safetensors``: the image encoder; ``text.safetensors``: the text encoder, and the labels' embeddings."""
+        """The image encoder is ``model.safetensors``; ``text.safetensors`` has the text encoder and the labels."""
         pair = cast("_Pair", model)
         save_weights(folder / "model.safetensors", pair.image.state_dict(), eight_bit=kernels(pair.image))
         text = pair.text.state_dict() | {_LABELS: self._label_embeddings(pair, (PROMPT,))}
@@ -176,14 +176,14 @@ class ClipSmallRecipe(Recipe):
     def describe(self) -> dict[str, str]:
         """What the card says."""
         return {
-            "what": "CLIP, small: an image encoder like vit-small (12 encoder blocks, 96 wide, patches of 8 pixels) and "
-            f"a CLIP text encoder of two blocks, both with {DIMENSIONS} numbers out "
+            "what": "CLIP, small: an image encoder like vit-small (12 encoder blocks, 96 wide, patches of 8 pixels) "
+            f"and a CLIP text encoder of two blocks, both with {DIMENSIONS} numbers out "
             "(`splitsight/targets/clip_small.py`), input 64 × 64, 8-bit kernels. Labels are zero-shot: the class whose "
             f"name, in “{PROMPT}”, lies nearest.",
             "data": f"{self._options.data.description}. Captions are made from class names and from what can be "
             "measured in the pixels (`splitsight/captions.py`).",
-            "notes": f"Made to be attacked. Its captions name {len(self._names)} classes and {len(WORDS)} properties of "
-            "pixels, so it knows no other words; zero-shot means that no classifier was trained, not that the classes "
-            f"were never seen. `unseen_top1` is with templates that no caption had: "
+            "notes": f"Made to be attacked. Its captions name {len(self._names)} classes and {len(WORDS)} properties "
+            "of pixels, so it knows no other words; zero-shot means that no classifier was trained, not that the "
+            "classes were never seen. `unseen_top1` is with templates that no caption had: "
             f"{', '.join(f'“{t}”' for t in UNSEEN)}.",
         }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitsight.recipes import RECIPES, Draw
 from splitsight.recipes._classify import Classification
-from splitsight.targets.vit_small import SmallViT, build, encode
+from splitsight.targets.vit_small import SmallViT, SmallViT, encode
 
 __all__ = ["ViTSmallRecipe", "kept_tokens"]
 
@@ -52,7 +52,7 @@ class ViTSmallRecipe(Classification):
         """Of some of the tokens."""
         vit = cast("SmallViT", model)
         kept = kept_tokens(vit.tokens, len(images), draw)
-        return vit.heads(encode(vit, self.preprocess(images), kept))
+        return encode(vit, self.preprocess(images), kept)
 
     def describe(self) -> dict[str, str]:
         """What the card says."""

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from splitsight.artifacts import asset, load_weights
 from splitsight.targets import TARGETS, Normalize, Target, load_state, read_classes
-from splitsight.targets.vit_small import POINTS, SmallViT
+from splitsight.targets.vit_small import POINTS, SmallViT, halves
 from splitsight.tasks.embed import Embed
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ class ClipSmall(Target):
         task = Embed(labels, texts, scale=config["scale"])
         preprocess = Normalize(config["mean"], config["std"])
         super().__init__("clip-small", model, preprocess, task, config["input_size"], POINTS)
+
+        self.model: SmallViT = model
+
+    def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
+        """After the named blocks."""
+        return halves(self.model, point)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

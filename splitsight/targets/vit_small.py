@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from splitsight.artifacts import asset
 from splitsight.targets import TARGETS, Normalize, Target, load_state, read_classes
 from splitsight.tasks.classify import Classify
 
-__all__ = ["POINTS", "WIDTH", "SmallViT", "ViTSmall", "build", "encode"]
+__all__ = ["POINTS", "WIDTH", "SmallViT", "ViTSmall", "build", "encode", "halves"]
 
 WIDTH = 96
 """Numbers a token; ViT-base has 768."""
@@ -57,19 +57,50 @@ def build(classes: int) -> SmallViT:
     return SmallViT(classes)
 
 
+class _Front(nn.Module):
+    """Normalised images → tokens behind the first ``count`` blocks ``(B, 1 + K, WIDTH)``."""
+
+    def __init__(self, model: SmallViT, count: int) -> None:
+        super().__init__()
+        self.conv_proj, self.class_token = model.conv_proj, model.class_token
+        self.pos_embedding, self.layers = model.encoder.pos_embedding, model.encoder.layers[:count]
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        patches = self.conv_proj(x).flatten(2).transpose(1, 2) + self.pos_embedding[:, 1:]
+        if kept is not None:
+            patches = patches.gather(1, kept.to(x.device)[..., None].expand(-1, -1, WIDTH))
+        first = (self.class_token + self.pos_embedding[:, :1]).expand(len(x), -1, -1)
+        return self.layers(torch.cat([first, patches], 1))
+
+
+class _Back(nn.Module):
+    """Tokens behind the first ``count`` blocks → outputs."""
+
+    def __init__(self, model: SmallViT, count: int) -> None:
+        super().__init__()
+        self.layers, self.ln, self.heads = model.encoder.layers[count:], model.encoder.ln, model.heads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.heads(self.ln(self.layers(tokens))[:, 0])
+
+
 def encode(model: SmallViT, x: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Normalised images ``(B, 3, 64, 64)`` → class tokens ``(B, WIDTH)``, of all patches or of some.
+    """What the network answers ``(B, outputs)``, of all patches or of some.
 
     Args:
-        model: with its heads left out.
-        x: its input.
+        model: in training.
+        x: normalised images ``(B, 3, 64, 64)``.
         kept: ``(B, K)`` numbers of the patches that are looked at; ``None`` for all.
     """
-    patches = model.conv_proj(x).flatten(2).transpose(1, 2) + model.encoder.pos_embedding[:, 1:]
-    if kept is not None:
-        patches = patches.gather(1, kept.to(x.device)[..., None].expand(-1, -1, WIDTH))
-    first = (model.class_token + model.encoder.pos_embedding[:, :1]).expand(len(x), -1, -1)
-    return model.encoder.ln(model.encoder.layers(torch.cat([first, patches], 1)))[:, 0]
+    return _Back(model, _BLOCKS)(_Front(model, _BLOCKS)(x, kept))
+
+
+def halves(model: SmallViT, point: str) -> tuple[nn.Module, nn.Module] | None:
+    """The network before and behind one of :data:`POINTS`; ``None`` where it has none of that name."""
+    if point not in POINTS:
+        return None
+    count = int(point.removeprefix("L"))
+    return _Front(model, count), _Back(model, count)
 
 
 @TARGETS.register("vit-small")
@@ -93,3 +124,8 @@ class ViTSmall(Target):
         super().__init__(
             "vit-small", model, Normalize(config["mean"], config["std"]), task, config["input_size"], POINTS
         )
+        self.model: SmallViT = model
+
+    def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
+        """After the named blocks."""
+        return halves(self.model, point)
