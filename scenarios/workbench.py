@@ -75,6 +75,12 @@ class Workbench:
         self._initials: dict[str, InversionNetwork] = {}
         self._networks: dict[Hashable, AttackNetwork] = {}
 
+    def beside(self, target: str) -> Workbench:
+        """One for another network, with this one's prior."""
+        other = Workbench(target, prior=self._names[2], inversion=self._inversion, device=str(self.device))
+        other.prior = self.prior
+        return other
+
     # ---------------------------------------------------------------- models
 
     @cached_property

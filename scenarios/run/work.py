@@ -59,7 +59,17 @@ class Bench:
         self.scenario = scenario
         self.models = Workbench(scenario.target, weights=scenario.weights, prior=scenario.prior, device=device)
         target = self.models.target
-        self.evaluators = load_evaluators(scenario.evaluators, target.synonyms, target.digest, target.name)
+        others = dict.fromkeys(cell.target for cell in scenario.cells if cell.target)
+        self._others = {name: self.models.beside(name) for name in others}
+        for models in self._others.values():
+            if models.target.input_size != target.input_size:
+                raise UserError(
+                    f"the target '{models.target.name}' takes {models.target.input_size} pixels and '{target.name}' "
+                    f"{target.input_size}: give it a scenario of its own"
+                )
+        attacked = [models.target for models in (*self._others.values(), self.models)]
+        for one in attacked:  # an evaluator may be none of them
+            self.evaluators = load_evaluators(scenario.evaluators, target.synonyms, one.digest, one.name)
         self.inputs: Inputs = load_inputs(scenario.data, target.input_size, target.synonyms)
         labels = torch.from_numpy(self.inputs.labels)
         self._labels = {e.name: labels_for(e, labels, target.synonyms) for e in self.evaluators}
@@ -73,13 +83,22 @@ class Bench:
         asked = {f"evaluator:{e.name}" if i else "evaluator": e.digest for i, e in enumerate(self.evaluators)}
         return {**self.models.digests(), **asked}
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """:attr:`digests`, and those of the targets that single cells attack."""
+        return self.digests | {f"target:{name}": models.target.digest for name, models in self._others.items()}
+
+    def models_of(self, cell: Cell) -> Workbench:
+        """The workbench with the network that a cell attacks."""
+        return self._others[cell.target] if cell.target else self.models
+
     def about(self, cell: Cell) -> SessionDescription:
         """What a cell attacks.
 
         Raises:
             UserError: no such split point or defence.
         """
-        return self.models.pipeline(cell.split, cell.defense).description()
+        return self.models_of(cell).pipeline(cell.split, cell.defense).description()
 
     def attack(self, cell: Cell) -> Attack:
         """The attack of a cell, configured.
@@ -88,7 +107,8 @@ class Bench:
             UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
         """
         kind = ATTACKS.get(cell.method)
-        attack = kind.configured(cell.setting, target=self.models.target.name, split=cell.split, changes=cell.options)
+        target = self.models_of(cell).target
+        attack = kind.configured(cell.setting, target=target.name, split=cell.split, changes=cell.options)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
@@ -119,7 +139,7 @@ class Bench:
         about = self.about(cell)
         job = job_of(self.scenario, cell, about, **self._prior)
         path, frames = cell.network if job is None else Path(job.file), self.scenario.data.frames
-        return self.models.network(attack, about, frames=frames, text=any(cell.prompts), path=path)
+        return self.models_of(cell).network(attack, about, frames=frames, text=any(cell.prompts), path=path)
 
     @property
     def _prior(self) -> dict[str, str]:
@@ -155,24 +175,25 @@ class Bench:
         attack, about = self.attack(cell), self.about(cell)
         index = list(unit.indices)
         originals = to_tensor(self.inputs.images[index])
-        pipeline = self.models.pipeline(cell.split, cell.defense)
-        features = self.models.observe(pipeline, originals, edge_seeds(scenario.seed, index))
+        models = self.models_of(cell)
+        pipeline = models.pipeline(cell.split, cell.defense)
+        features = models.observe(pipeline, originals, edge_seeds(scenario.seed, index))
         network = self._network(cell, attack)
-        problem = self.models.problem(attack, about, features, network=network, seed=scenario.seed, first=index[0])
+        problem = models.problem(attack, about, features, network=network, seed=scenario.seed, first=index[0])
         limit = cell.seconds or scenario.seconds
         callback = Callback(
             None if limit is None else time.monotonic() + limit * len(index),
             progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
         )
         answer, words = self._solve(attack, problem, cell, index, callback)
-        images = self.models.fitted(answer.images, about)
+        images = models.fitted(answer.images, about)
         if images.shape != originals.shape:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
         measured = self.scorer.measure(stored, originals, index)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
-        asked = network or self.models.asked(about)
+        asked = network or models.asked(about)
         rows = []
         for i, number in enumerate(index):
             label = int(self.inputs.labels[number])
@@ -206,6 +227,7 @@ class Bench:
                     "curve": answer.curve if cell.curve else None,
                     "session": _json(about.to_dict()),
                     **{digest_column(role): value for role, value in self.digests.items()},
+                    "target_digest": models.target.digest,
                     "inversion_digest": None if asked is None else digest(asked.state_dict()),
                 }
             )

@@ -31,7 +31,7 @@ from splitsight.recipes import MEAN, RECIPES, STD, Draw, Options, Recipe
 from splitsight.recipes.vit_small import kept_tokens
 from splitsight.targets import Normalize
 from splitsight.targets.clip_small import _LABELS, DIMENSIONS, LENGTH, TextEncoder
-from splitsight.targets.vit_small import SmallViT, encode
+from splitsight.targets.vit_small import WIDTH, SmallViT, encode
 from splitsight.training import random_crops
 
 __all__ = ["PROMPT", "TEMPLATES", "UNSEEN", "ClipSmallRecipe", "contrastive_loss"]
@@ -72,6 +72,8 @@ class _Pair(nn.Module):
     def __init__(self, text: TextEncoder) -> None:
         super().__init__()
         self.image = SmallViT(DIMENSIONS)
+        # not zeros, as a classifier's: embeddings without a length have no direction
+        nn.init.normal_(cast("nn.Linear", self.image.heads.head).weight, std=WIDTH**-0.5)
         self.text = text
         self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
 
@@ -157,7 +159,7 @@ class ClipSmallRecipe(Recipe):
         pair.text.tokenizer.save_pretrained(folder / "tokenizer")
         config = {
             "architecture": "clip-small",
-            "scale": 1 / float(pair.temperature()),
+            "scale": 1 / float(pair.temperature().detach()),
             "input_size": self.size,
             "mean": MEAN,
             "std": STD,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitsight.recipes import RECIPES, Draw
 from splitsight.recipes._classify import Classification
-from splitsight.targets.vit_small import SmallViT, SmallViT, encode
+from splitsight.targets.vit_small import SmallViT, encode
 
 __all__ = ["ViTSmallRecipe", "kept_tokens"]
 
@@ -42,7 +42,7 @@ class ViTSmallRecipe(Classification):
 
     def build(self, classes: int) -> nn.Module:
         """Random weights."""
-        return build(classes)
+        return SmallViT(classes)
 
     def stage(self, fraction: float) -> tuple[int, tuple[float, float]]:
         """All pixels from the start: the tokens' places are learnt for one size."""

@@ -19,7 +19,7 @@ from splitsight.artifacts import asset
 from splitsight.targets import TARGETS, Normalize, Target, load_state, read_classes
 from splitsight.tasks.classify import Classify
 
-__all__ = ["POINTS", "WIDTH", "SmallViT", "ViTSmall", "build", "encode", "halves"]
+__all__ = ["POINTS", "WIDTH", "SmallViT", "ViTSmall", "encode", "halves"]
 
 WIDTH = 96
 """Numbers a token; ViT-base has 768."""
@@ -50,11 +50,6 @@ class SmallViT(VisionTransformer):
             mlp_dim=4 * WIDTH,
             num_classes=outputs,
         )
-
-
-def build(classes: int) -> SmallViT:
-    """The network with random weights."""
-    return SmallViT(classes)
 
 
 class _Front(nn.Module):
@@ -117,7 +112,7 @@ class ViTSmall(Target):
     def __init__(self, weights: Path | None = None) -> None:
         folder = asset("targets", "vit-small")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = build(config["num_classes"])
+        model = SmallViT(config["num_classes"])
         load_state(model, weights or folder / "model.safetensors", name="vit-small", classifier="heads.head.weight")
         synonyms = read_classes(folder / "classes.tsv")
         task = Classify([names[0] for names in synonyms], synonyms)
