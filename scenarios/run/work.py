@@ -113,7 +113,7 @@ class Bench:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
             raise UserError(f"'{cell.method}' couples the frames of a window: give the data 'frames' of at least 2")
-        labels = self.models.target.labels
+        labels = self.models_of(cell).target.labels
         for template in cell.prompts:
             prompts.check_template(template)
             if template and not attack.text:
@@ -237,7 +237,8 @@ class Bench:
         self, attack: Attack, problem: Problem, cell: Cell, index: Sequence[int], callback: Callback
     ) -> tuple[Reconstruction, list[str]]:
         """The answer, and the prompt of each image."""
-        words = {template: [self._prompt(template, i) for i in index] for template in cell.prompts}
+        labels = self.models_of(cell).target.labels
+        words = {template: [self._prompt(template, i, labels) for i in index] for template in cell.prompts}
         prior = self.models.prior
         if len(words) == 1:
             (used,) = words.values()
@@ -248,9 +249,9 @@ class Bench:
         found = solve_with_prompts(attack, problem, texts, callback)
         return found.answer, [words[template][i] for i, template in enumerate(found.won)]
 
-    def _prompt(self, template: str, index: int) -> str:
+    def _prompt(self, template: str, index: int, labels: list[str]) -> str:
         label, seed = int(self.inputs.labels[index]), self.scenario.seed * 1_000_003 + index
-        return prompts.fill(template, self.inputs.images[index], label, self.models.target.labels, seed)
+        return prompts.fill(template, self.inputs.images[index], label, labels, seed)
 
 
 def _known(value: float) -> float | None:
