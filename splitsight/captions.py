@@ -138,7 +138,7 @@ def caption(
     if names and (complete or rng.random() < 0.85):
         # the first synonym is the usual name; the others are drawn less often
         name = names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]
-        parts.append(templates[rng.integers(len(templates))].format(name))
+        parts.append(templates[int(rng.integers(len(templates)))].format(name))
     words = [WORDS[i] for i in range(len(WORDS)) if measured >> i & 1]
     parts += [w for w in rng.permutation(words).tolist() if rng.random() < 0.5]
     return ", ".join(parts)

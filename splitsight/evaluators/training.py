@@ -12,8 +12,8 @@ from splitsight.devices import pick_device
 from splitsight.evaluators import EMBEDDED
 from splitsight.evaluators.mbconv import build
 from splitsight.recipes import Options
-from splitsight.recipes._classify import Classification
 from splitsight.recipes._loop import train
+from splitsight.recipes.classification import Classification
 from splitsight.training import Budget
 from splitsight.training_data import TrainingSet
 

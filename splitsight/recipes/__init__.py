@@ -3,7 +3,7 @@
 One loop (:mod:`splitsight.recipes._loop`) trains all of them; a recipe says what is particular to one. It is one file
 in this package (or in another, by the entry-point group ``splitsight.recipes``): a class that derives from
 :class:`Recipe` and registers itself with ``@RECIPES.register("name")`` under its target's name. Those that share a loss
-derive from one base: :mod:`splitsight.recipes._classify`.
+derive from one base: :mod:`splitsight.recipes.classification`.
 """
 
 from __future__ import annotations

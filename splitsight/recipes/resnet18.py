@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from splitsight.recipes import RECIPES
-from splitsight.recipes._classify import Classification
+from splitsight.recipes.classification import Classification
 
 __all__ = ["ResNet18Recipe"]
 

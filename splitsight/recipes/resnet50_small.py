@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from splitsight.recipes import RECIPES
-from splitsight.recipes._classify import Classification
+from splitsight.recipes.classification import Classification
 from splitsight.targets.resnet50_small import WIDTH, NarrowResNet50
 
 __all__ = ["ResNet50SmallRecipe"]

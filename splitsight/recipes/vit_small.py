@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitsight.recipes import RECIPES, Draw
-from splitsight.recipes._classify import Classification
+from splitsight.recipes.classification import Classification
 from splitsight.targets.vit_small import SmallViT, encode
 
 __all__ = ["ViTSmallRecipe", "kept_tokens"]

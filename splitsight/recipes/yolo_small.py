@@ -142,7 +142,7 @@ class YoloSmallRecipe(Recipe):
                     f"{options.start} holds weights of neither a yolo-small nor a resnet50-small: give another "
                     "--start, or none"
                 ) from error
-        self.model = model.to(options.device, memory_format=torch.channels_last)
+        self.model = model.to(options.device).to(memory_format=torch.channels_last)
 
     def _output(self, model: nn.Module, pictures: list[Composition]) -> Tensor:
         images = to_tensor(np.stack([p.image for p in pictures])).to(self._options.device)

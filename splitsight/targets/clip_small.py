@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,8 @@ class TextEncoder(nn.Module):
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=cast("int", tokenizer.bos_token_id),
+            eos_token_id=cast("int", tokenizer.eos_token_id),
         )
         self.encoder = CLIPTextModel(config)
         self.projection = nn.Linear(DIMENSIONS, DIMENSIONS, bias=False)

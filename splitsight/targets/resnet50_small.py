@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ class NarrowResNet50(ResNet):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
                 # each block begins as the identity (Goyal et al., arXiv 1706.02677)
-                nn.init.zeros_(module.bn3.weight)
+                nn.init.zeros_(cast("nn.BatchNorm2d", module.bn3).weight)
 
 
 def blocks(model: ResNet, point: str) -> tuple[nn.Sequential, nn.Sequential] | None:

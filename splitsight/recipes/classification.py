@@ -125,7 +125,7 @@ class Classification(Recipe):
                     "--start, or none"
                 ) from error
             self.peak *= 0.6
-        self.model = model.to(options.device, memory_format=torch.channels_last)
+        self.model = model.to(options.device).to(memory_format=torch.channels_last)
         self._teacher = None if options.teacher is None else self._answers(options.teacher)
 
     def _answers(self, name: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from torch.nn.functional import log_softmax, softmax
 
 from splitsight.data import to_tensor
 from splitsight.recipes import Draw
-from splitsight.recipes._classify import accuracy, distillation, teacher_logits
+from splitsight.recipes.classification import accuracy, distillation, teacher_logits
 from splitsight.recipes.vit_small import kept_tokens
 from splitsight.targets import Normalize, Target
 from splitsight.tasks.classify import Classify
