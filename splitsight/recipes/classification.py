@@ -177,6 +177,7 @@ class Classification(Recipe):
         eight_bit = kernels(model) if self.eight_bit else ()
         save_weights(folder / "model.safetensors", model.state_dict(), eight_bit=eight_bit)
         config = {
+            "name": self.name,
             "architecture": self.name,
             "num_classes": len(self._classes),
             "input_size": self.size,
