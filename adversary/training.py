@@ -169,7 +169,7 @@ def train_prior_command(
             "word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
         ),
         data=f"{_described(pictures)} Captions from {'class names and ' if pictures.vocabulary else ''}measured words "
-        "(adversary/priors/captions.py), dropped at random.",
+        "(splitsight/captions.py), dropped at random.",
         command=f"splitsight train prior --part {part} --data DIR{made}{_choices(settings)}"
         + (" --start PRIOR" if start else "")
         + (" --autoencoder PRIOR" if autoencoder else ""),

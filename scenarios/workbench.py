@@ -93,6 +93,12 @@ class Workbench:
         self._networks: dict[Hashable, AttackNetwork] = {}
         self._restores: dict[tuple[str, str], Restore] = {}
 
+    def beside(self, target: str) -> Workbench:
+        """One for another network, with this one's prior."""
+        other = Workbench(target, prior=self._names[2], inversion=self._inversion, device=str(self.device))
+        other.prior = self.prior
+        return other
+
     # ---------------------------------------------------------------- models
 
     @cached_property

@@ -22,7 +22,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from adversary.priors.captions import build_tokenizer
+from splitsight.captions import build_tokenizer
 
 
 def vit(folder, **changes):

@@ -9,8 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder, build_unet
-from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from splitsight.captions import build_tokenizer
 from splitsight.data import encode_png
 from splitsight.targets import Normalize, Target
 from splitsight.tasks.classify import Classify

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from adversary.blackbox.queries import Picture, Role
-from adversary.priors.captions import read_class_names
+from splitsight.captions import read_class_names
 from splitsight.data import draw_images, image_hash
 from splitsight.errors import UserError
 from splitsight.names import files_of

@@ -26,9 +26,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase,
 
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Count, Settings
-from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.artifacts import digest, home
+from splitsight.captions import build_tokenizer
 from splitsight.errors import UserError
 from splitsight.training import Budget, Run, Stateful, ema
 

@@ -72,10 +72,13 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Budget in optimiser step
 
 
 @train.command("target")
-@guarded("splitsight.targets.training", "splitsight.targets")
+@guarded("splitsight.targets.training", "splitsight.targets", "splitsight.recipes")
 def train_target(
     data: Data,
     out: TrainOut,
+    name: Annotated[
+        str, typer.Argument(help="Which: `splitsight list targets` names them; those trained here have a recipe.")
+    ] = "resnet18",
     minutes: Minutes = None,
     steps: Steps = None,
     device: Device = "auto",
@@ -84,14 +87,38 @@ def train_target(
     start: Annotated[
         Path | None, typer.Option(help="Earlier weights to go on from, a file; default: random ones.")
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Target whose logits a classifier learns from beside the labels; default: none."),
+    ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(help="Larger photographs, a Parquet file, for a detector's backgrounds.")
+    ] = None,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16/--float32", help="Precision of the network's products while it is trained.")
+    ] = False,
 ) -> None:
-    """Train the target network."""
+    """Train a target network.
+
+    On a CPU, --minutes are those in which the training computes.
+    """
     from splitsight.targets.training import train_target_command
 
     _budget(minutes, steps)
     print(
         train_target_command(
-            data=data, out=out, minutes=minutes, steps=steps, device=device, seed=seed, threads=threads, start=start
+            name,
+            data=data,
+            out=out,
+            minutes=minutes,
+            steps=steps,
+            device=device,
+            seed=seed,
+            threads=threads,
+            start=start,
+            teacher=teacher,
+            photos=photos,
+            bfloat16=bfloat16,
         )
     )
 

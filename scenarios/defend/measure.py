@@ -4,7 +4,7 @@
 the images for which the answer is that of the undefended network.
 
 *Attribute*: what can be told of a frame from its features alone that nobody asked the network for. Here the words that
-:mod:`adversary.priors.captions` takes from pixels (colours, "dark", "grass", "plain background", …), read by a linear
+:mod:`splitsight.captions` takes from pixels (colours, "dark", "grass", "plain background", …), read by a linear
 probe: ridge regression, in closed form, from the mean features of 4 × 4 cells, trained on what the defence lets through
 of an attacker's own pictures. Reported is the mean over words of the balanced accuracy, 0.5 for a guess.
 
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from adversary.priors.captions import WORDS
-from adversary.priors.captions import measure as words_of
 from scenarios.workbench import Workbench, edge_seeds
+from splitsight.captions import WORDS
+from splitsight.captions import measure as words_of
 from splitsight.data import to_tensor
 from splitsight.draws import Draws
 from splitsight.features import FeatureSpec

@@ -184,7 +184,7 @@ def _one(cells: Sequence[tuple[Cell, list[Row]]], comparison: Comparison, side: 
 def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSummary]:
     """Paired differences: each comparison at each split and behind each defence that both of its sides have.
 
-    Where a side names its defence, the comparison is made once a split.
+    Where a side names its defence, the comparison is made once a split; where both name a split, once for those two.
 
     Raises:
         UserError: a comparison selects several cells for one side.
@@ -193,8 +193,14 @@ def comparisons(scenario: Scenario, rows: Sequence[Row]) -> list[ComparisonSumma
     cells = list(zip(scenario.cells, by_cell(scenario, rows), strict=True))
     for comparison in scenario.compare:
         named = "defense" in comparison.of or "defense" in comparison.to
-        for split, defense in dict.fromkeys((cell.split, "" if named else cell.defense) for cell in scenario.cells):
-            here = [(cell, own) for cell, own in cells if cell.split == split and defense in ("", cell.defense)]
+        points = [side["split"] for side in (comparison.of, comparison.to) if "split" in side]
+        across = " and ".join(dict.fromkeys(points)) if len(points) == 2 else ""
+        for split, defense in dict.fromkeys(
+            (across or cell.split, "" if named else cell.defense) for cell in scenario.cells
+        ):
+            here = [
+                (cell, own) for cell, own in cells if (across or cell.split == split) and defense in ("", cell.defense)
+            ]
             sides = [
                 _one([(cell, own) for cell, own in here if cell.matches(wanted)], comparison, side)
                 for side, wanted in (("of", comparison.of), ("to", comparison.to))

@@ -90,25 +90,25 @@ def last_fraction(log: Path) -> float:
 def initial_jobs(
     scenario: Scenario,
     describe: Callable[[Cell], SessionDescription],
-    plain: Callable[[str], SessionDescription],
+    plain: Callable[[Cell], SessionDescription],
     prior: Prior,
 ) -> list[InitialJob]:
-    """All of a scenario, each once: one for each split and defence that an attacker knows and starts a network at.
+    """All of a scenario, each once: one for each target, split and defence that an attacker knows and starts a network at.
 
     Args:
         scenario: with a section ``train``.
         describe: what an attacker takes a cell for.
-        plain: a split without a defence.
+        plain: what a cell attacks, without a defence.
         prior: in use.
     """
     training = scenario.train
     assert training is not None and training.initial_minutes is not None
-    found: dict[tuple[str, str], InitialJob] = {}
+    found: dict[tuple[str, str, str], InitialJob] = {}
     for cell in scenario.cells:
         if "initial" not in ATTACKS.get(cell.method).needs | ATTACKS.get(cell.method).uses:
             continue
         about = describe(cell)
-        undefended = plain(about.split)
+        undefended = plain(cell)
         kept = inversion_path(undefended, prior)
         if about.defense == UNDEFENDED and kept is not None:
             continue
@@ -124,11 +124,11 @@ def initial_jobs(
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         name = inversion_name(about.target, about.split, prior.name, about.defense)
         folder = home() / "inversion" / "initials" / f"{name}-{key}"
-        found[about.split, about.defense] = InitialJob(
+        found[cell.target, about.split, about.defense] = InitialJob(
             folder=str(folder),
             file=str(folder / f"{name}.safetensors"),
-            target=scenario.target,
-            weights=None if scenario.weights is None else str(scenario.weights),
+            target=cell.target or scenario.target,
+            weights=None if cell.target or scenario.weights is None else str(scenario.weights),
             split=about.split,
             defense=about.defense,
             prior=scenario.prior,

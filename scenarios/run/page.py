@@ -17,7 +17,6 @@ from scenarios.run import plots
 from scenarios.run.figures import measured
 from scenarios.run.spec import Scenario
 from splitsight.metrics import Metric, metrics_named
-from splitsight.specification import target_name
 from splitsight.summary import CellSummary, Interval, ScenarioSummary, Summary
 from splitsight.wire.sessions import UNDEFENDED
 
@@ -73,7 +72,7 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
     head += ["s an image", "steps", "evaluations"]
     tables = []
     for split in dict.fromkeys(cell.split for cell in run.cells):
-        table = _Table(f"{target_name(scenario.target)} at {split}", head)
+        table = _Table(f"{scenario.targets(split)} at {split}", head)
         cells = [cell for cell in run.cells if cell.split == split]
         for cell in cells:
             table.rows.append(

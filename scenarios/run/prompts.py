@@ -6,7 +6,7 @@ import string
 
 import numpy as np
 
-from adversary.priors.captions import WORDS, measure
+from splitsight.captions import WORDS, measure
 from splitsight.errors import UserError
 
 __all__ = ["background", "check_template", "fill", "needs_label"]

@@ -27,7 +27,6 @@ from splitsight.files import write_parquet
 from splitsight.metrics import Batch, measure
 from splitsight.metrics.perceptual import inception_missing
 from splitsight.pictures import Panel, panels, spread
-from splitsight.specification import target_name
 from splitsight.summary import Environment, MethodSummary, ScenarioSummary, Summary, environment, write_summary
 
 __all__ = ["picture", "write_report"]
@@ -65,7 +64,7 @@ def _grids(store: Store, scenario: Scenario, rows: Sequence[Mapping[str, Any]]) 
         shared = sorted(set.intersection(*(set(own) for _, own in here))) or sorted(here[0][1])
         shown = [shared[i] for i in spread(len(shared), _COLUMNS)]
         first = [next(own[index] for _, own in here if index in own) for index in shown]
-        title = f"{target_name(scenario.target)} split at {split}"
+        title = f"{scenario.targets(split)} split at {split}"
         originals = [Panel(picture(store, row["original"]), row["name"]) for row in first]
         bands = [panels(originals, f"originals, {title}", side=_SIDE)]
         bands += [
@@ -142,7 +141,7 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
     splits = list(dict.fromkeys(cell.split for cell in cells))
     name = "{0.label}" if len(splits) == 1 else "{0.label} at {0.split}"
     summary = Summary(
-        target=target_name(scenario.target),
+        target=scenario.targets(),
         split=", ".join(splits),
         methods={name.format(cell): MethodSummary(**cell.model_dump(include=base)) for cell in cells},
         scenario=run,

@@ -158,7 +158,7 @@ def run_scenario(options: RunOptions) -> Path:
     run = {
         "name": name,
         "quick": options.quick,
-        "weights": bench.digests,
+        "weights": bench.weights,
         "data": bench.inputs.digest,
         "settings": settings,
     }

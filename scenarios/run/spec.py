@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from splitsight.errors import UserError
 from splitsight.registry import PathRegistry
+from splitsight.specification import target_name
 from splitsight.wire.sessions import UNDEFENDED
 
 __all__ = [
@@ -98,6 +99,7 @@ class Cell(_Part):
         method: name out of ``splitsight list attacks``.
         setting: its named setting; ``None`` for its own default.
         split: split point; also any cut that the network's graph has, and ``output`` for its logits.
+        target: attacked network, as ``--target`` takes it, where it is not the scenario's: of the same input size.
         prompt: template of the text prior, or several candidates, of which the one with the lowest loss is kept for
             each image. ``{class}`` is the image's class, ``{other}`` another one, ``{background}`` words for what its
             pixels show beside the object. Empty: no text.
@@ -123,6 +125,7 @@ class Cell(_Part):
     method: str
     setting: str | None = None
     split: str = "L8"
+    target: str | None = None
     prompt: str | tuple[str, ...] = ""
     options: dict[str, Any] = Field(default_factory=dict, alias="with")
     defense: str = UNDEFENDED
@@ -183,6 +186,8 @@ class Cell(_Part):
             parts.append("not told of it")
         if self.static > 1:
             parts.append(f"over {self.static} still frames")
+        if self.target:
+            parts.append(f"of {self.target}")
         return " ".join(p for p in parts if p)
 
     def matches(self, wanted: dict[str, Any]) -> bool:
@@ -280,8 +285,8 @@ class Comparison(_Part):
     Attributes:
         name: what is compared.
         of: keys and values that select cells.
-        to: likewise; the difference is ``of − to``, at each split (and behind each defence, unless they name one) that
-            both have.
+        to: likewise; the difference is ``of − to``, at each split (unless both name one) and behind each defence
+            (unless they name one) that both have.
         by_clip: also for each clip.
         paper: what the paper reports for it.
     """
@@ -371,6 +376,11 @@ class Scenario(_Part):
         """Names or folders; empty for none."""
         given = () if self.evaluator is None else self.evaluator
         return (given,) if isinstance(given, str) else given
+
+    def targets(self, split: str | None = None) -> str:
+        """Names of the networks that its cells attack, at one split or at all, separated by commas."""
+        cells = [cell for cell in self.cells if split in (None, cell.split)]
+        return ", ".join(dict.fromkeys(target_name(cell.target or self.target) for cell in cells))
 
     def dump(self) -> dict[str, Any]:
         """Plain data as YAML takes it; reading it again gives the same scenario."""

@@ -65,7 +65,17 @@ class Bench:
         self.scenario = scenario
         self.models = Workbench(scenario.target, weights=scenario.weights, prior=scenario.prior, device=device)
         target = self.models.target
-        self.evaluators = load_evaluators(scenario.evaluators, target.synonyms, target.digest, target.name)
+        others = dict.fromkeys(cell.target for cell in scenario.cells if cell.target)
+        self._others = {name: self.models.beside(name) for name in others}
+        for models in self._others.values():
+            if models.target.input_size != target.input_size:
+                raise UserError(
+                    f"the target '{models.target.name}' takes {models.target.input_size} pixels and '{target.name}' "
+                    f"{target.input_size}: give it a scenario of its own"
+                )
+        attacked = [models.target for models in (*self._others.values(), self.models)]
+        for one in attacked:  # an evaluator may be none of them
+            self.evaluators = load_evaluators(scenario.evaluators, target.synonyms, one.digest, one.name)
         self.inputs: Inputs = load_inputs(scenario.data, target.input_size, target.synonyms)
         labels = torch.from_numpy(self.inputs.labels)
         self._labels = {e.name: labels_for(e, labels, target.synonyms) for e in self.evaluators}
@@ -78,7 +88,8 @@ class Bench:
             # pictures of the kind that is attacked, none of which is
             self.models.pictures = to_tensor(self.inputs.pool[others])
         for job in self.initials():
-            self.models.files[job.split, job.defense] = Path(job.file)
+            models = self.models if job.target == scenario.target else self._others[job.target]
+            models.files[job.split, job.defense] = Path(job.file)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -86,28 +97,38 @@ class Bench:
         asked = {f"evaluator:{e.name}" if i else "evaluator": e.digest for i, e in enumerate(self.evaluators)}
         return {**self.models.digests(), **asked}
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """:attr:`digests`, and those of the targets that single cells attack."""
+        return self.digests | {f"target:{name}": models.target.digest for name, models in self._others.items()}
+
+    def models_of(self, cell: Cell) -> Workbench:
+        """The workbench with the network that a cell attacks."""
+        return self._others[cell.target] if cell.target else self.models
+
     def about(self, cell: Cell) -> SessionDescription:
         """What a cell attacks.
 
         Raises:
             UserError: no such split point or defence.
         """
-        return self.models.pipeline(cell.split, cell.defense).description()
+        return self.models_of(cell).pipeline(cell.split, cell.defense).description()
 
     def believed(self, cell: Cell) -> SessionDescription:
         """What its attacker takes that for, and has networks for."""
         about, attack = self.about(cell), ATTACKS.get(cell.method)
         if cell.adaptive and "network" in attack.needs:
             return about
-        return self.models.believed(about, adaptive=cell.adaptive)
+        return self.models_of(cell).believed(about, adaptive=cell.adaptive)
 
     def _tapped(self, cell: Cell) -> list[Tensor] | None:
         """Further frames of a session, for an attacker who has to find out a key."""
-        pipeline = self.models.pipeline(cell.split, cell.defense)
+        models = self.models_of(cell)
+        pipeline = models.pipeline(cell.split, cell.defense)
         if not cell.adaptive or not keyed(pipeline):
             return None
         index = range(min(len(self.inputs.images), _TAPPED))
-        return self.models.observe(pipeline, to_tensor(self.inputs.images[: len(index)]), edge_seeds(0, index))
+        return models.observe(pipeline, to_tensor(self.inputs.images[: len(index)]), edge_seeds(0, index))
 
     def attack(self, cell: Cell) -> Attack:
         """The attack of a cell, configured.
@@ -116,12 +137,13 @@ class Bench:
             UserError: no such attack, setting, value, split point or prompt, or an attack on windows without any.
         """
         kind = ATTACKS.get(cell.method)
-        attack = kind.configured(cell.setting, target=self.models.target.name, split=cell.split, changes=cell.options)
+        target = self.models_of(cell).target
+        attack = kind.configured(cell.setting, target=target.name, split=cell.split, changes=cell.options)
         if attack.windowed and not self.inputs.windows:
             raise UserError(f"'{cell.method}' solves windows of frames: give the scenario data of kind 'clips'")
         if attack.windowed and self.scenario.data.frames < 2:
             raise UserError(f"'{cell.method}' couples the frames of a window: give the data 'frames' of at least 2")
-        labels = self.models.target.labels
+        labels = self.models_of(cell).target.labels
         for template in cell.prompts:
             prompts.check_template(template)
             if template and not attack.text:
@@ -135,7 +157,7 @@ class Bench:
                 "of it can do nothing with"
             )
         if "initial" in attack.needs:
-            self.models.initial(believed)
+            self.models_of(cell).initial(believed)
         if (network := self._network(cell, attack)) is not None:
             index = [i for unit in self.units if self.scenario.cells[unit.cell] is cell for i in unit.indices]
             network.check_unseen([self.inputs.names[i] for i in index], self.inputs.images[index])
@@ -154,7 +176,7 @@ class Bench:
         about = self.believed(cell)
         job = job_of(self.scenario, cell, about, **self._prior)
         path, frames = cell.network if job is None else Path(job.file), self.scenario.data.frames
-        return self.models.network(attack, about, frames=frames, text=any(cell.prompts), path=path)
+        return self.models_of(cell).network(attack, about, frames=frames, text=any(cell.prompts), path=path)
 
     @property
     def _prior(self) -> dict[str, str]:
@@ -166,8 +188,8 @@ class Bench:
             return []
         return initial_jobs(self.scenario, self.believed, self._undefended, self.models.prior)
 
-    def _undefended(self, split: str) -> SessionDescription:
-        return self.models.pipeline(split).description()
+    def _undefended(self, cell: Cell) -> SessionDescription:
+        return self.models_of(cell).pipeline(cell.split).description()
 
     def jobs(self) -> list[TrainingJob]:
         """Networks that the scenario trains for its attacks.
@@ -199,10 +221,11 @@ class Bench:
         attack, about = self.attack(cell), self.about(cell)
         index = list(unit.indices)
         originals = to_tensor(self.inputs.images[index])
-        pipeline = self.models.pipeline(cell.split, cell.defense)
-        features = self.models.observe_static(pipeline, originals, cell.static, scenario.seed, index)
+        models = self.models_of(cell)
+        pipeline = models.pipeline(cell.split, cell.defense)
+        features = models.observe_static(pipeline, originals, cell.static, scenario.seed, index)
         network = self._network(cell, attack)
-        problem = self.models.problem(
+        problem = models.problem(
             attack,
             about,
             features,
@@ -219,14 +242,14 @@ class Bench:
             progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
         )
         answer, words = self._solve(attack, problem, cell, index, callback)
-        images = self.models.fitted(answer.images, about)
+        images = models.fitted(answer.images, about)
         if images.shape != originals.shape:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
         measured = self.scorer.measure(stored, originals, index)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
-        asked = network or self.models.asked(self.believed(cell))
+        asked = network or models.asked(self.believed(cell))
         rows = []
         for i, number in enumerate(index):
             label = int(self.inputs.labels[number])
@@ -262,6 +285,7 @@ class Bench:
                     "curve": answer.curve if cell.curve else None,
                     "session": _json(about.to_dict()),
                     **{digest_column(role): value for role, value in self.digests.items()},
+                    "target_digest": models.target.digest,
                     "inversion_digest": None if asked is None else digest(asked.state_dict()),
                 }
             )
@@ -271,7 +295,8 @@ class Bench:
         self, attack: Attack, problem: Problem, cell: Cell, index: Sequence[int], callback: Callback
     ) -> tuple[Reconstruction, list[str]]:
         """The answer, and the prompt of each image."""
-        words = {template: [self._prompt(template, i) for i in index] for template in cell.prompts}
+        labels = self.models_of(cell).target.labels
+        words = {template: [self._prompt(template, i, labels) for i in index] for template in cell.prompts}
         prior = self.models.prior
         if len(words) == 1:
             (used,) = words.values()
@@ -282,9 +307,9 @@ class Bench:
         found = solve_with_prompts(attack, problem, texts, callback)
         return found.answer, [words[template][i] for i, template in enumerate(found.won)]
 
-    def _prompt(self, template: str, index: int) -> str:
+    def _prompt(self, template: str, index: int, labels: list[str]) -> str:
         label, seed = int(self.inputs.labels[index]), self.scenario.seed * 1_000_003 + index
-        return prompts.fill(template, self.inputs.images[index], label, self.models.target.labels, seed)
+        return prompts.fill(template, self.inputs.images[index], label, labels, seed)
 
 
 def _known(value: float) -> float | None:

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from adversary import training
 from adversary.blackbox import inversion
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_file, load_inversion
-from adversary.priors.captions import WORDS, build_tokenizer, caption, measure, read_class_names
 from adversary.priors.prior import load_prior
 from adversary.training import train_inversion_command
 from scenarios.cli import app
 from splitsight.artifacts import save_weights
+from splitsight.captions import WORDS, build_tokenizer, caption, measure, read_class_names
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.pipeline import EdgePipeline

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adversary.priors._pictures import Photographs, Pictures
+from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import _Latents, train_denoiser
@@ -18,6 +18,7 @@ from adversary.priors.prior import Prior, load_prior
 from adversary.training import train_prior_command
 from splitsight.data import encode_png
 from splitsight.errors import UserError
+from splitsight.photographs import Photographs
 from splitsight.training import Budget
 from splitsight.training_data import TrainingSet
 

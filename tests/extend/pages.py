@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "extend"
-KINDS = ("attack", "defense", "metric", "prior", "scenario", "target", "task")
+KINDS = ("attack", "defense", "metric", "prior", "recipe", "scenario", "target", "task")
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r'^(?:"""|# )(outside/[\w.]+)')

@@ -5,6 +5,7 @@ import re
 from itertools import chain
 
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pages import KINDS, PAGES, blocks
@@ -108,3 +109,19 @@ def test_a_live_session(splitsight, photos, tmp_path, target, split, attack, def
     assert (session["target"], session["split"], session["defense"]) == (target, split, defense)
     answers = (tmp_path / "demo" / "edge.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(answers) == 4 and all(re.fullmatch(says, json.loads(line)["says"]) for line in answers)
+
+
+def test_its_recipe(splitsight, photos, tmp_path):
+    picture = {"bytes": (photos / "0.png").read_bytes(), "path": None}
+    data = tmp_path / "shards"
+    data.mkdir()
+    for shard in range(2):
+        table = {"image": [picture] * 4, "label": list(range(4 * shard, 4 * shard + 4))}
+        pq.write_table(pa.table(table), data / f"train-{shard}.parquet")
+    (data / "classes.tsv").write_text("".join(f"{i}\tn{i}\tclass {i}\n" for i in range(10)))
+    told = splitsight("train", "target", "mobilenet", "--data", data, "--out", tmp_path, "--steps", 2, "--threads", 1)
+    assert told.strip() == str(tmp_path / "model")
+    weights = "--weights", tmp_path / "model" / "model.safetensors"
+    target = "--target", "mobilenet", "--split", "early", *weights
+    rows, _, session = _attack(splitsight, tmp_path / "attack", photos, "do", *target, "--set", "iterations=2")
+    assert len(rows) == 2 and session["target"] == "mobilenet"

@@ -17,9 +17,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     from adversary.blackbox.inversion import InversionNetwork
     from adversary.priors._train_autoencoder import build_autoencoder
     from adversary.priors._train_denoiser import build_denoiser
-    from adversary.priors.captions import build_tokenizer
     from adversary.priors.prior import Prior, load_prior
     from splitsight import targets
+    from splitsight.captions import build_tokenizer
     from splitsight.pipeline import EdgePipeline
 
     folder: Path = tmp_path_factory.mktemp("models")

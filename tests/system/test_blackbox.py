@@ -21,8 +21,8 @@ from adversary.blackbox.command import PairOptions
 from adversary.blackbox.queries import QueryStore
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
-from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
+from splitsight.captions import build_tokenizer
 from splitsight.recording import RecordingWriter, Session
 from splitsight.summary import read_summary
 from splitsight.targets import TARGETS

@@ -17,9 +17,9 @@ from PIL import Image
 from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder
-from adversary.priors.captions import build_tokenizer
 from adversary.priors.prior import Prior
 from splitsight.artifacts import save_weights
+from splitsight.captions import build_tokenizer
 from splitsight.evaluators import mbconv
 from splitsight.targets.resnet18 import build
 

@@ -130,3 +130,20 @@ def test_estimate():
     estimate.add("c001-0001", None)
     assert estimate.done == 3
     assert [duration(s) for s in (45, 700, 11100)] == ["45 s", "12 min", "3 h 05 min"]
+
+
+def test_two_splits_that_are_named_are_compared_with_each_other():
+    cells = [{"split": split, "target": target, "method": "do"} for target, split in ((None, "L4"), ("other", "L12"))]
+    compare = [
+        {
+            "name": "a quarter of the way",
+            "of": {"target": "other", "split": "L12"},
+            "to": {"target": None, "split": "L4"},
+        }
+    ]
+    scenario = load_scenario({"title": "", "cells": cells, "compare": compare})
+    rows = [row(0, i, 10.0 * i) for i in range(3)] + [row(1, i, 10.0 * i + g) for i, g in enumerate((1.0, 2.0, 4.0))]
+    (one,) = comparisons(scenario, rows)
+    assert one.split == "L12 and L4" and one.differences["psnr"].model_dump() == mean_interval([1, 2, 4])
+    assert [cell.name for cell in scenario.cells] == ["do", "do of other"]
+    assert scenario.targets() == "resnet18, other" and scenario.targets("L12") == "other"

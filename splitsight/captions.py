@@ -8,7 +8,8 @@ and words are dropped at random, all of them sometimes, so that the empty prompt
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,9 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["WORDS", "build_tokenizer", "caption", "measure", "read_class_names"]
+from splitsight.artifacts import home
+
+__all__ = ["WORDS", "build_tokenizer", "caption", "measure", "measured", "read_class_names"]
 
 WORDS = (
     "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black", "white", "gray",
@@ -95,6 +98,16 @@ def measure(image: np.ndarray) -> int:
     return sum(1 << i for i in held)
 
 
+def measured(images: np.ndarray) -> np.ndarray:
+    """:func:`measure` of each of ``(N, H, W, 3)``, ``(N,)`` int64; kept in the cache."""
+    folder = home() / "latents"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"words-{hashlib.sha256(images[::500].tobytes()).hexdigest()[:16]}-{len(images)}.npy"
+    if not file.is_file():
+        np.save(file, np.array([measure(image) for image in images], np.int64))
+    return np.load(file)
+
+
 def read_class_names(path: Path) -> list[list[str]]:
     """Synonyms of each class from a table ``label ⟶ WordNet id ⟶ names`` (tab-separated), in label order."""
     with path.open(newline="") as file:
@@ -102,21 +115,30 @@ def read_class_names(path: Path) -> list[list[str]]:
     return [[name.strip().lower() for name in row[2].split(",")] for row in rows]
 
 
-def caption(names: list[str] | None, measured: int, rng: np.random.Generator) -> str:
+def caption(
+    names: list[str] | None,
+    measured: int,
+    rng: np.random.Generator,
+    templates: Sequence[str] = _TEMPLATES,
+    *,
+    complete: bool = False,
+) -> str:
     """Draw one caption for an image.
 
     Args:
         names: synonyms of its class; ``None`` where the class is unknown.
         measured: bit set from :func:`measure`.
         rng: source of the draws.
+        templates: what a name is put into.
+        complete: never leave out the name; by default it is missing now and then, and everything too.
     """
-    if rng.random() < 0.12:
+    if not complete and rng.random() < 0.12:
         return ""
     parts = []
-    if names and rng.random() < 0.85:
+    if names and (complete or rng.random() < 0.85):
         # the first synonym is the usual name; the others are drawn less often
         name = names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]
-        parts.append(_TEMPLATES[rng.integers(len(_TEMPLATES))].format(name))
+        parts.append(templates[int(rng.integers(len(templates)))].format(name))
     words = [WORDS[i] for i in range(len(WORDS)) if measured >> i & 1]
     parts += [w for w in rng.permutation(words).tolist() if rng.random() < 0.5]
     return ", ".join(parts)
