@@ -93,7 +93,7 @@ def initial_jobs(
     plain: Callable[[Cell], SessionDescription],
     prior: Prior,
 ) -> list[InitialJob]:
-    """All of a scenario, each once: one for each target, split and defence that an attacker knows and starts a network at.
+    """All of a scenario, each once: for each target, split and defence that an attacker knows and starts a network at.
 
     Args:
         scenario: with a section ``train``.
@@ -103,7 +103,7 @@ def initial_jobs(
     """
     training = scenario.train
     assert training is not None and training.initial_minutes is not None
-    found: dict[tuple[str, str, str], InitialJob] = {}
+    found: dict[tuple[str | None, str, str], InitialJob] = {}
     for cell in scenario.cells:
         if "initial" not in ATTACKS.get(cell.method).needs | ATTACKS.get(cell.method).uses:
             continue
