@@ -208,7 +208,7 @@ def _page(figures: dict[str, list[dict[str, Any]]], target: str, split: str, att
 <script>{get_plotlyjs()}</script></head><body><main>
 <h1>What a scene that stands still gives away, {escape(target)} at {escape(split)}</h1>
 <p class="lead">Mean over {images} images of what {escape(attack)} rebuilds from the mean of so many frames, each with
-noise of its own. Dashed: without noise. Right: how far the mean features are from the clean ones; dotted: σ/√T.</p>
+noise of its own. Dashed: without noise. Right: how far the mean features are from the clean ones; dotted, σ/√T.</p>
 <div class="card">{plots.as_html(figure)}</div>
 <h2>Figures</h2>
 <div class="card scroll"><table><thead><tr><th>defence</th><th>frames</th><th>PSNR, dB</th><th>SSIM</th><th>error</th>

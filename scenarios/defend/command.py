@@ -27,7 +27,6 @@ from scenarios.run.store import Store
 from scenarios.run.work import Bench, work
 from scenarios.workbench import Workbench
 from splitsight.data import to_tensor
-from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 from splitsight.names import printable
 from splitsight.targets import Target
@@ -128,18 +127,21 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     train, notes = _training(options, sizes, pictures)
     chosen, refused = _chosen(models.target, options.splits, wanted, pictures)
     store = Store(options.out)
-    chosen = _kept(store, options, chosen)
+    chosen = _kept(store, options, wanted, chosen)
     chance = {(s, d) for s, ds in chosen.items() for d in ds if _random(models, s, d, pictures)}
     scenario = _scenario(options, sizes, who, pictures, train, chosen, chance)
     bench = Bench(scenario, options.device)
     train_for(bench, workers)
     settings, skipped = settle(bench)
-    run = {"name": "defend", "quick": options.quick, "weights": bench.digests, "data": bench.inputs.digest}
-    notes += [f"{defense} at {split} was left out: {why}" for (split, defense), why in refused.items()]
-    config = {
-        **scenario.dump(),
-        "run": {**run, "settings": settings, "defenses": {s: list(d) for s, d in chosen.items()}, "notes": notes},
+    run: dict[str, Any] = {
+        "name": "defend",
+        "quick": options.quick,
+        "weights": bench.digests,
+        "data": bench.inputs.digest,
     }
+    notes += [f"{defense} at {split} was left out: {why}" for (split, defense), why in refused.items()]
+    run |= {"settings": settings, "asked": wanted, "defenses": {s: list(d) for s, d in chosen.items()}, "notes": notes}
+    config = {**scenario.dump(), "run": run}
     store.open(config, overwrite=options.overwrite)
     for cell, why in skipped.items():
         store.skip(cell, why)
@@ -156,23 +158,19 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     return options.out
 
 
-def _kept(store: Store, options: DefendOptions, chosen: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The defences of the run that is there, where they were asked for in the same words.
+def _kept(
+    store: Store, options: DefendOptions, wanted: list[str], chosen: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """The defences of the run that is there, where the same groups were asked for.
 
-    What was measured to fit them (a norm, a Jacobian) comes out alike on the same images, but a run that goes on must
-    not depend on it.
+    What a group is depends on what was trained by then, and on measurements that fit its defences to a split.
     """
     if options.overwrite or not store.config.is_file():
         return chosen
-    before = store.read_config().get("run", {}).get("defenses")
-    if isinstance(before, dict) and _parts(before) == _parts(chosen):
-        return before
-    return chosen
-
-
-def _parts(chosen: dict[str, list[str]]) -> dict[str, list[list[str]]]:
-    """Names alone, without parameters."""
-    return {split: [[p.name for p in parse_defense(d).parts] for d in ds] for split, ds in chosen.items()}
+    run = store.read_config().get("run", {})
+    before = run.get("defenses")
+    same = run.get("asked") == wanted and isinstance(before, dict) and list(before) == list(chosen)
+    return before if same else chosen
 
 
 def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> tuple[dict[str, Any] | None, list[str]]:
