@@ -266,7 +266,7 @@ def clip(folder, text=True):
     """A tiny random CLIP, saved as the library saves it."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from adversary.priors.captions import build_tokenizer
+    from splitsight.captions import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer([["goldfish"], ["king penguin"]])
