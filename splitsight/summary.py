@@ -45,6 +45,8 @@ __all__ = [
 SCHEMA = "splitsight.summary/1"
 
 _SECTIONS = ("serving", "live", "scenario", "speed")
+_OF_DEFENSES = ("epsilon", "undefended")
+"""What the live section says of runs with a defence only."""
 _PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
 
 
@@ -368,6 +370,9 @@ class Summary(_Part):
         for part in (*data["methods"].values(), *((data["live"] or {}).get("tiers") or {}).values()):
             if part["match"] is None:
                 del part["match"]
+        for name in _OF_DEFENSES:
+            if data["live"] is not None and data["live"][name] is None:
+                del data["live"][name]
         return {k: v for k, v in data.items() if not (k in _SECTIONS and v is None)}
 
 
