@@ -170,8 +170,13 @@ def latency(found: Figures, profile: NetworkProfile, slowdown: float = 1.0) -> F
 
 
 def headline(figures: Sequence[Figures]) -> str | None:
-    """The measure that says most of those that an attack was measured by; ``None`` where there was no attack."""
-    return next((m for m in HEADLINES if any(f.strongest(m) for f in figures)), None)
+    """The measure that says most of those by which an attack was measured; ``None`` where there was no attack.
+
+    One by which all points are alike (every original is found first) gives way to the next one that tells them apart.
+    """
+    found = {m: {best[1].mean for f in figures if (best := f.strongest(m))} for m in HEADLINES}
+    telling = [m for m, values in found.items() if len(values) > 1]
+    return next(iter(telling + [m for m, values in found.items() if values]), None)
 
 
 def leakage(figures: Sequence[Figures], measure: str, *, chain: bool) -> list[float | None]:

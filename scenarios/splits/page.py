@@ -213,7 +213,6 @@ def render(out: Path, report: Report, summary: Summary, rows: Sequence[Mapping[s
         quick=options.quick,
         answers=report.answers,
         strip=_strip(out, report, first, pictures),
-        measure=None if first.measure is None else METRICS.get(first.measure),
         images=bench.pictures.source,
         gallery=len(bench.pictures.inputs.rivals(0)) + 1,
         evaluators=[e.name for e in bench.evaluators],

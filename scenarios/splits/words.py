@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scenarios.splits.figures import Figures, Verdict
+from scenarios.splits.figures import HEADLINES, Figures, Verdict
 from scenarios.splits.recommend import LATENCY, SLACK, TOLERANCE, UTILITY, Limit
 from scenarios.splits.utility import AGREEMENT
 from splitsight.metrics import METRICS
@@ -79,7 +79,11 @@ def _leak(verdict: Verdict, found: Figures) -> str:
         return "what it leaks is not known, since no attack could try there"
     most, own = verdict.leakage[split], found.strongest(measure)
     if own is not None and own[1].mean == most:
-        return f"the strongest attacker, {own[0]}, {obtained(measure, most)}"
+        # what says most comes first, also where it is the same at all points and another measure decides
+        known = found.attacks[own[0]]
+        shares = [name for name in HEADLINES if METRICS.get(name).kind == "share" and name in known]
+        said = [obtained(name, known[name].mean or 0.0) for name in dict.fromkeys([*shares, measure])]
+        return f"the strongest attacker, {own[0]}, {' and '.join(said)}"
     return f"an attacker who knows the network {obtained(measure, most)}, as from the features of a deeper point"
 
 
@@ -101,7 +105,8 @@ def _among(verdict: Verdict, figures: Sequence[Figures], limits: Sequence[Limit]
     if near == 1 and told:
         return f"of {pool} it is the only one {' and '.join(told)}"
     among = f"of {pool}, {near} are {' and '.join(told)}, and of these it" if told else f"of {pool} it"
-    return f"{among} {'is the fastest' if verdict.measure is None else 'leaks least'}"
+    alike = len({verdict.leakage.get(name) for name in choice.near}) == 1
+    return f"{among} {'is the fastest' if verdict.measure is None or alike else 'leaks least'}"
 
 
 def none_keeps(verdict: Verdict) -> str:

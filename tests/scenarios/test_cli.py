@@ -16,7 +16,7 @@ from scenarios.cli.guard import guarded
 from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 
-COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run"]
+COMMANDS = ["demo", "cloud", "edge", "oracle", "adversary", "attack", "run", "splits"]
 COMMANDS += [f"train {what}" for what in ("target", "evaluator", "prior", "inversion", "defense")]
 
 
@@ -75,6 +75,10 @@ def test_help_is_fast_and_light() -> None:
         (["bench", "attack", "--method", "dmb-multi", "--images", "/nowhere", "--out", "{out}"], "single images"),
         (["bench", "attack", "--images", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["list", "splits", "--target", "vgg"], "resnet18"),
+        (["splits", "--splits", "layer2.0.conv1", "--out", "{out}"], "later layers also read layer1"),
+        (["splits", "--network", "3g", "--out", "{out}"], "wifi"),
+        (["splits", "--max-leakage", "sim=0.4"], "ssim"),
+        (["splits", "--attacks", "bst", "--out", "{out}"], "net-best"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -68,6 +68,17 @@ def test_a_network_that_breaks_when_cut_is_not_recommended():
     assert _verdict(points).choice.split == "p0"
 
 
+def test_a_measure_that_tells_no_point_from_another_gives_way():
+    points = [_point(0, 30.0, 1.0, 0.8), _point(1, 31.0, 1.0, 0.4)]
+    found = _verdict(points)
+    assert headline(points) == "ssim" and found.choice.split == "p1"
+    assert "finds the original first for 100.0 % of the images and comes to an SSIM of 0.400" in why(found, points, [])
+    alike = [_point(0, 31.0, 1.0, 0.8), _point(1, 30.0, 1.0, 0.8)]
+    found = _verdict(alike)
+    assert headline(alike) == "matched_top1" and found.choice.split == "p1"
+    assert why(found, alike, []).endswith("and of these it is the fastest")
+
+
 def test_nobody_attacked():
     points = [_point(0, 30.0, None, None), _point(1, 20.0, None, None)]
     found = _verdict(points)
