@@ -373,7 +373,8 @@ def _video_frames(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> Iterat
     first = next((r.capture_time_us for r in rows if r.capture_time_us is not None), 0)
     for row in rows:
         at = f" · {(row.capture_time_us - first) / 1e6:.1f} s" if row.capture_time_us is not None else ""
-        spent = "" if math.isnan(row.epsilon) else f" · ε {row.epsilon:,.4g} so far"
+        # the pictures' font has no Greek
+        spent = "" if math.isnan(row.epsilon) else f" · epsilon {row.epsilon:,.4g} so far"
         header = (
             f"{info.target} split at {info.split}{info.defended} · frame {row.sequence}{at}{spent} · "
             "reconstructed from the features alone"

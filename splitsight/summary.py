@@ -56,6 +56,8 @@ __all__ = [
 SCHEMA = "splitsight.summary/1"
 
 _SECTIONS = ("serving", "live", "scenario", "speed", "splits", "networks", "defenses")
+_OF_DEFENSES = ("epsilon", "undefended")
+"""What the live section says of runs with a defence only."""
 _PACKAGES = ("splitsight", "torch", "torchvision", "torchmetrics", "diffusers", "transformers", "numpy", "grpcio")
 
 
@@ -557,6 +559,9 @@ class Summary(_Part):
                 del part["match"]
         if data["splits"] is None:  # beside splits, none is an answer: no point keeps the limits
             del data["recommendation"]
+        for name in _OF_DEFENSES:
+            if data["live"] is not None and data["live"][name] is None:
+                del data["live"][name]
         return {k: v for k, v in data.items() if not (k in _SECTIONS and v is None)}
 
 

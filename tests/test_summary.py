@@ -52,6 +52,17 @@ def test_round_trip_keeps_every_key(tmp_path):
     assert read_summary(tmp_path / "new" / "summary.json").to_dict() == got
 
 
+def test_what_a_defence_let_out_is_there_where_there_is_one(tmp_path):
+    epsilon = {"frame": 8.0, "stream": 25.6, "delta": 1e-5, "frames": 4, "budget": None}
+    plain = {"frames": 4, "agreement": mean_interval([1.0, 0.0]), "tiers": {"window": {"n": 4}}}
+    summary = full()
+    summary["live"] |= {"epsilon": epsilon, "undefended": plain}
+    write_summary(tmp_path / "summary.json", summary)
+    live = read_summary(tmp_path / "summary.json").live
+    assert live.epsilon.stream == 25.6 and live.undefended.tiers["window"].n == 4
+    assert json.loads((tmp_path / "summary.json").read_text())["live"]["epsilon"] == epsilon
+
+
 def test_from_models_sections_may_be_left_out(tmp_path):
     summary = Summary(target="resnet18", split="L4", methods={"dmb": MethodSummary(n=0)}, environment=environment())
     write_summary(tmp_path / "s.json", summary)
