@@ -168,7 +168,7 @@ def test_a_target_of_another_size_than_the_priors_is_inverted(kept, monkeypatch,
     monkeypatch.setattr(training.targets, "load", lambda name, weights: _Wide())
     monkeypatch.setattr(training, "load_prior", lambda name: flow_prior)
     budgets = []
-    monkeypatch.setattr(training, "Budget", lambda *given: budgets.append(given) or Budget(steps=3))
+    monkeypatch.setattr(training, "Budget", lambda *given, **_: budgets.append(given) or Budget(steps=3))
     file = train_inversion_command(data=pictures, target="wide", minutes=minutes, out=None if minutes else kept / "out")
     # without a budget, half an hour; without a split, the middle one
     assert budgets == [((minutes or training.MINUTES) * 60, None)] and "wide-S1-tiny" in file.name
