@@ -31,6 +31,7 @@ from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  missing
 
 from splitsight.errors import UserError
 from splitsight.wire.channels import Address, aio_channel, channel
+from splitsight.wire.sessions import UNDEFENDED
 from splitsight.wire.tensors import CodecSpec, HasShape, encode
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1.split_inference_pb2_grpc import SplitInferenceStub
@@ -215,6 +216,8 @@ class Session:
         """Open a session at a server that described itself."""
         call = stub.Infer()
         opening = pb.SessionOpen(session_id=name, session=served.session, codec=CodecSpec().proto(), resume_after=-1)
+        # a server that takes any defence names none
+        opening.session.defense = opening.session.defense or UNDEFENDED
         await call.write(pb.InferRequest(open=opening))
         opened = await call.read()
         return cls(call, features, opened.opened.max_in_flight)

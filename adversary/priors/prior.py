@@ -236,14 +236,14 @@ class Prior(nn.Module):
     def decode(self, u: Tensor) -> Tensor:
         """``Dec``: latents ``(B, C, h, w)`` → images ``(B, 3, H, W)``, nominally in [0, 1], not clamped."""
         # diffusers asks for a FloatTensor, which is the type of no tensor
-        u = (u / self.scaling).to(self.vae.dtype)
-        return self.vae.decode(cast("torch.FloatTensor", u), return_dict=False)[0].float().add(1).div(2)
+        scaled = (u / self.scaling).to(self.vae.dtype)
+        return self.vae.decode(cast("torch.FloatTensor", scaled), return_dict=False)[0].to(u.dtype).add(1).div(2)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] → scaled latents ``(B, C, h, w)`` (the mean, where there is one)."""
         out = self.vae.encode((2 * x - 1).to(self.vae.dtype), return_dict=False)[0]
         u = out.mean if isinstance(out, DiagonalGaussianDistribution) else out
-        return u.float() * self.scaling
+        return u.to(x.dtype) * self.scaling
 
     def embed_text(self, prompts: list[str]) -> Text:
         """``E``: prompts → embeddings; the empty prompt is the unconditional one."""
@@ -301,7 +301,7 @@ class Prior(nn.Module):
             encoder_hidden_states=text.states.to(half),
             encoder_attention_mask=mask,
             return_dict=False,
-        )[0].float()
+        )[0].to(x.dtype)
 
     def sample(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
         """The sampler: noise ``(B, C, h, w)`` → scaled latents, in ``steps`` deterministic steps.

@@ -343,13 +343,13 @@ def test_from_an_oracle_to_a_network(world, tmp_path):
         train_pairs_command(world(pairs=pairs, queries=25, data=None))
 
 
-def test_a_prior_of_another_size_answers_in_its_own(world, flow_prior, tmp_path):
+def test_a_prior_of_another_size_answers_in_that_of_what_is_attacked(world, flow_prior, tmp_path):
     with FakeOracle(size=32) as oracle:
         file = train_pairs_command(world("net-best", oracle=oracle.address, unasked=9, changes={"width": 8}))
         # the oracle is asked about pictures as F1 takes them
         assert {image.shape for image in oracle.asked} == {(32, 32, 3)}
     made = read_made(file)
-    assert made.image == flow_prior.image_size == 16
+    assert made.image == 32 and flow_prior.image_size == 16
     network = load_network(made, flow_prior, file)
     (pairs,) = (tmp_path / "home" / "queries").iterdir()
     asked = QueryStore.open(pairs).pairs("train", 1)
