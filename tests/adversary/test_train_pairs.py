@@ -354,8 +354,8 @@ def test_a_prior_of_another_size_answers_in_that_of_what_is_attacked(world, flow
     (pairs,) = (tmp_path / "home" / "queries").iterdir()
     asked = QueryStore.open(pairs).pairs("train", 1)
     z = [torch.from_numpy(asked.features[0])]
-    assert network.images(network(z)).shape == (1, 3, 16, 16)
-    for images in (asked.images, asked.sized(16).images):
+    assert network.images(network(z)).shape == (1, 3, 32, 32)
+    for images in (asked.images, asked.sized(32).images):
         with pytest.raises(UserError, match="is among the pictures that the network was trained on"):
             network.check_unseen(["a"], images)
 
