@@ -298,8 +298,13 @@ def load_inversion(
 
 
 def inversion_for(about: SessionDescription, prior: Prior, path: Path | None = None) -> InversionNetwork:
-    """The inversion network for a session with a prior; see :func:`load_inversion` for the file and the errors."""
-    return load_inversion(
+    """The inversion network for a session with a prior; see :func:`load_inversion` for the file and the errors.
+
+    Raises:
+        UserError: also where it answers with latents of another size than the prior's for this session's images.
+    """
+    wanted = prior.sized(about.input_size).latent_shape
+    network = load_inversion(
         about.target,
         about.split,
         prior.name,
@@ -309,6 +314,12 @@ def inversion_for(about: SessionDescription, prior: Prior, path: Path | None = N
         defense=about.defense,
         features=about.features,
     )
+    if tuple(network.latent) != wanted:
+        raise UserError(
+            f"the inversion network for {about.target} at {about.split} gives latents {tuple(network.latent)} where "
+            f"images of {about.input_size} pixels take {wanted}: retrain it with `splitsight train inversion`"
+        )
+    return network
 
 
 def inversion_path(about: SessionDescription, prior: Prior) -> Path | None:

@@ -47,6 +47,37 @@ def test_an_inversion_network_from_plain_pictures(tmp_path, monkeypatch, prior, 
     assert "photos, of which a tenth (at most 2,000 images) was held out" in card
 
 
+def test_a_larger_target_has_a_larger_prior_and_further_pictures(tmp_path, monkeypatch, prior):
+    """At 96 pixels: latents of 24 × 24, smaller batches, and half of each from pictures that are enlarged."""
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    for name in ("photos", "more"):
+        (tmp_path / name).mkdir()
+        for i, content in enumerate(pictures(6)):
+            (tmp_path / name / f"{i}.png").write_bytes(content)
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Flatten(1), nn.Linear(4 * 24 * 24, 2))\n"
+    )
+    file = train_inversion_command(
+        data=tmp_path / "photos",
+        also=tmp_path / "more",
+        out=tmp_path / "out",
+        target=f"{tmp_path / 'own.py'}:net@96",
+        split="1",
+        minutes=None,
+        steps=2,
+        prior=prior,
+        width=8,
+        threads=1,
+    )
+    assert file.name.startswith("own-net-96")
+    state = load_weights(file)
+    assert state["errors.latent"].shape[:2] == (24, 24) and state["pixels.latent"].shape[:2] == (96, 96)
+    card = (tmp_path / "out" / "README.md").read_text()
+    # 16 of 64 pixels are 7 of 96
+    assert "Half of each batch is enlarged pictures of more." in card and "| images_seen | 14 |" in card
+
+
 def test_who_is_asked_about_with_one_shard(tmp_path):
     """Only of several shards is the last kept back."""
     rows = [{"bytes": content, "path": None} for content in pictures(6)]
