@@ -255,7 +255,8 @@ class Workbench:
             first: index of the first frame within the run.
             adaptive: whether the attacker was told the defence; if not, he believes that there is none.
             static: T, frames of a static scene side by side, which the attacker averages.
-            tapped: further features of the session, from which an attacker finds out a key; by default these.
+            tapped: features of the session, from which an attacker finds out the key of a defence that has one; without
+                any he reads the server's tap, and holds the key as the server does.
 
         Raises:
             UserError: something that the attack needs is not there; the defence changes the shape of the features, and
@@ -268,8 +269,11 @@ class Workbench:
         known["image_size"] = about.input_size
         known["features"] = [z.to(self.device) for z in features]
         if about is not session and adaptive:
-            restore = self._restored(self.pipeline(about.split, session.defense), about, tapped or known["features"])
-            known["features"] = restore(known["features"])
+            keyed = self.pipeline(about.split, session.defense)
+            if tapped is None:
+                known["features"] = list(keyed.opened(tuple(known["features"])))
+            else:
+                known["features"] = self._restored(keyed, about, tapped)(known["features"])
         if not adaptive:
             check_features(features, about.features)
             known["noise"] = [0.0] * len(known["features"])
