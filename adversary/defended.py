@@ -11,28 +11,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adversary.attacks.base import Known
 from splitsight.defenses import Scale
 from splitsight.pipeline import EdgePipeline, Expected
 
-__all__ = ["Known", "averaged", "told"]
-
-
-@dataclass
-class Known:
-    """Fields of a :class:`~adversary.attacks.Problem` that follow from a defence; see there."""
-
-    features: list[Tensor]
-    pipeline: Expected
-    noise: list[Scale]
-    support: list[Tensor | None] | None
-    laplace: bool
-    covariances: list[Tensor | None] | None
-    fresh: bool
+__all__ = ["averaged", "told"]
 
 
 def averaged(

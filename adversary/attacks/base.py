@@ -36,6 +36,7 @@ __all__ = [
     "TUNED",
     "Attack",
     "Callback",
+    "Known",
     "Need",
     "Problem",
     "Reconstruction",
@@ -143,6 +144,19 @@ class _Counted(nn.Module):
 
 def _rms(noise: Scale) -> float:
     return float(torch.as_tensor(noise).double().square().mean().sqrt())
+
+
+@dataclass
+class Known:
+    """Fields of a :class:`Problem` that follow from a defence; see there."""
+
+    features: list[Tensor]
+    pipeline: nn.Module
+    noise: list[Scale]
+    support: list[Tensor | None] | None
+    laplace: bool
+    covariances: list[Tensor | None] | None
+    fresh: bool
 
 
 @dataclass

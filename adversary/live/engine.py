@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from adversary.attacks.base import Attack, Callback, Problem
-from adversary.defended import Known
+from adversary.attacks.base import Attack, Callback, Known, Problem
 from adversary.live.windows import Observation, Window
 from splitsight.features import FeatureSpec
 
