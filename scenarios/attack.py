@@ -316,7 +316,7 @@ def run_attack(
             trained.check_unseen(data.names, to_pixels(data.originals))
     # whatever is missing is said before anything is written
     told: dict[str, Any] = {"codec": data.codec, "network": trained, "adaptive": adaptive, "static": static}
-    models.problem(attack, data.about, data.tapped([0]), tapped=data.features, **told)
+    models.problem(attack, data.about, data.tapped([0]), **told)
     if "initial" in attack.needs:
         models.initial(models.believed(data.about, adaptive=adaptive))
 

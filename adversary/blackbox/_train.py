@@ -15,7 +15,9 @@ from adversary.blackbox.inversion import WIDTH, InversionNetwork
 from adversary.priors.prior import Prior
 from splitsight.artifacts import load_weights
 from splitsight.data import to_tensor
+from splitsight.draws import Draws
 from splitsight.errors import UserError
+from splitsight.features import shapes_of
 from splitsight.pipeline import EdgePipeline, resized
 from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, random_crops
 from splitsight.training_data import TrainingSet
@@ -26,6 +28,7 @@ __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
 _MEASURED = 1 / 10
 """Part of a budget of time that each measurement after the training may take, so that a large F1 does not exceed it."""
 _USUAL, _LEAST = 64, 4
+_AT_ONCE = 64
 """Pixels a side for which batches are meant, and images of a batch at least."""
 _LEAST_MEASURED = 500
 """Images whose errors are measured: 2,000 of 64 pixels, fewer of larger ones, which have as many pixels in all."""
@@ -92,6 +95,25 @@ def measure_errors(
     return sum(map(len, pixels))
 
 
+def _worse(one: nn.Module, other: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray) -> bool:
+    """Whether one network's answers are farther from images than the other's, or are none."""
+    scores = [inversion_quality(network, pipeline, prior, images) for network in (one, other)]
+    a, b = (found["psnr"] + 20 * found["ssim"] for found in scores)
+    return not a >= b
+
+
+@torch.no_grad()
+def _gains(pipeline: EdgePipeline, images: Tensor) -> list[float]:
+    """Factors that bring what a defence sends to the size of undefended features, or of 1 where the shapes differ."""
+    # drawn alike each time, so that a run that is gone on with has the same
+    sent = pipeline(images, Draws(range(len(images))))
+    clean = pipeline.cut.head(resized(images, pipeline.input_size))
+    wanted, found = ([float(z.square().mean().sqrt()) for z in side] for side in (clean, sent))
+    if shapes_of(pipeline.specs) != shapes_of(pipeline.cut.specs):
+        wanted = [1.0] * len(found)
+    return [a / max(b, 1e-12) for a, b in zip(wanted, found, strict=True)]
+
+
 def train_inversion(
     pipeline: EdgePipeline,
     prior: Prior,
@@ -124,7 +146,7 @@ def train_inversion(
         lr: peak learning rate.
         seed: of weights and crops.
         device: where to train; CPU by default.
-        start: weights of an earlier network to go on from.
+        start: weights of an earlier network to go on from, which is kept where the training ends behind it.
         width: channels at the latent's resolution.
         also: further pictures ``(N, H, W, 3)`` uint8 of any size, enlarged to make up half of each batch.
 
@@ -137,11 +159,15 @@ def train_inversion(
     batch = min(batch, max(_LEAST, round(batch * (_USUAL / size) ** 2)))
     images, held = data.images(size)
     torch.manual_seed(seed)
-    network = InversionNetwork(pipeline.specs, prior.latent_shape, width)
+    gains = _gains(pipeline, to_tensor(images[:_AT_ONCE])) if pipeline.defense else ()
+    network = InversionNetwork(pipeline.specs, prior.latent_shape, width, gains=gains)
+    first = None
     if start is not None:
         state = {k: v for k, v in load_weights(start).items() if not k.startswith(("errors.", "pixels."))}
+        first = InversionNetwork(pipeline.specs, prior.latent_shape, width).eval()
         try:
             network.load_state_dict(state)
+            first.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{start} has another shape than this network: give another --start, or none") from error
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -199,6 +225,9 @@ def train_inversion(
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
     network = cast(InversionNetwork, average.module.eval())
+    kept = first is not None and _worse(network, first.to(device), pipeline, prior, held[:_AT_ONCE])
+    if kept and first is not None:
+        network = first
     figures = inversion_quality(network, pipeline, prior, held[:2000], budget)
     # as trained, so that they hold for photographs and for video
     most = max(_LEAST_MEASURED, round(2000 * min(1, _USUAL / size) ** 2))
@@ -211,4 +240,5 @@ def train_inversion(
         "images_seen": run.step * batch,
         "minutes": round(run.seconds / 60, 1),
         "finished": run.fraction() >= 1.0,
+        **({} if first is None else {"start_kept": kept}),
     }

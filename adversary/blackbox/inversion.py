@@ -127,6 +127,8 @@ class InversionNetwork(nn.Module):
         width: channels at the latent's resolution; twice as many at half of it.
         coarse: residual blocks at half the latent's resolution.
         depth: residual blocks at the latent's resolution.
+        gains: factor on each tensor before anything else, so that noise far above the features' size, or a clip far
+            below it, leaves numbers of a size that a network can be trained on; 1 where none are given.
 
     Attributes:
         errors: what it does not know, once that was measured; see :mod:`adversary.gaussian`.
@@ -145,10 +147,12 @@ class InversionNetwork(nn.Module):
         width: int = WIDTH,
         coarse: int = 2,
         depth: int = 4,
+        gains: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.features, self.latent = tuple(features), latent
         self.width, self.depths = width, (coarse, depth)
+        self.gains = tuple(gains) or (1.0,) * len(self.features)
         grid = math.ceil(max(latent[1:]) / 2)
         self.entries = nn.ModuleList(
             _Entry(spec, 2 * width, grid, _FOLDED // len(self.features)) for spec in self.features
@@ -176,7 +180,8 @@ class InversionNetwork(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features, each ``(B, …)`` → latents ``(B, C, h, w)``."""
-        total = torch.stack([entry(z) for entry, z in zip(self.entries, features, strict=True)]).sum(0)
+        each = zip(self.entries, features, self.gains, strict=True)
+        total = torch.stack([entry(z if gain == 1 else gain * z) for entry, z, gain in each]).sum(0)
         h = nn.functional.pixel_shuffle(self.up(self.coarse(torch.relu(total))), 2)
         return self.exit(self.blocks(torch.relu(resized(h, self.latent[1:]))))
 
@@ -199,6 +204,8 @@ class InversionNetwork(nn.Module):
             "coarse": self.depths[0],
             "depth": self.depths[1],
         }
+        if any(gain != 1 for gain in self.gains):
+            config["gains"] = list(self.gains)
         about = {"config": config, "head_digest": head_digest, "prior_digest": prior_digest}
         about |= {"target": target, "split": split, "prior": prior, "defense": defense}
         save_weights(path, self.state_dict(), about, kernels(self))

@@ -17,6 +17,8 @@ __all__ = ["MEASURE", "attack_name", "dominated", "summaries"]
 MEASURE = "ssim"
 """What makes an attack the strongest: structural similarity to the original. PSNR alone rewards a grey blur."""
 
+_NO_IMAGE = "it gave numbers that are no image"
+
 Row = Mapping[str, Any]
 _SHOWN = ("psnr", "ssim", "matched_top1", "recognised")
 
@@ -91,7 +93,9 @@ def summaries(
     for measured in measures:
         place = measured["split"], measured["defense"]
         own = [(i, cell, r) for i, (cell, r) in enumerate(whole) if (cell.split, cell.defense) == place]
-        attacks = {attack_name(cell): (cell, r) for _, cell, r in own if r}
+        left_out = {attack_name(c): skipped[cell_id(i)] for i, c, _ in own if cell_id(i) in skipped}
+        left_out |= {attack_name(c): _NO_IMAGE for _, c, r in own if any(row[MEASURE] is None for row in r)}
+        attacks = {attack_name(cell): (cell, r) for _, cell, r in own if r and attack_name(cell) not in left_out}
         strongest, shared = _strongest({name: r for name, (_, r) in attacks.items()})
         sides = [{n: r for n, (c, r) in attacks.items() if c.adaptive == told} for told in (True, False)]
         found.append(
@@ -101,7 +105,7 @@ def summaries(
                     "attacks": {name: _attack(cell, r) for name, (cell, r) in attacks.items()},
                     "strongest": strongest,
                     "adapting": _adapting(sides[0], sides[1], shared) if shared else None,
-                    "left_out": {attack_name(c): skipped[cell_id(i)] for i, c, _ in own if cell_id(i) in skipped},
+                    "left_out": left_out,
                 }
             )
         )

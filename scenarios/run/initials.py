@@ -24,6 +24,9 @@ from splitsight.wire.sessions import UNDEFENDED, SessionDescription
 
 __all__ = ["InitialJob", "initial_jobs", "last_fraction", "train_initial"]
 
+_NETWORK = 2
+"""To be raised whenever the same settings train another network."""
+
 
 @dataclass(frozen=True)
 class InitialJob:
@@ -119,6 +122,7 @@ def initial_jobs(
             "prior": prior.latent_digest,
             "minutes": training.initial_minutes,
             "seed": training.seed,
+            "network": _NETWORK,
             "start": None if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
         }
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

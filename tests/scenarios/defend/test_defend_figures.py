@@ -74,6 +74,14 @@ def test_what_could_not_run_is_said(found):
     assert found[1].left_out == {"net-do, 4 still frames": "there is no network"}
 
 
+def test_an_attack_that_gave_no_image_counts_for_nothing():
+    rows = [*ROWS, *({**row, "psnr": None, "ssim": None} for row in _rows(4, [0.5] * 4))]
+    measures = [{**MEASURE, "defense": d} for d in ("identity", "topk:keep=0.5")]
+    one = summaries(SCENARIO, rows, measures, {})[1]
+    assert one.strongest.attack == "preview" and "net-do, 4 still frames" not in one.attacks
+    assert "no image" in one.left_out["net-do, 4 still frames"]
+
+
 def _summary(name, accuracy, ssim):
     utility = {**MEASURE["utility"], "accuracy": accuracy}
     whole = {k: v for k, v in MEASURE.items() if k not in ("fresh", "utility")}

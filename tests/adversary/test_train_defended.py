@@ -1,0 +1,56 @@
+"""Inversion networks behind a defence: numbers of a size to be trained on, and never worse than what they started from."""
+
+import torch
+
+from adversary.blackbox._train import train_inversion
+from adversary.blackbox.inversion import InversionNetwork, load_inversion
+from splitsight.pipeline import EdgePipeline
+from splitsight.training import Budget
+from splitsight.training_data import TrainingSet
+
+WEIGHTS = {"head_digest": "a" * 64, "prior_digest": "b" * 64}
+ABOUT = {"target": "tiny", "split": "S1", "prior": "small"}
+HEAVY = "clip:norm=1+gaussian:epsilon=0.01"
+
+
+def _trained(target, prior, pictures, out, defense, steps=3, **more):
+    edge = EdgePipeline(target, "S1", defense)
+    return edge, *train_inversion(
+        edge, prior, TrainingSet.open(pictures), out, Budget(steps=steps), batch=4, width=8, **more
+    )
+
+
+def test_noise_far_above_the_features_leaves_a_network_that_answers(tiny_target, flow_prior, pictures, tmp_path):
+    edge, network, figures = _trained(tiny_target, flow_prior, pictures, tmp_path / "run", HEAVY)
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sent, clean = edge(images), EdgePipeline(tiny_target, "S1")(images)
+    assert float(sent[0].std() / clean[0].std()) > 50
+    seen = network.gains[0] * sent[0]
+    assert 0.3 < float(seen.square().mean().sqrt() / clean[0].square().mean().sqrt()) < 3
+    file = tmp_path / "n.safetensors"
+    network.save(file, **ABOUT, **WEIGHTS, defense=HEAVY)
+    loaded = load_inversion("tiny", "S1", "small", path=file, **WEIGHTS)
+    assert loaded.gains == network.gains
+    with torch.no_grad():
+        assert loaded(sent).isfinite().all()
+    assert "start_kept" not in figures
+
+
+def test_without_a_defence_features_enter_as_they_are(tiny_target, flow_prior, pictures, tmp_path):
+    _, network, _ = _trained(tiny_target, flow_prior, pictures, tmp_path / "run", "identity", steps=1)
+    assert network.gains == (1.0,)
+
+
+def test_a_training_that_spoils_its_start_keeps_it(tiny_target, flow_prior, pictures, tmp_path):
+    _, first, _ = _trained(tiny_target, flow_prior, pictures, tmp_path / "first", "identity", steps=20)
+    file = tmp_path / "first.safetensors"
+    first.save(file, **ABOUT, **WEIGHTS)
+    defense, spoilt = "noise:ratio=0.1", {"start": file, "lr": 100.0}
+    _, network, figures = _trained(tiny_target, flow_prior, pictures, tmp_path / "spoilt", defense, **spoilt)
+    assert figures["start_kept"] and network.gains == (1.0,)
+    same = load_inversion("tiny", "S1", "small", path=file, **WEIGHTS)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+    assert network.errors is not None  # measured behind the defence
+    _, other, figures = _trained(tiny_target, flow_prior, pictures, tmp_path / "good", defense, steps=60, start=file)
+    assert not figures["start_kept"] and isinstance(other, InversionNetwork)
