@@ -1,4 +1,4 @@
-"""Inversion networks behind a defence: numbers of a size to be trained on, and never worse than what they started from."""
+"""Inversion networks behind a defence: numbers of a size to train on, and never worse than what they started from."""
 
 import torch
 
