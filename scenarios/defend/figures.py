@@ -67,11 +67,16 @@ def _adapting(
         return None
 
     def best(side: Mapping[str, Sequence[Row]]) -> dict[int, float]:
-        values = [{r["index"]: r[MEASURE] for r in rows if r["index"] in shared} for rows in side.values()]
-        return max(values, key=lambda v: sum(v.values()))
+        # a reconstruction that is no image has no value, and an attacker without any obtained nothing
+        values = [
+            {r["index"]: r[MEASURE] for r in rows if r["index"] in shared and r[MEASURE] is not None}
+            for rows in side.values()
+        ]
+        return max(values, key=lambda v: sum(v.values()) / max(1, len(v)))
 
     a, b = best(told), best(untold)
-    return Interval(**mean_interval([a[i] - b[i] for i in sorted(shared)]))
+    both = sorted(a.keys() & b.keys())
+    return Interval(**mean_interval([a[i] - b[i] for i in both])) if both else None
 
 
 def summaries(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scenarios.defend.figures import attack_name, dominated, summaries
+from scenarios.defend.figures import _adapting, attack_name, dominated, summaries
 from scenarios.run.spec import Scenario
 from splitsight.summary import DefenseSummary
 
@@ -95,3 +95,11 @@ def test_dominated_is_worse_in_one_and_better_in_none():
     assert [dominated(one, every) for one in every] == [True, False, True, False]
     twin = _summary("e", 0.6, 0.5)
     assert not dominated(b, [*every, twin]) and not dominated(twin, [*every, twin])
+
+
+def test_an_attack_without_an_image_has_no_part_in_what_adapting_helped():
+    told = {"a": [{"index": 0, "ssim": 0.5}, {"index": 1, "ssim": None}], "b": [{"index": 0, "ssim": None}]}
+    untold = {"a": [{"index": 0, "ssim": 0.2}, {"index": 1, "ssim": 0.4}]}
+    found = _adapting(told, untold, {0, 1})
+    assert found is not None and found.mean == pytest.approx(0.3)
+    assert _adapting({"b": told["b"]}, untold, {0, 1}) is None
