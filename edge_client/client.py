@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -23,17 +23,19 @@ import numpy as np
 
 from edge_client.budget import Spending, check_budget
 from edge_client.link import Answered, Link, Sent, describe
+from edge_client.playback import Player
 from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.network import load_profile
 from splitsight.network.relay import Relay
-from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.video import FrameSource, open_source
 from splitsight.wire.channels import Address, parse_address
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
+from splitsight.wire.operator import OperatorOptions, served
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError
+from splitsight.wire.v1 import operator_pb2, tensor_pb2
 from splitsight.wire.v1 import split_inference_pb2 as pb
-from splitsight.wire.v1 import tensor_pb2
 
 if TYPE_CHECKING:
     from splitsight.pipeline import EdgePipeline
@@ -78,6 +80,7 @@ class EdgeOptions:
         credentials: what the server asks for.
         network: the connection is shaped like this network, a name or a YAML file; ``None`` leaves it as it is.
         network_seed: of the network's jitter and losses; ``None`` for a random one.
+        operator: where somebody may pause it, play something else …; ``None`` for nowhere.
     """
 
     server: str
@@ -107,6 +110,7 @@ class EdgeOptions:
     credentials: ClientCredentials = ANONYMOUS
     network: str | None = None
     network_seed: int | None = None
+    operator: OperatorOptions | None = None
 
     def check(self) -> None:
         """Refuses values that make no sense.
@@ -198,7 +202,7 @@ class _Stop:
     def __init__(self) -> None:
         self.event = threading.Event()
         self.name: str | None = None
-        self.source: FrameSource | None = None  # told too, since it may be waiting for a camera
+        self.source: FrameSource | Player | None = None  # told too, since it may be waiting for a camera
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.event.is_set() and number == signal.SIGINT:
@@ -350,24 +354,31 @@ def run_edge(options: EdgeOptions, on_event: Callable[[str, dict[str, Any]], Non
             ) as source,
             _relay(options) as relay,
         ):
-            stop.source = source
+            player = stop.source = Player(
+                source,
+                options.video or "",
+                lambda: open_source(options.video, fps=options.fps, loop=True),
+                fps=options.fps,
+                pace=options.pace,
+            )
             via = None if relay is None else relay.address
             try:
-                served = describe(options.server, options.wait_s, stop.event, options.credentials, via)
+                about = describe(options.server, options.wait_s, stop.event, options.credentials, via)
             except UserError:
                 if not stop.event.is_set():
                     raise
                 _conclude(report, stop)
                 return report
-            with Report(options.report, options.truth) as files:
+            with Report(options.report, options.truth) as files, closing(player):
                 try:
-                    _stream(options, source, served, files, report, stop, on_event, via)
+                    _stream(options, player, about, files, report, stop, on_event, via)
                 except Exception as error:
                     report.error = str(error) or type(error).__name__
                     raise
                 finally:
                     _conclude(report, stop)
                     report.network = _emulated(options, relay)
+                    report.skipped, report.undecoded = source.skipped + player.skipped, source.lost
                     if report.error is None:
                         files.finish(report.summary())
                     else:
@@ -414,8 +425,8 @@ def _conclude(report: EdgeReport, stop: _Stop) -> None:
 
 def _stream(
     options: EdgeOptions,
-    source: FrameSource,
-    served: pb.DescribeResponse,
+    player: Player,
+    announced: pb.DescribeResponse,
     files: Report,
     report: EdgeReport,
     stop: _Stop,
@@ -434,7 +445,8 @@ def _stream(
     codec = CodecSpec(options.dtype, options.compression)
     pipeline = EdgePipeline(target, options.split, options.defense, codec)
     about = pipeline.description()
-    _compare(options, about, served, undone=pipeline.server is not None)
+    _compare(options, about, announced, undone=pipeline.server is not None)
+    player.about = about, codec
     encoder = Encoder(pipeline)
 
     started = time.monotonic()
@@ -463,7 +475,7 @@ def _stream(
     link = Link(
         options.server,
         opening,
-        in_flight=min(options.in_flight, served.max_in_flight or options.in_flight),
+        in_flight=min(options.in_flight, announced.max_in_flight or options.in_flight),
         on_answer=on_answer,
         on_event=on_event,
         give_up_s=options.give_up_s,
@@ -473,55 +485,60 @@ def _stream(
     )
     link.start()
     try:
-        frames = iter(source)
         started = time.monotonic()
-        started_us = time.time_ns() // 1000
-        paced = options.pace and not source.live
-        while (captured := _next(frames, link, stop)) is not None:
-            if spending.spent:
-                break
-            sequence, time_s, image = captured
-            capture_us = started_us + round(time_s * 1e6) if paced else time.time_ns() // 1000
-            if paced:
-                late = time.monotonic() - (started + time_s)
-                # From the start each time, not from the frame before: no error adds up.
-                while late < 0 and not stop.event.wait(min(-late, _POLL_S)):
-                    late = time.monotonic() - (started + time_s)
-                if stop.event.is_set():
+        player.begin()
+        with served(_Steered(player, link, report), options.operator):
+            while (shot := player.next(link.room, stop.event.is_set)) is not None:
+                if spending.spent and shot.features is None:
                     break
-                report.late_ms = round(max(report.late_ms, 1000 * late), 3)
-            image = fit(image, target.input_size)
-            sent = encoder(sequence, capture_us, image)
-            if sequence == 0 and served.max_message_bytes and sent.frame.ByteSize() + 64 > served.max_message_bytes:
-                raise UserError(
-                    f"a frame takes {sent.frame.ByteSize()} bytes but the server at {options.server} accepts "
-                    f"{served.max_message_bytes}: choose a smaller --dtype, a deeper --split or --compression zstd"
-                )
-            spending.send()
-            if spending.epsilon is not None:
-                sent.extra["epsilon"] = round(spending.epsilon, 6)
-            files.add_truth(sequence, image)
-            report._head_ms.append(sent.extra["head_ms"])
-            report.captured += 1
-            link.send(sent)
+                sequence = report.captured
+                image = None if shot.image is None else fit(shot.image, target.input_size)
+                report.late_ms = round(max(report.late_ms, 1000 * shot.late_s), 3)
+                if shot.features is not None:
+                    # these very numbers were told before
+                    sent = Sent(pb.Frame(sequence=sequence, capture_time_us=shot.capture_us, features=shot.features))
+                else:
+                    assert image is not None
+                    sent = encoder(sequence, shot.capture_us, image)
+                    report._head_ms.append(sent.extra["head_ms"])
+                size, most = sent.frame.ByteSize(), announced.max_message_bytes
+                if sequence == 0 and most and size + 64 > most:
+                    raise UserError(
+                        f"a frame takes {size} bytes but the server at {options.server} accepts {most}: choose a "
+                        "smaller --dtype, a deeper --split or --compression zstd"
+                    )
+                if shot.features is None:
+                    spending.send()
+                if spending.epsilon is not None:
+                    sent.extra["epsilon"] = round(spending.epsilon, 6)
+                if image is not None:
+                    files.add_truth(sequence, image)
+                report.captured += 1
+                link.send(sent)
         if stop.event.is_set() or not link.drain(stop=stop.event):
             link.drain(options.drain_s)
-        if captured is not None and spending.spent and not stop.event.is_set():
+        if shot is not None and spending.spent and not stop.event.is_set():
             raise spending.stopped(report.answered)
     finally:
         link.close()
         spending.close()
         report.epsilon = spending.summary()
-        report.skipped, report.undecoded = source.skipped, source.lost
         report.duplicates, report.resent, report.reconnects = link.duplicates, link.resent, link.reconnects
 
 
-def _next(frames: Iterator[VideoFrame], link: Link, stop: _Stop) -> VideoFrame | None:
-    """The next frame once there is room for it; ``None`` at the end or after a signal.
+class _Steered:
+    """What an operator sees and changes of an edge."""
 
-    Room comes first, so that a live frame is fresh when it leaves.
-    """
-    while not stop.event.is_set():
-        if link.room(_POLL_S):
-            return next(frames, None)
-    return None
+    def __init__(self, player: Player, link: Link, report: EdgeReport) -> None:
+        self._player, self._link, self._report = player, link, report
+
+    def status(self) -> operator_pb2.OperatorStatus:
+        """What is played, and how the connection is."""
+        found = self._player.status()
+        found.frames, found.unanswered = self._report.captured, len(self._link)
+        found.connected = self._link.connected
+        return found
+
+    def change(self, wanted: operator_pb2.ChangeRequest) -> None:
+        """By the player."""
+        self._player.change(wanted)

@@ -214,6 +214,12 @@ class Link:
         """Frames unanswered."""
         return len(self._unanswered)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open on a stream that stands."""
+        stream = self._stream
+        return stream.opened and not stream.closed
+
     def _check(self) -> None:
         if self._error is not None:
             raise self._error

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from edge_client.budget import SPENT, Spending
 from scenarios.interrupt import interruptible
 from scenarios.join import TIERS, FrameRow, Join
+from scenarios.launch import adversary_command, cloud_command, cores, edge_command
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
 from splitsight.errors import UserError, unknown_name
 from splitsight.network import load_profile
@@ -44,6 +45,7 @@ THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
 ATTACK, UNAIDED = "window:live", "window:denoised"
 """What solves the windows where nothing else is asked for, with previews to start from and without."""
+_SECONDS = 30.0
 _READY_S = 180.0
 _STALL_S = 90.0
 _DRAIN_S = 120.0
@@ -74,7 +76,7 @@ class DemoOptions:
 
     Attributes:
         out: folder of the run; ``None`` for ``runs/demo-TIMESTAMP``.
-        seconds: length of the stream, > 0.
+        seconds: length of the stream, > 0; ``None`` for until it is stopped with a page, else 30 s.
         fps: frames a second, > 0.
         video: file, image folder, camera index or URL; ``None`` for the default clip.
         target: the split network; see :mod:`splitsight.specification`.
@@ -103,12 +105,19 @@ class DemoOptions:
         gallery_size: images that a frame is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
         evaluators: names or folders of independent classifiers that look at the reconstructions.
-        web: open the report in a browser at the end.
+        prompt: text prior of the attacker; empty for none.
+        web: show it live on a page in a browser, where it can be changed; runs until it is stopped unless there is a
+            ``seconds``.
+        host: address of that page; other than loopback it needs token, certificate and key.
+        port: of that page; 0 for a free one.
+        token_file: file of the token that the page asks for; ``None`` asks for none.
+        cert: PEM certificate chain of the page; ``None`` for no TLS.
+        key: PEM private key that belongs to it.
         overwrite: replace an earlier run in ``out``.
     """
 
     out: Path | None = None
-    seconds: float = 30.0
+    seconds: float | None = None
     fps: float = 2.0
     video: str | None = None
     target: str = "resnet18"
@@ -135,7 +144,13 @@ class DemoOptions:
     gallery_size: int = 1000
     gallery_features: str = "pixels"
     evaluators: tuple[str, ...] = ()
+    prompt: str = ""
     web: bool = False
+    host: str = "127.0.0.1"
+    port: int = 0
+    token_file: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
     overwrite: bool = False
 
     @property
@@ -180,7 +195,7 @@ def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Eva
         UserError: says which option, and what it may be.
     """
     for name, value in (("--seconds", options.seconds), ("--fps", options.fps), ("--stride", options.stride)):
-        if not 0 < value < float("inf"):
+        if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{name} must be more than 0, not {value:g}")
     if options.frames < 1 or (options.threads is not None and options.threads < 1):
         raise UserError("--frames and --threads must be at least 1")
@@ -268,10 +283,6 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
         raise UserError(f"previews need {network}, and there is none: {make}, or go on without, with --no-preview")
 
 
-def _cli(*arguments: object) -> list[str]:
-    return ["-m", "scenarios", *(str(a) for a in arguments)]
-
-
 class _Demo:
     """One run: its folder, its children, its join."""
 
@@ -291,9 +302,9 @@ class _Demo:
         self.stopped: UserError | None = None
         self.streaming_s = 0.0
         self.status = "starting"
+        self.seconds = options.seconds or _SECONDS
         self._started: float | None = None
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = options.threads or cores
+        self.threads = options.threads or cores()
 
     def stream(self, children: Supervisor, draw: Callable[[], None]) -> None:
         """Start all three, wait for the end of the stream, stop all three.
@@ -305,72 +316,21 @@ class _Demo:
         self.status = "starting the cloud server"
         draw()
         one = {"OMP_NUM_THREADS": "1"}
-        names = ("--target", o.target, "--split", o.split)
-        # a black-box adversary has a name for the target and nothing else of it
-        weights = () if o.weights is None else ("--weights", o.weights)
-        cloud = children.start(
-            "cloud",
-            "cloud server",
-            _cli("cloud", *names, *weights, "--port", 0, "--tap-port", 0, "--threads", 1, "--defense", o.defense),
-            environment=one,
-        )
+        cloud = children.start("cloud", "cloud server", cloud_command(o, defense=o.defense), environment=one)
         ready = cloud.wait_event("ready", _READY_S, tick=draw)
         self.status = "starting the adversary"
         adversary = children.start(
             "adversary",
             "adversary",
-            _cli(
-                *("adversary", "--tap", f"127.0.0.1:{ready['tap_port']}", "--out", self.out, *names),
-                *(
-                    "--prior",
-                    o.prior,
-                    "--attack",
-                    o.solver,
-                    "--defense",
-                    o.defense,
-                    "--frames",
-                    o.frames,
-                    "--stride",
-                    o.stride,
-                ),
-                *("--threads", self.threads, "--seed", o.seed, "--threat", o.threat),
-                *(() if o.preview else ("--no-preview",)),
-                *(("--inversion", o.inversion) if o.inversion is not None else ()),
-                *(("--network", o.network) if o.network is not None else ()),
-                *(weights if o.threat == "white-box" else ()),
-            ),
+            adversary_command(o, self.out, ready["tap_port"], self.threads),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
         self.weights = adversary.wait_event("ready", _READY_S, tick=draw).get("weights", {})
         # it may end with the session, before it is told to
         adversary.expected_to_end = True
         self.status = "starting the edge"
-        edge_arguments = [
-            *(
-                "edge",
-                "--server",
-                f"127.0.0.1:{ready['port']}",
-                *names,
-                *weights,
-                "--fps",
-                o.fps,
-                "--seconds",
-                o.seconds,
-            ),
-            *("--defense", o.defense, "--dtype", o.dtype, "--compression", o.compression, "--threads", 1),
-            *("--report", self.out / "edge.jsonl", "--truth", self.out / "truth"),
-        ]
-        if o.edge_network is not None:
-            edge_arguments += ["--network", o.edge_network, "--network-seed", o.seed]
-        if o.video is not None:
-            edge_arguments += ["--video", o.video]
-        if o.epsilon_budget is not None:
-            edge_arguments += ["--epsilon-budget", o.epsilon_budget]
-        if o.epsilon_ledger is not None:
-            edge_arguments += ["--epsilon-ledger", o.epsilon_ledger]
-        edge = children.start(
-            "edge", "edge", _cli(*edge_arguments), environment=one, expected_to_end=True, accepted={SPENT}
-        )
+        command = edge_command(o, self.out, ready["port"], self.seconds)
+        edge = children.start("edge", "edge", command, environment=one, expected_to_end=True, accepted={SPENT})
         self._follow(children, edge.process, draw)
         if edge.process.returncode == SPENT:
             self.stopped = edge.failure()
@@ -441,7 +401,7 @@ class _Demo:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", justify="right", min_width=12)
         table.add_column()
-        total = round(self.options.seconds * self.options.fps)
+        total = round(self.seconds * self.options.fps)
         bar = min(1.0, len(answered) / total) if total else 0.0
         table.add_row(
             "frames", f"{'━' * round(30 * bar)}[dim]{'─' * (30 - round(30 * bar))}[/] {len(answered)} of {total}"

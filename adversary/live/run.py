@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from adversary.live.engine import Engine
+from adversary.live.steering import Steering
 from adversary.live.windows import Observation, Window, Windower
 from adversary.tap import TapReader
 from splitsight.data import to_pixels, write_png
@@ -40,8 +41,9 @@ from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
 from splitsight.wire import tensors
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
+from splitsight.wire.operator import OperatorOptions, served
 from splitsight.wire.sessions import SessionDescription, show
-from splitsight.wire.v1 import split_inference_pb2, tap_pb2
+from splitsight.wire.v1 import operator_pb2, split_inference_pb2, tap_pb2
 
 __all__ = ["Known", "LiveOptions", "run_live"]
 
@@ -98,6 +100,7 @@ class LiveOptions:
         network: black-box: file of the trained network; the package's or the cache's by default.
         patience: seconds to wait for a tap that is away.
         seed: of all draws.
+        operator: where somebody may choose another attack or prompt; ``None`` for nowhere.
     """
 
     tap: str
@@ -123,6 +126,12 @@ class LiveOptions:
     network: Path | None = None
     patience: float = 10.0
     seed: int = 0
+    operator: OperatorOptions | None = None
+
+    @property
+    def named(self) -> str:
+        """What solves the windows, ``NAME[:SETTING]``."""
+        return self.attack + (f":{self.setting}" if self.setting else "")
 
 
 def _lower_priority(by: int) -> None:
@@ -167,6 +176,8 @@ class _Adversary:
         self.writer: RecordingWriter | None = None
         self.error: BaseException | None = None
         self.ready: dict[int, float] = {}
+        self.attack = options.named
+        self.there, self.frames = True, 0
         self._strangers: set[str] = set()
         self._stop = threading.Event()
 
@@ -199,6 +210,7 @@ class _Adversary:
         if not self.windower.fresh(frame.sequence):
             return
         self.writer.append(tapped)
+        self.frames += 1
         try:
             arrays = [
                 tensors.decode(tensor, spec, max_bytes=256 * 2**20)
@@ -256,7 +268,8 @@ class _Adversary:
             window = newer
             ready = self.ready[window.index]
             deadline = ready + period * (1 - self.options.margin)
-            result = self.engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
+            engine, attack = self.engine, self.attack  # both may be others for the next window
+            result = engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
             for frame, image in zip(window.frames, to_pixels(result.images), strict=True):
                 write_png(self.options.out / "window" / f"{frame.sequence:06d}.png", image)
             now = time.monotonic()
@@ -272,7 +285,31 @@ class _Adversary:
                 iterations=result.iterations,
                 model_evaluations=result.model_evaluations,
                 loss=result.loss,
+                attack=attack,
             )
+
+    def take(self, known: Known, options: LiveOptions) -> None:
+        """Solve windows from the next one on with another engine for the same session.
+
+        Args:
+            known: with the engine.
+            options: that it was made by.
+
+        Raises:
+            UserError: it does not fit the session.
+        """
+        if (known.digest, known.defense, list(known.specs)) != (
+            self.known.digest,
+            self.known.defense,
+            list(self.known.specs),
+        ):
+            raise UserError("that attack was made for other weights or another defence than this session's")
+        self.engine, self.attack = known.engine, options.named
+        self.log.write("attack", attack=self.attack, prompt=options.prompt)
+
+    def tell(self, status: operator_pb2.OperatorStatus) -> None:
+        """Fill in how the stream stands."""
+        status.frames, status.connected = self.frames, self.there and self.session is not None
 
     def outcome(self) -> dict[str, object]:
         """How much came of it, and where it lies."""
@@ -339,15 +376,25 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
     _lower_priority(options.nice)
+
+    def warm(wanted: LiveOptions) -> Known:
+        made = know(wanted)
+        _warm_up(made, wanted)
+        return made
+
     reader = TapReader(
         options.tap, session_id=options.session, credentials=options.credentials, patience=options.patience
     )
-    known = know(options)
-    _warm_up(known, options)
+    known = warm(options)
     options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
-    reader.on_change = lambda there: adversary.log.write("tap_back" if there else "tap_lost")
+
+    def on_change(there: bool) -> None:
+        adversary.there = there
+        adversary.log.write("tap_back" if there else "tap_lost")
+
+    reader.on_change = on_change
     interrupted = threading.Event()
 
     def on_signal(number: int, _: object) -> None:
@@ -361,7 +408,8 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     thread.start()
     print(json.dumps({"event": "ready", "weights": dict(known.weights)}), flush=True)
     try:
-        adversary.solve()
+        with served(Steering(options, warm, adversary.take, adversary.tell), options.operator):
+            adversary.solve()
     finally:
         adversary.stop()
         thread.join(timeout=5)

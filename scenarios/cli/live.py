@@ -35,6 +35,11 @@ from scenarios.cli.options import (
     MetricsPort,
     Network,
     OneThread,
+    OperatorCert,
+    OperatorHost,
+    OperatorKey,
+    OperatorPort,
+    OperatorToken,
     Preview,
     Prior,
     Seed,
@@ -48,6 +53,7 @@ from scenarios.cli.options import (
     Video,
     Weights,
     changed,
+    operated,
 )
 from splitsight.specification import specify
 
@@ -301,6 +307,12 @@ def edge(
     network_seed: Annotated[
         int | None, typer.Option(help="Seed of the network's jitter and losses; default: another one each time.")
     ] = None,
+    session_id: Annotated[str | None, typer.Option(help="Name of the session; default: a random one.")] = None,
+    operator_port: OperatorPort = None,
+    operator_host: OperatorHost = "127.0.0.1",
+    operator_token_file: OperatorToken = None,
+    operator_cert: OperatorCert = None,
+    operator_key: OperatorKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
     """Run the first part of a network on a video and stream the features."""
@@ -332,6 +344,8 @@ def edge(
             credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
             network=network,
             network_seed=network_seed,
+            session_id=session_id,
+            operator=operated(operator_port, operator_host, operator_token_file, operator_cert, operator_key),
         ),
         _warned,
     )
@@ -455,6 +469,11 @@ def adversary(
     weights: Weights = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a tap that is away.")] = 10.0,
     seed: Seed = 0,
+    operator_port: OperatorPort = None,
+    operator_host: OperatorHost = "127.0.0.1",
+    operator_token_file: OperatorToken = None,
+    operator_cert: OperatorCert = None,
+    operator_key: OperatorKey = None,
 ) -> int:
     """Reconstruct what a tapped stream shows, while it runs."""
     from adversary.attacks import ATTACKS
@@ -494,6 +513,7 @@ def adversary(
             weights=weights,
             network=network,
             patience=patience,
+            operator=operated(operator_port, operator_host, operator_token_file, operator_cert, operator_key),
         ),
         know,
     )

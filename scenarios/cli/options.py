@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from splitsight.errors import UserError
+
+if TYPE_CHECKING:
+    from splitsight.wire.operator import OperatorOptions
 
 __all__ = [
     "SOLVERS",
@@ -34,6 +37,11 @@ __all__ = [
     "MetricsPort",
     "Network",
     "OneThread",
+    "OperatorCert",
+    "OperatorHost",
+    "OperatorKey",
+    "OperatorPort",
+    "OperatorToken",
     "Preview",
     "Prior",
     "Seed",
@@ -47,6 +55,7 @@ __all__ = [
     "Video",
     "Weights",
     "changed",
+    "operated",
 ]
 
 
@@ -187,6 +196,27 @@ Network = Annotated[
         "default: as it is.",
     ),
 ]
+OperatorPort = Annotated[
+    int | None,
+    typer.Option(help="Port for an operator, who may change things while it runs, 0 for a free one; default: none."),
+]
+OperatorHost = Annotated[str, typer.Option(help="Address of that port; only loopback goes without TLS.")]
+OperatorToken = Annotated[Path | None, typer.Option(help="File of the bearer token that the operator must send.")]
+OperatorCert = Annotated[Path | None, typer.Option(help="PEM certificate chain of that port; default: no TLS.")]
+OperatorKey = Annotated[Path | None, typer.Option(help="PEM private key of the operator's certificate.")]
+
+
+def operated(
+    port: int | None, host: str, token_file: Path | None, cert: Path | None, key: Path | None
+) -> OperatorOptions | None:
+    """Where an operator may come in; ``None`` without a port."""
+    if port is None:
+        if token_file is not None:
+            raise UserError("--operator-token-file needs a port: give --operator-port, too")
+        return None
+    from splitsight.wire.operator import OperatorOptions
+
+    return OperatorOptions(port, host, token_file, cert, key)
 
 
 def changed(given: list[str], **named: float | None) -> dict[str, Any]:
