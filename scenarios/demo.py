@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from splitsight.pipeline import EdgePipeline
     from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["DemoOptions", "prepare_folder", "run_demo"]
+__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo"]
 
 THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
@@ -185,7 +184,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def _check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Evaluator]]:
+def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Evaluator]]:
     """Refuse what cannot work, before any process is started.
 
     Returns:
@@ -283,7 +282,7 @@ def _check_attack(options: DemoOptions, about: SessionDescription) -> None:
         raise UserError(f"previews need {network}, and there is none: {make}, or go on without, with --no-preview")
 
 
-class _Demo:
+class DemoRun:
     """One run: its folder, its children, its join."""
 
     def __init__(
@@ -302,9 +301,15 @@ class _Demo:
         self.stopped: UserError | None = None
         self.streaming_s = 0.0
         self.status = "starting"
+        self.solvers = [options.solver]
         self.seconds = options.seconds or _SECONDS
         self._started: float | None = None
         self.threads = options.threads or cores()
+
+    @property
+    def solving(self) -> str:
+        """What refines windows now."""
+        return self.solvers[-1]
 
     def stream(self, children: Supervisor, draw: Callable[[], None]) -> None:
         """Start all three, wait for the end of the stream, stop all three.
@@ -446,7 +451,7 @@ def _quality(rows: Sequence[FrameRow], tier: str) -> str:
 
 
 @contextmanager
-def _display(demo: _Demo) -> Iterator[Callable[[], None]]:
+def _display(demo: DemoRun) -> Iterator[Callable[[], None]]:
     """A redrawn panel on a terminal, else a line whenever the state changes (at most one a second)."""
     from rich.console import Console
     from rich.live import Live
@@ -494,9 +499,13 @@ def run_demo(options: DemoOptions) -> Path:
     """
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
-    pipeline, gallery, evaluators = _check(options)
+    if options.web and not options.compare:
+        from scenarios.web.app import run_with_page
+
+        return run_with_page(options, out)
+    pipeline, gallery, evaluators = check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    demo = _Demo(options, out, pipeline, gallery, evaluators)
+    demo = DemoRun(options, out, pipeline, gallery, evaluators)
     if options.compare:
         # first, so that both can be seen side by side while the defended one runs
         before = _undefended(options, out / "undefended", pipeline, gallery)
@@ -506,23 +515,21 @@ def run_demo(options: DemoOptions) -> Path:
         print(f"playing the frames with {pipeline.defense}", file=sys.stderr)
     _play(demo)
     page = out / "index.html"
-    if options.web:
-        webbrowser.open(page.as_uri())
     if demo.stopped is not None:
         raise UserError(f"{demo.stopped}; the report is {page}", code=demo.stopped.code)
     return page
 
 
-def _undefended(options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> _Demo:
+def _undefended(options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery: Gallery | None) -> DemoRun:
     """The same run without its defence."""
     from splitsight.pipeline import EdgePipeline
 
     plain = replace(options, defense=UNDEFENDED, epsilon_budget=None, epsilon_ledger=None, network=None, out=out)
     out.mkdir()
-    return _Demo(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery, [])
+    return DemoRun(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery, [])
 
 
-def _play(demo: _Demo) -> None:
+def _play(demo: DemoRun) -> None:
     """Run it to its end, or to whatever ends it early, and report what there is."""
     out = demo.out
     with interruptible(), terminate_as_interrupt():
@@ -543,10 +550,11 @@ def _play(demo: _Demo) -> None:
         except (KeyboardInterrupt, UserError):
             _report_remains(demo, children)
             raise
-        _report(demo, children, complete=True)
+        report(demo, children, complete=True)
 
 
-def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
+def report(demo: DemoRun, children: Supervisor, *, complete: bool) -> None:
+    """Write the report of a run into its folder; see :func:`scenarios.report.write_report`."""
     from scenarios.report import RunInfo, write_report
 
     o = demo.options
@@ -556,7 +564,7 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
         split=o.split,
         video=o.video or "default clip",
         threat=o.threat,
-        solver=o.solver,
+        solver=" then ".join(dict.fromkeys(demo.solvers)),
         fps=o.fps,
         frames=o.frames,
         stride=o.stride,
@@ -578,10 +586,10 @@ def _report(demo: _Demo, children: Supervisor, *, complete: bool) -> None:
     write_report(demo.out, demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
 
 
-def _report_remains(demo: _Demo, children: Supervisor) -> None:
+def _report_remains(demo: DemoRun, children: Supervisor) -> None:
     """A report of an unfinished run, where there is anything to report; its own problems must not hide the cause."""
     with suppress(Exception):
         demo.join.poll()
         if any(r.answered for r in demo.join.rows()):
-            _report(demo, children, complete=False)
+            report(demo, children, complete=False)
             print(f"what was recorded until then is in {demo.out}", file=sys.stderr)

@@ -72,7 +72,10 @@ class Threat(StrEnum):
 @commands.command()
 @guarded()
 def demo(
-    seconds: Annotated[float, typer.Option(help="Length of the stream, in seconds.")] = 30.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Length of the stream, in seconds; default: until it is stopped, without the page 30."),
+    ] = None,
     fps: Fps = 2.0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/demo-TIMESTAMP.")] = None,
     video: Video = None,
@@ -116,13 +119,26 @@ def demo(
     gallery_size: GallerySize = 1000,
     gallery_features: GalleryFeatures = "pixels",
     evaluator: Evaluators = None,
-    web: Annotated[bool, typer.Option("--web/--no-web", help="Open the report in a browser at the end.")] = False,
+    prompt: Annotated[str, typer.Option(help="Text prior of the attacker; default: none.")] = "",
+    web: Annotated[
+        bool,
+        typer.Option("--web/--no-web", help="Show it on a live page in a browser, with controls, or in this terminal."),
+    ] = True,
+    host: Annotated[
+        str, typer.Option(help="Address of the page; only loopback goes without token and TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the operator's token, which the page asks for.")
+    ] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of the page; default: no TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
 ) -> None:
     """Play a video through a split network and reconstruct it live at the server's tap.
 
-    Starts a cloud server, an adversary and an edge client, and leaves one folder with a video, a grid,
-    the recording, figures and a page.
+    Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is printed), and
+    leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
 
@@ -155,7 +171,13 @@ def demo(
         gallery_size=gallery_size,
         gallery_features=gallery_features,
         evaluators=tuple(evaluator or ()),
+        prompt=prompt,
         web=web,
+        host=host,
+        port=port,
+        token_file=token_file,
+        cert=cert,
+        key=key,
         overwrite=overwrite,
     )
     print(run_demo(options))

@@ -1,0 +1,98 @@
+"""``splitsight demo`` with its page: prepare, open, run, report."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from scenarios.demo import DemoOptions, check, prepare_folder, report
+from scenarios.interrupt import interruptible
+from scenarios.processes import Supervisor, terminate_as_interrupt
+from scenarios.web.choices import Catalogue
+from scenarios.web.judge import Judge
+from scenarios.web.run import WebRun
+from scenarios.web.server import WebServer
+from scenarios.web.state import Board, Requests
+from splitsight import evaluators
+from splitsight.errors import UserError
+from splitsight.wire.credentials import ServerCredentials, read_token
+
+__all__ = ["run_with_page"]
+
+
+def run_with_page(options: DemoOptions, out: Path) -> Path:
+    """Run the demonstration with its page, until its stream ends or it is stopped.
+
+    Args:
+        options: what to demonstrate first.
+        out: folder of the run.
+
+    Returns:
+        ``index.html`` of the run; later parts have one each beside it.
+
+    Raises:
+        UserError: bad input, a page that would be open to anyone, a port in use, a process that cannot be started, or
+            (exit status 3) a budget that is spent; whatever exists is reported before.
+        KeyboardInterrupt: Ctrl-C or SIGTERM before anything was recorded.
+    """
+    credentials = ServerCredentials(read_token(options.token_file, "page"), options.cert, options.key)
+    credentials.check("page", "let anyone on the network steer it", options.host)
+    first = check(options)
+    prepare_folder(out, overwrite=options.overwrite)
+    board, requests = Board(), Requests()
+    judge = Judge(evaluators.load() if evaluators.EMBEDDED in evaluators.evaluator_names() else None)
+    with interruptible(), terminate_as_interrupt(), _operator_token() as token_file:
+        children = Supervisor(out / "logs")
+        run = WebRun(options, out, *first, judge, board, requests, token_file)
+        server = WebServer(
+            run, Catalogue(options.target), host=options.host, port=options.port, credentials=credentials
+        )
+        with server:
+            print(f"the page: {server.address}", file=sys.stderr, flush=True)
+            print("it runs until you stop it there or press Ctrl-C", file=sys.stderr, flush=True)
+            if _has_display():
+                webbrowser.open(server.address)
+            try:
+                with children:
+                    try:
+                        run.play(children)
+                    except KeyboardInterrupt:
+                        run.say("interrupted: stopping")
+                        run.halt()
+            finally:
+                _reports(run, children)
+    if run.ended is not None:
+        raise UserError(f"{run.ended}; the report is {out / 'index.html'}", code=run.ended.code)
+    return out / "index.html"
+
+
+@contextmanager
+def _operator_token() -> Iterator[Path]:
+    """A token for this run alone, in a file that nobody else can read."""
+    with TemporaryDirectory(prefix="splitsight-") as folder:
+        path = Path(folder) / "operator.token"
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(32), encoding="utf-8")
+        yield path
+
+
+def _has_display() -> bool:
+    """Whether a browser would come up beside the terminal, and not in it."""
+    return sys.platform in ("win32", "darwin") or any(os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _reports(run: WebRun, children: Supervisor) -> None:
+    """A report of each part that has anything to report; the problems of one must not hide the others."""
+    for part in run.parts:
+        run.say("writing the report")
+        with suppress(UserError):
+            part.join.poll()
+            if any(row.answered for row in part.join.rows()):
+                print(f"writing the report to {part.out}", file=sys.stderr, flush=True)
+                report(part, children, complete=True)
