@@ -65,7 +65,7 @@ def defend(
         Path | None,
         typer.Option(
             help="Images that no model was trained on, a folder of PNG/JPEG or a Parquet file; with labels, utility is "
-            "accuracy. Default: frames of a clip from an installed package."
+            "accuracy. Default: frames of the package's clip."
         ),
     ] = None,
     train_data: Annotated[
