@@ -52,8 +52,8 @@ def who_knew(threat: str) -> str:
     more = f" and {_KNEW[threat]}" if threat in _KNEW else ""
     return (
         f"The adversary had the features as the server gets them{more}. It never had a frame: the originals on this "
-        "page come from a file that only the edge wrote, and are here to compare. Encryption on the way changes nothing, "
-        "since the server has to read what it computes with."
+        "page come from a file that only the edge wrote, and are here to compare. Encryption on the way changes "
+        "nothing, since the server has to read what it computes with."
     )
 
 
@@ -73,7 +73,7 @@ def try_next(options: Mapping[str, Any], points: Sequence[str]) -> list[tuple[st
     split, defense = options.get("split", "L8"), options.get("defense", UNDEFENDED)
     base = ["splitsight", "demo"]
     for name, usual in (("video", None), ("target", "resnet18"), ("weights", None), ("prior", "small")):
-        if (value := options.get(name)) not in (None, usual):
+        if (value := options.get(name)) not in (None, "", usual):
             base += [f"--{name}", str(value)]
     at = ["--split", split] if split != "L8" else []
     found = []

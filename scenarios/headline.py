@@ -60,9 +60,10 @@ class Headline:
         if self.found is not None:
             parts.append(f"Whoever reads the features {_FOUND(self.found)} picture was sent")
         if self.recognised is not None:
-            seen = _RECOGNISED(self.recognised)
-            parts.append(f"what it shows is {seen} recognised" if parts else f"What it shows is {seen} recognised")
-        return ", and ".join(parts) + "."
+            what = "what it shows" if parts else "What a picture shows"
+            parts.append(f"{what} is {_RECOGNISED(self.recognised)} recognised by a classifier")
+        alike = self.found is None or self.recognised is None or (self.found >= 0.5) == (self.recognised >= 0.4)
+        return (", and " if alike else ", but ").join(parts) + "."
 
 
 def _step(*steps: tuple[float, str]) -> Any:

@@ -87,7 +87,14 @@ def _plots(rows: Sequence[FrameRow]) -> str:
         add(1, tier, [_finite(r.psnr.get(tier)) for r in timed], _COLOURS[tier], legendgroup=tier)
         lag, more = [_finite(r.lag_ms.get(tier)) for r in timed], {"legendgroup": tier, "showlegend": False}
         add(2, f"{tier}, lag in ms", lag, _COLOURS[tier], **more)
-    add(3, "round trip", [_finite(r.rtt_ms) for r in timed], _COLOURS["rtt"], text=[r.says for r in timed])
+    add(
+        3,
+        "round trip",
+        [_finite(r.rtt_ms) for r in timed],
+        _COLOURS["rtt"],
+        text=[r.says for r in timed],
+        showlegend=False,
+    )
     # decades only, in words: between them a logarithmic axis would put bare digits
     decades = {10: "10 ms", 100: "0.1 s", 1_000: "1 s", 10_000: "10 s", 100_000: "100 s", 1_000_000: "1,000 s"}
     ticks = {"tickvals": list(decades), "ticktext": list(decades.values())}
@@ -123,12 +130,11 @@ def methods_table(summary: Mapping[str, Any]) -> str:
     lines: list[tuple[str, list[str]]] = []
     for metric in measured:
         lines.append((metric.heading, [_interval(m.get(metric.name), metric) for m in methods.values()]))
-    for name, key in MATCHED.items() if matches else ():
+    asked = sum(metric.side != "distortion" for metric in measured)
+    for place, (name, key) in enumerate(MATCHED.items() if matches else ()):
         metric, space = METRICS.get(name), matches[0]["features"]
         found = [_interval((m.get("match") or {}).get(key), metric) for m in methods.values()]
-        lines.insert(
-            0 if not measured else sum(m.side != "distortion" for m in measured), (f"{metric.heading} ({space})", found)
-        )
+        lines.insert(asked + place, (f"{metric.heading} ({space})", found))
     for title, key, digits in (
         ("seconds an image", "seconds_per_image", 3),
         ("iterations", "iterations", 0),
@@ -268,7 +274,15 @@ def render_page(
         ("summary.json", "the figures"),
         ("rows.parquet", "one row a frame"),
     )
-    known = {"split": summary["split"], "target": summary["target"], "defense": defense, **run, **options}
+    # what the run was called with, where that is known; "video" of the run names the default clip, too
+    known = {
+        **run,
+        "video": None,
+        "split": summary["split"],
+        "target": summary["target"],
+        "defense": defense,
+        **options,
+    }
     template = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     ).get_template("report.html.j2")

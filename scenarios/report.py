@@ -344,15 +344,10 @@ def _figures(row: FrameRow, tier: str, gallery: int = 0) -> str:
         parts.append("recognised" if seen[0] else "not recognised")
     place = next((v[tier] for k, v in row.measured.items() if k.startswith("match_rank:") and tier in v), None)
     if (place := row.rank.get(tier) if place is None else place) is not None:
-        parts.append(
-            "found first" if place == 1 else f"found {int(place)}th" if place > 3 else f"found {_ORDINAL[place]}"
-        )
+        parts.append("found first" if place == 1 else f"place {int(place):,}")
     if tier in row.psnr:
         parts.append(f"{row.psnr[tier]:.1f} dB")
     return " · ".join(parts)
-
-
-_ORDINAL = {2: "2nd", 3: "3rd"}
 
 
 def _lag(row: FrameRow, tier: str) -> str:

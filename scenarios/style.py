@@ -40,13 +40,14 @@ NARROW = """
 .at{color:var(--soft);font-size:14px;margin:0 0 8px}.at b{color:var(--ink)}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(160px,45%),1fr));gap:8px}
 .panels.still{max-width:760px;margin:0 0 20px}
-.panels figure{background:none;border-radius:0}.panels img,.panels .none{border-radius:8px;aspect-ratio:1;background:#11141a}
+.panels figure{background:none;border-radius:0}.panels img,.panels .none{border-radius:8px;aspect-ratio:1;
+background:#11141a}
 .panels .none{display:grid;place-items:center;color:#a7b0be;font-size:14px}
 figcaption{font-size:14px;line-height:1.4;margin:6px 0 0}figcaption b,figcaption span{display:block}
 figcaption span{color:var(--soft)}
 .controls{display:flex;gap:12px;align-items:center;margin:12px 0 28px}.controls input{flex:1;min-width:0}
-button{font:inherit;padding:6px 18px;border-radius:6px;border:1px solid var(--soft);background:var(--paper);color:var(--ink);
-cursor:pointer;min-width:88px}
+button{font:inherit;padding:6px 18px;border-radius:6px;border:1px solid var(--soft);background:var(--paper);
+color:var(--ink);cursor:pointer;min-width:88px}
 .flow{display:flex;flex-wrap:wrap;gap:8px;align-items:center;margin:0 0 16px}
 .flow div{flex:1 1 200px;background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:10px 14px}
 .flow div.bad{border-color:var(--mark)}.flow i{flex:0 1 110px;color:var(--soft);font-size:14px;text-align:center}

@@ -39,7 +39,7 @@ class Pace:
         out = 1 - self.period / self.least
         help_ = "a longer --stride, fewer --frames" if self.attack == "window:live" else "--attack window:live"
         return (
-            f"{self.attack} needs at least {self.least:.1f} s here for one step on a window of {self.frames}{rate}, and "
-            f"a new window comes every {self.period:g} s: expect an answer {self.least:.0f} s or more after a window's "
-            f"last frame, and {out:.0%} of the windows left out; {help_} or more --threads may keep up"
+            f"{self.attack} needs at least {self.least:.1f} s here for one step on a window of {self.frames}{rate}, "
+            f"and a new window comes every {self.period:g} s: expect an answer {self.least:.0f} s or more after a "
+            f"window's last frame, and {out:.0%} of the windows left out; {help_} or more --threads may keep up"
         )

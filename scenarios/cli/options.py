@@ -117,8 +117,8 @@ OneThread = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GalleryOption = Annotated[
     Path | None,
     typer.Option(
-        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: for demo "
-        "and report the package's photographs, else none."
+        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: for "
+        "demo and report the package's photographs, else none."
     ),
 ]
 GallerySize = Annotated[int, typer.Option(min=2, help="Images that an original is found among, itself included.")]
