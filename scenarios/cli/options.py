@@ -36,6 +36,7 @@ __all__ = [
     "OneThread",
     "Preview",
     "Prior",
+    "Ray",
     "Seed",
     "Solver",
     "SolverOption",
@@ -107,6 +108,14 @@ Weights = Annotated[
 Video = Annotated[
     str | None,
     typer.Option(help="Video file, image folder, camera index or URL; default: the package's clip, 31 s."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Share the work over the nodes of a Ray cluster: HOST:PORT of its head, or auto; --out must lie where "
+        "all of them see it. Needs the extra ray; default: this machine alone.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 Frames = Annotated[int, typer.Option(min=1, help="Frames of a window (K).")]
