@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import signal
 import sys
 import threading
@@ -14,6 +12,7 @@ import grpc
 import structlog
 
 from cloud_server.options import CloudOptions
+from splitsight.terminal import announce
 from splitsight.wire.ports import add_port
 
 __all__ = ["CloudOptions", "serve"]
@@ -130,8 +129,8 @@ async def _run(
         await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
     log.info("ready", target=options.target, split=options.split, port=port, tap_port=tap_port)
     ready = {"event": "ready", "port": port, "tap_port": tap_port, "metrics_port": metrics_port}
-    with contextlib.suppress(OSError):  # whoever started us need not listen
-        print(json.dumps(ready), flush=True)
+    tap = "" if tap_port is None else f", its tap on port {tap_port}"
+    announce(ready, f"serving {options.target} at {options.split} on port {port}{tap}; stays up until Ctrl-C")
 
     await stop.wait()
     log.info("draining", signal=signals[0].name if signals else None)

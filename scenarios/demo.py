@@ -100,11 +100,14 @@ class DemoOptions:
         compression: of the features on the wire.
         edge_network: the edge's connection is shaped like this network, a name or a YAML file; ``None`` leaves it as it
             is.
-        gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them?
+        gallery: distractors, a folder of PNG/JPEG or a Parquet file: how often is the right frame found among them? By
+            default the package's.
         gallery_size: images that a frame is found among, itself included.
         gallery_features: where they are compared, a name out of :data:`splitsight.metrics.gallery.SPACES`.
-        evaluators: names or folders of independent classifiers that look at the reconstructions.
+        evaluators: names or folders of independent classifiers that look at the reconstructions; ``none`` for none, by
+            default the package's.
         prompt: text prior of the attacker; empty for none.
+        command: that the report names as the one to repeat this run.
         web: show it live on a page in a browser, where it can be changed; runs until it is stopped unless there is a
             ``seconds``.
         host: address of that page; other than loopback it needs token, certificate and key.
@@ -144,6 +147,7 @@ class DemoOptions:
     gallery_features: str = "pixels"
     evaluators: tuple[str, ...] = ()
     prompt: str = ""
+    command: str = ""
     web: bool = False
     host: str = "127.0.0.1"
     port: int = 0
@@ -184,11 +188,11 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
 
 
-def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Evaluator]]:
+def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery, list[Evaluator]]:
     """Refuse what cannot work, before any process is started.
 
     Returns:
-        What the edge is going to do, the gallery that was asked for, and the evaluators.
+        What the edge is going to do, the gallery, and the evaluators.
 
     Raises:
         UserError: says which option, and what it may be.
@@ -237,15 +241,15 @@ def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery | None, list[Eval
             raise UserError(f"no such file: {file}")
     _check_attack(options, pipeline.description())
     from scenarios.evaluation import load_evaluators
+    from scenarios.headline import default_evaluators, default_gallery
 
-    judges = load_evaluators(options.evaluators, target.synonyms, target.digest, target.name)
-    if options.gallery is None:
-        return pipeline, None, judges
+    names = default_evaluators(options.evaluators, target.name)
+    judges = load_evaluators(names, target.synonyms, target.digest, target.name)
     from splitsight.metrics.gallery import Gallery
 
     # with one to spare: which frames there are is known only at the end
     gallery = Gallery.draw(
-        options.gallery,
+        options.gallery or default_gallery(),
         target,
         size=options.gallery_size,
         features=options.gallery_features,
@@ -294,7 +298,9 @@ class DemoRun:
         evaluators: list[Evaluator],
     ) -> None:
         self.options, self.out, self.gallery, self.evaluators = options, out, gallery, evaluators
+        self.pipeline = pipeline
         self.session, self.accounting = pipeline.description(), pipeline.accounting()
+        self.warning = ""
         self.weights: dict[str, str] = {}
         self.join = Join(out)
         self.undefended: Join | None = None
@@ -330,7 +336,10 @@ class DemoRun:
             adversary_command(o, self.out, ready["tap_port"], self.threads),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
-        self.weights = adversary.wait_event("ready", _READY_S, tick=draw).get("weights", {})
+        known = adversary.wait_event("ready", _READY_S, tick=draw)
+        self.weights, self.warning = known.get("weights", {}), known.get("warning", "")
+        if self.warning:
+            print(f"warning: {self.warning}", file=sys.stderr, flush=True)
         # it may end with the session, before it is told to
         adversary.expected_to_end = True
         self.status = "starting the edge"
@@ -580,6 +589,10 @@ def report(demo: DemoRun, children: Supervisor, *, complete: bool) -> None:
         network=None if o.edge_network is None else load_profile(o.edge_network),
         options=asdict(o),
         undefended=demo.undefended,
+        command=o.command,
+        classes=len(demo.pipeline.target.labels),
+        points=list(demo.pipeline.target.aliases),
+        warning=demo.warning,
     )
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)

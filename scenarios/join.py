@@ -127,19 +127,22 @@ class Join:
 
     Args:
         folder: the run's, with ``edge.jsonl``, ``live.jsonl``, ``truth/``, ``preview/``, ``window/``.
+        truth: where the originals are, if not there.
+        edge: file of the edge's answers, if not there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, truth: Path | None = None, edge: Path | None = None) -> None:
         self.folder = folder
+        self.truth, self.edge = truth or folder / "truth", edge or folder / "edge.jsonl"
         self.frames: dict[int, FrameRow] = {}
         self.windows: dict[int, dict[str, Any]] = {}
         self.skipped_windows = 0
-        self._edge, self._live = Lines(folder / "edge.jsonl"), Lines(folder / "live.jsonl")
+        self._edge, self._live = Lines(self.edge), Lines(folder / "live.jsonl")
         self._psnr_pending: set[tuple[int, str]] = set()
 
     def image(self, kind: str, sequence: int) -> np.ndarray | None:
         """``truth``, ``preview`` or ``window`` image of a frame, ``(h, w, 3)`` uint8 RGB."""
-        return read_png(self.folder / kind / f"{sequence:06d}.png")
+        return read_png((self.truth if kind == "truth" else self.folder / kind) / f"{sequence:06d}.png")
 
     def row(self, sequence: int) -> FrameRow:
         """The row of a frame, made on first mention."""
@@ -217,5 +220,4 @@ class Join:
 
     def captured(self) -> int:
         """Frames the edge took from the source, answered or not."""
-        folder = self.folder / "truth"
-        return sum(1 for path in folder.glob("*.png")) if folder.is_dir() else 0
+        return sum(1 for path in self.truth.glob("*.png")) if self.truth.is_dir() else 0

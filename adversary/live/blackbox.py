@@ -76,4 +76,5 @@ def know(options: LiveOptions) -> Known:
         "train a network on what its oracle answers, with `splitsight train inversion --oracle HOST:PORT "
         f"--method {method}`",
         made.defense,
+        "black-box",
     )

@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 
 from adversary.live.engine import Engine
+from adversary.live.pace import Pace
 from adversary.live.steering import Steering
 from adversary.live.windows import Observation, Window, Windower
 from adversary.tap import TapReader
@@ -39,6 +41,7 @@ from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
+from splitsight.terminal import LiveLine, announce
 from splitsight.wire import tensors
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.operator import OperatorOptions, served
@@ -46,6 +49,9 @@ from splitsight.wire.sessions import SessionDescription, show
 from splitsight.wire.v1 import operator_pb2, split_inference_pb2, tap_pb2
 
 __all__ = ["Known", "LiveOptions", "run_live"]
+
+_AGAIN = 5.0
+"""Periods that a warm-up may take to be repeated; what takes longer is too slow by any measure."""
 
 
 class Known(NamedTuple):
@@ -60,6 +66,7 @@ class Known(NamedTuple):
         weights: digests of its own models, by role.
         remedy: what helps where a session runs other weights.
         defense: what it expects the edge to do to the features; ``None`` for whatever that is.
+        threat: the threat model, by its name.
     """
 
     target: str
@@ -70,6 +77,7 @@ class Known(NamedTuple):
     weights: Mapping[str, str]
     remedy: str
     defense: str | None = None
+    threat: str = "white-box"
 
 
 @dataclass(frozen=True)
@@ -150,15 +158,27 @@ class _Log:
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w")
         self._lock = threading.Lock()
+        self._line = LiveLine()
         self.counts: Counter[str] = Counter()
 
     def write(self, event: str, **values: object) -> None:
         with self._lock:
             self.counts[event] += 1
+            self._line.show(self._words())
             self._file.write(json.dumps({"event": event, "time_us": time.time_ns() // 1000, **values}) + "\n")
             self._file.flush()
 
+    def _words(self) -> str:
+        """How far it is, for a person."""
+        counts = self.counts
+        if not counts["session"]:
+            return "no session yet"
+        out = f", {counts['window_skipped']} left out" if counts["window_skipped"] else ""
+        away = " · the tap is away" if counts["tap_lost"] > counts["tap_back"] else ""
+        return f"{counts['preview']} previews · {counts['window']} windows{out}{away}"
+
     def close(self) -> None:
+        self._line.close()
         self._file.close()
 
 
@@ -180,6 +200,7 @@ class _Adversary:
         self.there, self.frames = True, 0
         self._strangers: set[str] = set()
         self._stop = threading.Event()
+        self._ended = False
 
     def _open(self, message: split_inference_pb2.SessionOpen) -> None:
         wanted = self.options.session or self.session
@@ -246,6 +267,7 @@ class _Adversary:
         except BaseException as error:
             self.error = error
         finally:
+            self._ended = True
             if (window := self.windower.flush()) is not None:
                 # nobody could know before that it would stay incomplete, so its time runs from here
                 self.ready[window.index] = time.monotonic()
@@ -267,7 +289,8 @@ class _Adversary:
                 break
             window = newer
             ready = self.ready[window.index]
-            deadline = ready + period * (1 - self.options.margin)
+            # once the stream has ended nothing follows that a window could be in the way of
+            deadline = (time.monotonic() if self._ended else ready) + period * (1 - self.options.margin)
             engine, attack = self.engine, self.attack  # both may be others for the next window
             result = engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
             for frame, image in zip(window.frames, to_pixels(result.images), strict=True):
@@ -385,10 +408,14 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     reader = TapReader(
         options.tap, session_id=options.session, credentials=options.credentials, patience=options.patience
     )
-    known = warm(options)
+    known = know(options)
+    pace = _warm_up(known, options)
+    if pace.warning:
+        print(f"warning: {pace.warning}", file=sys.stderr, flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
+    adversary.log.write("setup", **_setup(known, options), warning=pace.warning)
 
     def on_change(there: bool) -> None:
         adversary.there = there
@@ -406,7 +433,8 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         signal.signal(number, on_signal)
     thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
     thread.start()
-    print(json.dumps({"event": "ready", "weights": dict(known.weights)}), flush=True)
+    ready = {"event": "ready", "weights": dict(known.weights), "warning": pace.warning}
+    announce(ready, f"ready: waiting for {known.target} at {known.split} at the tap {options.tap}")
     try:
         with served(Steering(options, warm, adversary.take, adversary.tell), options.operator):
             adversary.solve()
@@ -422,15 +450,45 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         raise UserError(f"the tap {options.tap} broke off: {error}", code=1)
     if error is not None:
         raise error
-    print(json.dumps({"event": "ended", **adversary.outcome()}), flush=True)
+    done = adversary.outcome()
+    announce(
+        {"event": "ended", **done},
+        f"the stream has ended: {done['previews']} previews, {done['windows']} windows in {options.out}; page and "
+        f"video: `splitsight report {options.out} --truth FOLDER`, FOLDER being what the edge's --truth wrote",
+    )
     return 130 if interrupted.is_set() else 0
 
 
-def _warm_up(known: Known, options: LiveOptions) -> None:
-    """One throw-away window, so that the first real one meets warm caches and a measured step time."""
+def _setup(known: Known, options: LiveOptions) -> dict[str, Any]:
+    """What the adversary is and knows, for whoever reads its folder later."""
+    attack = known.engine.attack
+    return {
+        "target": known.target,
+        "split": known.split,
+        "attack": f"{attack.name}:{attack.setting}",
+        "threat": known.threat,
+        "prior": options.prior,
+        "frames": options.frames,
+        "stride_s": options.stride,
+        "seed": options.seed,
+        "preview": options.preview,
+        "weights": dict(known.weights),
+    }
+
+
+def _warm_up(known: Known, options: LiveOptions) -> Pace:
+    """A throw-away window, so that the first real one meets warm caches and a measured step time, and what it took.
+
+    One that took longer than the time between windows is solved again, since the first one also loads and plans.
+    """
     engine, zeros = known.engine, tuple(torch.zeros(1, *spec.shape) + 0.1 for spec in known.specs)
     frames = [Observation(-1, 0, time.monotonic(), zeros) for _ in range(options.frames)]
     for frame in frames:
         engine.preview(frame)
-    engine.refine(Window(-1, frames, True), deadline=time.monotonic() + 0.5)
+    period, window = options.frames * options.stride, Window(-1, frames, True)
+    result = engine.refine(window, deadline=time.monotonic() + min(0.5, period))
+    if period < result.seconds < _AGAIN * period:
+        result = engine.refine(window, deadline=time.monotonic())
     engine.forget()
+    attack = engine.attack
+    return Pace(f"{attack.name}:{attack.setting}", options.frames, result.seconds, result.model_evaluations, period)

@@ -20,6 +20,7 @@ from scenarios.cli.options import (
     InputSize,
     Inversion,
     Prior,
+    Ray,
     Seed,
     Split,
     Stride,
@@ -167,7 +168,10 @@ def run_scenario(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Images, or windows of each clip, at most; default: the scenario's.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share the work; default: 1, with --ray one a core of the cluster."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each; default: the cores, shared out.")
     ] = None,
@@ -196,6 +200,7 @@ def run_scenario(
             "inversion --data` takes them; default: the scenario's own, if any."
         ),
     ] = None,
+    ray: Ray = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
@@ -221,6 +226,7 @@ def run_scenario(
             threads=threads,
             device=device,
             overwrite=overwrite,
+            ray=ray,
         )
     )
     print((folder / "summary.json").read_text() if as_json else folder / "index.html")

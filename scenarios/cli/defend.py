@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scenarios.cli.guard import guarded
-from scenarios.cli.options import Device, Prior, Seed, Split, Target, Weights
+from scenarios.cli.options import Device, Prior, Ray, Seed, Split, Target, Weights
 
 __all__ = ["commands"]
 
@@ -65,7 +65,7 @@ def defend(
         Path | None,
         typer.Option(
             help="Images that no model was trained on, a folder of PNG/JPEG or a Parquet file; with labels, utility is "
-            "accuracy. Default: frames of a clip from an installed package."
+            "accuracy. Default: frames of the package's clip."
         ),
     ] = None,
     train_data: Annotated[
@@ -106,6 +106,7 @@ def defend(
     weights: Weights = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    ray: Ray = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
@@ -135,6 +136,7 @@ def defend(
             threads=threads,
             device=device,
             overwrite=overwrite,
+            ray=ray,
         )
     )
     print((folder / "summary.json").read_text() if as_json else folder / "index.html")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +58,7 @@ from scenarios.cli.options import (
     operated,
 )
 from splitsight.specification import specify
+from splitsight.terminal import LiveLine
 
 __all__ = ["commands"]
 
@@ -172,6 +175,7 @@ def demo(
         gallery_features=gallery_features,
         evaluators=tuple(evaluator or ()),
         prompt=prompt,
+        command="splitsight " + shlex.join(sys.argv[1:]),
         web=web,
         host=host,
         port=port,
@@ -341,6 +345,7 @@ def edge(
     from edge_client.client import EdgeOptions, run_edge
     from splitsight.wire.credentials import ClientCredentials
 
+    line = LiveLine()
     done = run_edge(
         EdgeOptions(
             server=server,
@@ -369,8 +374,9 @@ def edge(
             session_id=session_id,
             operator=operated(operator_port, operator_host, operator_token_file, operator_cert, operator_key),
         ),
-        _warned,
+        partial(_said, line),
     )
+    line.close()
     if as_json:
         print(json.dumps(done.summary()))
     else:
@@ -387,9 +393,53 @@ def edge(
     return done.exit_code
 
 
-def _warned(event: str, details: dict[str, Any]) -> None:
-    if event == "budget":
+def _said(line: LiveLine, event: str, details: dict[str, Any]) -> None:
+    """What goes on at an edge: its newest answer in one line of a terminal, warnings as they come."""
+    if event == "answer":
+        line.show(f"frame {details['sequence']} · {details['rtt_ms']:.1f} ms · cloud: {details['says'] or 'no answer'}")
+    elif event == "lost":
+        line.show(f"the connection is lost ({details['why']}): {details['unanswered']} frames wait")
+    elif event == "budget":
+        line.close()
         print(f"warning: {details['says']}", file=sys.stderr, flush=True)
+
+
+@commands.command("report")
+@guarded("scenarios.rereport", "scenarios.report", "splitsight.targets")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that `splitsight adversary --out` or `demo` wrote.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="Originals, which the edge's --truth wrote; default: truth in the folder.")
+    ] = None,
+    edge_report: Annotated[
+        Path | None,
+        typer.Option(help="Answers, which the edge's --report wrote; default: edge.jsonl there, or beside --truth."),
+    ] = None,
+    gallery: GalleryOption = None,
+    gallery_size: GallerySize = 1000,
+    gallery_features: GalleryFeatures = "pixels",
+    evaluator: Evaluators = None,
+    weights: Weights = None,
+) -> None:
+    """Page, video, grid and figures of a run whose parts were started by hand; also of a demonstration, again."""
+    from scenarios.rereport import ReportOptions, report_run
+
+    page = report_run(
+        ReportOptions(
+            folder=folder,
+            truth=truth,
+            edge=edge_report,
+            gallery=gallery,
+            gallery_size=gallery_size,
+            gallery_features=gallery_features,
+            evaluators=tuple(evaluator or ()),
+            weights=weights,
+            command="splitsight " + shlex.join(sys.argv[1:]),
+        ),
+        lambda word: print(word, file=sys.stderr, flush=True),
+    )
+    print(page)
+    print("A cloud server that was started by hand stays up: stop it with Ctrl-C in its terminal.", file=sys.stderr)
 
 
 @commands.command()

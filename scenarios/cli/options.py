@@ -44,6 +44,7 @@ __all__ = [
     "OperatorToken",
     "Preview",
     "Prior",
+    "Ray",
     "Seed",
     "Solver",
     "SolverOption",
@@ -115,7 +116,15 @@ Weights = Annotated[
 ]
 Video = Annotated[
     str | None,
-    typer.Option(help="Video file, image folder, camera index or URL; default: a clip from an installed package."),
+    typer.Option(help="Video file, image folder, camera index or URL; default: the package's clip, 31 s."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Share the work over the nodes of a Ray cluster: HOST:PORT of its head, or auto; --out must lie where "
+        "all of them see it. Needs the extra ray; default: this machine alone.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 Frames = Annotated[int, typer.Option(min=1, help="Frames of a window (K).")]
@@ -126,22 +135,21 @@ OneThread = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 GalleryOption = Annotated[
     Path | None,
     typer.Option(
-        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: none."
+        help="Distractors, a folder of PNG/JPEG or a Parquet file: is each original found among them? Default: for "
+        "demo and report the package's photographs, else none."
     ),
 ]
-GallerySize = Annotated[
-    int, typer.Option(min=2, help="With --gallery: images that an original is found among, itself included.")
-]
+GallerySize = Annotated[int, typer.Option(min=2, help="Images that an original is found among, itself included.")]
 GalleryFeatures = Annotated[
     str,
-    typer.Option(help="With --gallery: what is compared, pixels or target (the attacked network's penultimate layer)."),
+    typer.Option(help="What is compared to find it, pixels or target (the attacked network's penultimate layer)."),
 ]
 Evaluators = Annotated[
     list[str] | None,
     typer.Option(
         "--evaluator",
         help="Independent classifier that looks at the reconstructions: mbconv, efficientnet-lite0, or a folder; "
-        "repeatable; default: none.",
+        "repeatable; default: for demo and report mbconv, else none; none for none.",
     ),
 ]
 CodecOption = Annotated[Codec, typer.Option(help="Numbers on the wire.")]

@@ -19,9 +19,9 @@ from adversary.attacks import ATTACKS
 from adversary.defended import told
 from adversary.priors.prior import EMBEDDED
 from scenarios.ledger import Ledger
-from scenarios.page import STYLE
 from scenarios.run import plots
 from scenarios.stills import Stills
+from scenarios.style import STYLE
 from scenarios.workbench import Workbench
 from splitsight.defenses import parse_defense
 from splitsight.errors import UserError

@@ -20,6 +20,7 @@ from scenarios.defend.measure import measure
 from scenarios.defend.pictures import LEAST, Pictures, default_frames, draw
 from scenarios.defend.report import write_report
 from scenarios.processes import terminate_as_interrupt
+from scenarios.run.cluster import share_on_ray
 from scenarios.run.progress import Reporter
 from scenarios.run.run import cores, set_threads, settle, share, train_for
 from scenarios.run.spec import Scenario, load_scenario
@@ -63,6 +64,7 @@ class DefendOptions:
         threads: compute threads of each; by default the cores are shared out.
         device: where to compute.
         overwrite: replace an earlier run in ``out``.
+        ray: address of a Ray cluster whose nodes share the attacks; see :mod:`scenarios.run.cluster`.
     """
 
     out: Path
@@ -85,6 +87,7 @@ class DefendOptions:
     threads: int | None = None
     device: str = "cpu"
     overwrite: bool = False
+    ray: str | None = None
 
     @property
     def sizes(self) -> plan.Sizes:
@@ -147,7 +150,12 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
         store.skip(cell, why)
     with terminate_as_interrupt(), Reporter("defend", bench.units, store, workers) as reporter:
         if reporter.refresh():
-            if workers > 1:
+            if options.ray is not None:
+                threads = options.threads or 1
+                share_on_ray(
+                    store, reporter, options.ray, workers=options.workers, threads=threads, device=options.device
+                )
+            elif workers > 1:
                 share(store, reporter, workers, options.device)
             else:
                 work(store, bench, "defend", step=reporter.step, finished=lambda unit: reporter.refresh())

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from scenarios.page import STYLE
 from scenarios.run import plots
 from scenarios.run.spec import Scenario
+from scenarios.style import STYLE
 from splitsight.summary import DefenseSummary, Summary
 from splitsight.wire.sessions import UNDEFENDED
 

@@ -48,7 +48,7 @@ def default_frames(size: int) -> Path:
     Raises:
         UserError: the clip is missing.
     """
-    folder = home() / "decoded" / f"default-clip-{size}"
+    folder = home() / "decoded" / f"clip-{default_video().stem}-{size}"
     done = folder / "complete"
     if not done.is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from scenarios.page import STYLE
 from scenarios.run import plots
 from scenarios.run.figures import measured
 from scenarios.run.spec import Scenario
+from scenarios.style import STYLE
 from splitsight.metrics import Metric, metrics_named
 from splitsight.summary import CellSummary, Interval, ScenarioSummary, Summary
 from splitsight.wire.sessions import UNDEFENDED

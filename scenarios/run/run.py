@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from scenarios.processes import PREFIX, Supervisor, die_with_parent, terminate_as_interrupt
+from scenarios.run.cluster import share_on_ray
 from scenarios.run.plan import cell_id
 from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
@@ -45,10 +46,11 @@ class RunOptions:
         limit: at most this many images, or windows of a clip.
         seed: of all draws of the attacks; the scenario's own where not given.
         defense: what the edge does to the features in every cell, of a scenario that says nothing of defences.
-        workers: processes that share the work.
+        workers: processes that share the work; with ``ray`` by default one a core of the cluster, else 1.
         threads: compute threads of each; by default the cores are shared out.
         device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
         overwrite: replace an earlier run in ``out``.
+        ray: address of a Ray cluster whose nodes share the work; see :mod:`scenarios.run.cluster`.
     """
 
     scenario: str
@@ -61,10 +63,11 @@ class RunOptions:
     limit: int | None = None
     seed: int | None = None
     defense: str | None = None
-    workers: int = 1
+    workers: int | None = None
     threads: int | None = None
     device: str = "cpu"
     overwrite: bool = False
+    ray: str | None = None
 
 
 def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
@@ -151,9 +154,10 @@ def run_scenario(options: RunOptions) -> Path:
     if options.defense is not None:
         scenario = _defended(scenario, options.defense)
     out = options.out or Path("runs") / (f"{name}-quick" if options.quick else name)
-    set_threads(options.threads, options.workers)
+    workers = options.workers or 1
+    set_threads(options.threads, workers)
     bench = Bench(scenario, options.device)
-    train_for(bench, options.workers)
+    train_for(bench, workers)
     settings, skipped = settle(bench)
     run = {
         "name": name,
@@ -167,10 +171,15 @@ def run_scenario(options: RunOptions) -> Path:
     store.open(config, overwrite=options.overwrite)
     for cell, why in skipped.items():
         store.skip(cell, why)
-    with terminate_as_interrupt(), Reporter(name, bench.units, store, options.workers) as reporter:
+    with terminate_as_interrupt(), Reporter(name, bench.units, store, workers) as reporter:
         if reporter.refresh():
-            if options.workers > 1:
-                share(store, reporter, options.workers, options.device)
+            if options.ray is not None:
+                threads = options.threads or 1
+                share_on_ray(
+                    store, reporter, options.ray, workers=options.workers, threads=threads, device=options.device
+                )
+            elif workers > 1:
+                share(store, reporter, workers, options.device)
             else:
                 work(store, bench, name, step=reporter.step, finished=lambda unit: reporter.refresh())
     with store.locked("report"):

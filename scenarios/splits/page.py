@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from scenarios.page import STYLE
 from scenarios.splits import plots
 from scenarios.splits.figures import HEADLINES, PERCEPTUAL, Figures, Verdict
 from scenarios.splits.report import Report
 from scenarios.splits.told import ASSUMED, TITLES
 from scenarios.splits.words import utility_name
+from scenarios.style import STYLE
 from splitsight.metrics import METRICS
 from splitsight.pictures import spread
 from splitsight.summary import Interval, Summary
