@@ -357,7 +357,7 @@ def _warned(event: str, details: dict[str, Any]) -> None:
 
 
 @commands.command()
-@guarded("edge_client.oracle", "splitsight.data", "splitsight.targets")
+@guarded("edge_client.oracle_server", "splitsight.data", "splitsight.targets")
 def oracle(
     target: Target = "resnet18",
     input_size: InputSize = None,
@@ -385,7 +385,8 @@ def oracle(
     threads: OneThread = 1,
 ) -> int:
     """Answer an attacker's queries with the first part of a network: images in, features out, on a budget."""
-    from edge_client.oracle import OracleOptions, serve_oracle
+    from edge_client.oracle import OracleOptions
+    from edge_client.oracle_server import serve_oracle
     from splitsight.wire.credentials import ServerCredentials, read_token
 
     return serve_oracle(

@@ -132,6 +132,8 @@ def _options(address: Address, receive_bytes: int, keepalive: bool) -> list[tupl
     return [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", receive_bytes),
+        # nothing that a server could make this side inflate
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # our own back-off decides; a channel must not inherit the refused state of the one before
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -2,8 +2,9 @@
 
 A server that others than this machine can reach is guarded by all three of a token, a certificate and its key
 (:meth:`ServerCredentials.check`); with a certificate authority for clients it asks for their certificates, too (mutual
-TLS). Calls without the right token are refused before any of their messages is read, health checks excepted, so that an
-orchestrator can ask whether a process lives without being told a secret. Tokens are compared in constant time.
+TLS). Calls without the right token are refused before any of their messages is read, whether there is such a method or
+not, health checks excepted, so that an orchestrator can ask whether a process lives without being told a secret. Tokens
+are compared in constant time.
 """
 
 from __future__ import annotations
@@ -207,15 +208,10 @@ def _sentence(what: str) -> str:
     return f"the {what} asks for a token: send the metadata 'authorization: Bearer TOKEN' with the right one"
 
 
-def _refusing(handler: grpc.RpcMethodHandler, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    """A handler of the same kind that does something else."""
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    return kinds[handler.request_streaming, handler.response_streaming](behaviour)
+# Whatever a stranger calls is answered by a handler of a stream of requests, also where the method takes a single one:
+# servers read that one, into memory and in a thread, before they call its handler, and a stranger who never sends it
+# would keep the thread.
+_refusing = grpc.stream_stream_rpc_method_handler
 
 
 class _Guard(grpc.ServerInterceptor):
@@ -227,15 +223,14 @@ class _Guard(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        handler = continuation(handler_call_details)
-        if handler is None or not _stranger(handler_call_details, self._token):
-            return handler
+        if not _stranger(handler_call_details, self._token):
+            return continuation(handler_call_details)
 
         def refuse(_request: Any, context: grpc.ServicerContext) -> None:
             self._refused()
             context.abort(grpc.StatusCode.UNAUTHENTICATED, _sentence(self._what))
 
-        return _refusing(handler, refuse)
+        return _refusing(refuse)
 
 
 class _AioGuard(grpc.aio.ServerInterceptor):
@@ -247,12 +242,11 @@ class _AioGuard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        handler = await continuation(handler_call_details)
-        if handler is None or not _stranger(handler_call_details, self._token):
-            return handler
+        if not _stranger(handler_call_details, self._token):
+            return await continuation(handler_call_details)
 
         async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
             self._refused()
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, _sentence(self._what))
 
-        return _refusing(handler, refuse)
+        return _refusing(refuse)
