@@ -275,10 +275,12 @@ class Inference:
             async with self._patience(end):
                 await context.write(message)
         except TimeoutError:
-            raise WireError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no answer was read for {self._idle:g} s: reconnect and resume the session",
-            ) from None
+            raise self._late(end, "no answer was read") from None
+
+    def _late(self, end: float, what: str) -> WireError:
+        over = f"the stream has lasted {self._longest:g} s, the longest that one may"
+        why = over if asyncio.get_running_loop().time() >= end else f"{what} for {self._idle:g} s"
+        return WireError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{why}: reconnect and resume the session")
 
     def _patience(self, end: float) -> asyncio.Timeout:
         """Until a peer does what it is waited for, or its stream has lasted as long as one may."""
@@ -315,12 +317,7 @@ class Inference:
             async with self._patience(end):
                 return await context.read()
         except TimeoutError:
-            over = f"the stream has lasted {self._longest:g} s, the longest that one may"
-            quiet = f"no frame came for {self._idle:g} s"
-            late = asyncio.get_running_loop().time() >= end
-            raise WireError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, f"{over if late else quiet}: reconnect and resume the session"
-            ) from None
+            raise self._late(end, "no frame came") from None
 
     def _accept(self, session: _Session, raw: bytes) -> None:
         arrived, arrival_us = time.perf_counter(), time.time_ns() // 1000

@@ -258,8 +258,9 @@ def edge(
     server: Annotated[
         str,
         typer.Option(
-            help="Cloud server, HOST:PORT, an IPv6 address in brackets. Of the proxy variables only grpc_proxy counts, "
-            "and never for this machine."
+            help="Cloud server, HOST:PORT, an IPv6 address in brackets; of several replicas a name that resolves to "
+            "all, or their addresses with commas between. Of the proxy variables only grpc_proxy counts, and never for "
+            "this machine."
         ),
     ] = "127.0.0.1:50051",
     video: Video = None,

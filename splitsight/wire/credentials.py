@@ -10,7 +10,7 @@ are compared in constant time.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,12 @@ class ClientCredentials:
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
     def channel(
-        self, address: Address, via: Address | None = None, *, receive_bytes: int = 16 << 20, keepalive: bool = False
+        self,
+        address: Address | Sequence[Address],
+        via: Address | None = None,
+        *,
+        receive_bytes: int = 16 << 20,
+        keepalive: bool = False,
     ) -> grpc.Channel:
         """A channel to a server, perhaps through a relay; see :func:`splitsight.wire.channels.channel`.
 
@@ -165,10 +170,11 @@ class ClientCredentials:
             UserError: a certificate or key cannot be read or is not PEM, or a token would leave this machine
                 unencrypted.
         """
-        if self.token and self.ca is None and not is_loopback(address.host):
+        addresses = [address] if isinstance(address, Address) else address
+        if self.token and self.ca is None and not all(is_loopback(a.host) for a in addresses):
             raise UserError(
-                f"the token for {address} would cross the network in the clear: give the certificate authority of the "
-                "server with --ca"
+                f"the token for {', '.join(map(str, addresses))} would cross the network in the clear: give the "
+                "certificate authority of the server with --ca"
             )
         if self.ca is None:
             return channel(address, via, receive_bytes=receive_bytes, keepalive=keepalive)
