@@ -13,7 +13,7 @@ import structlog
 
 from cloud_server.options import CloudOptions
 from splitsight.terminal import announce
-from splitsight.wire.ports import add_port
+from splitsight.wire.ports import add_port, server_options
 
 __all__ = ["CloudOptions", "serve"]
 
@@ -61,17 +61,8 @@ async def _serve(options: CloudOptions) -> int:
     limit = int(options.max_message_mb * (1 << 20))
     server = grpc.aio.server(
         interceptors=options.credentials.aio_interceptors("cloud server"),
-        options=[
-            # without this two servers share a port and a typo goes unnoticed
-            ("grpc.so_reuseport", 0),
-            # what is a little too large is read and refused with a sentence of ours, the rest by gRPC unread
-            ("grpc.max_receive_message_length", limit + (1 << 20)),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ],
+        # what is a little too large is read and refused with a sentence of ours, the rest by gRPC unread
+        options=server_options(limit + (1 << 20)),
     )
     try:
         # ports first: a mistake there should not cost the seconds that loading takes
@@ -94,9 +85,9 @@ async def _run(
 
     from cloud_server.metrics import Metrics
     from cloud_server.model import Served
-    from cloud_server.peers import Peers
     from cloud_server.sessions import NAME, Inference, handlers
     from cloud_server.tap import Hub, start_tap
+    from splitsight.wire.peers import Peers
 
     log, metrics, hub = _logger(), Metrics(), Hub()
     metrics_port = None if options.metrics_port is None else metrics.serve(options.metrics_port)

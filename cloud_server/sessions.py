@@ -12,22 +12,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf, prod
 from typing import Any
 
 import grpc
 import numpy as np
 import structlog
-from google.protobuf.message import DecodeError
 from grpc.aio import EOF  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub
 
 from cloud_server.batching import FairBatcher, Lane
 from cloud_server.metrics import Metrics
-from cloud_server.peers import Peers
 from cloud_server.tap import Hub
 from splitsight.accounting import Mechanism
 from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 from splitsight.tasks import Reading
+from splitsight.wire.fields import parsed
+from splitsight.wire.peers import Peers
 from splitsight.wire.sessions import difference
 from splitsight.wire.tensors import CodecSpec, HasShape, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2 as pb
@@ -41,6 +42,8 @@ _OPEN_SECONDS = 10.0  # a connection that does not say what it wants must not st
 _TAP_DELAY = 0.002  # seconds; the answers of one batch leave before the tap takes any processor time
 _LOST_SECONDS = 0.05  # by then a lost call is known to be lost; an edge that is done does not feel it
 _MAX_ID = 128
+_MAX_OPENING = 1 << 16  # bytes
+_MAX_SEQUENCE = 1 << 48  # a thousand frames a second for nine thousand years
 
 
 @dataclass(eq=False)
@@ -131,6 +134,9 @@ class Inference:
         self._log = log
         self._resume_seconds = resume_seconds
         self._peers, self._idle, self._longest = peers, idle, longest
+        # a frame's numbers as float32, and as much again for what describes them: a larger message holds something
+        # else, and parsing it could take thirty times its size
+        self._max_frame = min(description.max_message_bytes, 2 * sum(4 * prod(s.shape) for s in specs) + (1 << 16))
         self._sessions: dict[str, _Session] = {}
         self._streams = 0
         self._draining = False
@@ -142,8 +148,12 @@ class Inference:
 
     # -- calls -----------------------------------------------------------------------------------------
 
-    async def describe(self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext) -> pb.DescribeResponse:
+    async def describe(self, raw: bytes, context: grpc.aio.ServicerContext) -> pb.DescribeResponse:
         """What is served."""
+        try:
+            parsed(pb.DescribeRequest, raw)
+        except WireError as error:
+            await context.abort(error.code, error.message)
         return self.description
 
     async def infer(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
@@ -169,19 +179,22 @@ class Inference:
     async def _open(self, context: grpc.aio.ServicerContext) -> _Session:
         if self._draining:
             raise _shutting_down()
+        # an opening counts as a frame: a peer that only opens is held back like one that sends
+        await asyncio.sleep(self._peers.wait(context.peer()))
         try:
-            raw = await asyncio.wait_for(context.read(), _OPEN_SECONDS)
+            async with asyncio.timeout(_OPEN_SECONDS):
+                raw = await context.read()
         except TimeoutError:
             raise WireError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no opening message came within {_OPEN_SECONDS:g} s"
             ) from None
-        request = self._parse(raw) if raw is not EOF else None
+        request = self._parse(raw, _MAX_OPENING) if raw is not EOF else None
         if request is None or request.WhichOneof("message") != "open":
             raise _invalid("the first message of a stream must open the session")
         opening = request.open
         if not 0 < len(opening.session_id) <= _MAX_ID:
             raise _invalid(f"a session needs an id of 1 … {_MAX_ID} characters")
-        if opening.resume_after < -1:
+        if not -1 <= opening.resume_after < _MAX_SEQUENCE:
             raise _invalid(f"resume_after {opening.resume_after} is not -1 (a new session) or a sequence number")
         differs = difference(opening, self.description)
         if differs is not None:
@@ -217,12 +230,13 @@ class Inference:
     async def _serve(self, session: _Session, context: grpc.aio.ServicerContext) -> None:
         reader: asyncio.Task[None] | None = None
         clean = False
+        end = asyncio.get_running_loop().time() + self._longest
         try:
             opened = pb.SessionOpened(
                 session_id=session.opening.session_id, max_in_flight=self.description.max_in_flight
             )
-            await context.write(pb.InferResponse(opened=opened))
-            reader = asyncio.get_running_loop().create_task(self._read(session, context))
+            await self._write(context, pb.InferResponse(opened=opened), end)
+            reader = asyncio.get_running_loop().create_task(self._read(session, context, end))
             while True:
                 out = await session.out.get()
                 if out is None:
@@ -232,7 +246,7 @@ class Inference:
                     clean = out.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED)
                     raise out
                 answer, arrived = out
-                await context.write(pb.InferResponse(answer=answer))
+                await self._write(context, pb.InferResponse(answer=answer), end)
                 session.slots.release()
                 self._metrics.answers.inc()
                 self._metrics.latency.observe(time.perf_counter() - arrived)
@@ -256,9 +270,24 @@ class Inference:
             loop.call_later(self._resume_seconds, self._hub.ended, session.opening)
         self._wake_tap()
 
-    async def _read(self, session: _Session, context: grpc.aio.ServicerContext) -> None:
+    async def _write(self, context: grpc.aio.ServicerContext, message: pb.InferResponse, end: float) -> None:
+        try:
+            async with self._patience(end):
+                await context.write(message)
+        except TimeoutError:
+            raise self._late(end, "no answer was read") from None
+
+    def _late(self, end: float, what: str) -> WireError:
+        over = f"the stream has lasted {self._longest:g} s, the longest that one may"
+        why = over if asyncio.get_running_loop().time() >= end else f"{what} for {self._idle:g} s"
+        return WireError(grpc.StatusCode.DEADLINE_EXCEEDED, f"{why}: reconnect and resume the session")
+
+    def _patience(self, end: float) -> asyncio.Timeout:
+        """Until a peer does what it is waited for, or its stream has lasted as long as one may."""
+        return asyncio.timeout_at(min(asyncio.get_running_loop().time() + self._idle, end))
+
+    async def _read(self, session: _Session, context: grpc.aio.ServicerContext, end: float) -> None:
         """Accept frames until the client has sent its last one, one is refused, or the server drains."""
-        end = asyncio.get_running_loop().time() + self._longest
         try:
             while not session.finished:
                 # no slot, no reading: HTTP/2 flow control then holds the client back
@@ -284,20 +313,15 @@ class Inference:
             session.end(WireError(grpc.StatusCode.UNAVAILABLE, f"the stream broke off ({type(error).__name__})"))
 
     async def _next(self, context: grpc.aio.ServicerContext, end: float) -> bytes:
-        left = end - asyncio.get_running_loop().time()
         try:
-            return await asyncio.wait_for(context.read(), max(0.0, min(self._idle, left)))
+            async with self._patience(end):
+                return await context.read()
         except TimeoutError:
-            over = f"the stream has lasted {self._longest:g} s, the longest that one may"
-            quiet = f"no frame came for {self._idle:g} s"
-            raise WireError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"{quiet if self._idle < left else over}: reconnect and resume the session",
-            ) from None
+            raise self._late(end, "no frame came") from None
 
     def _accept(self, session: _Session, raw: bytes) -> None:
         arrived, arrival_us = time.perf_counter(), time.time_ns() // 1000
-        request = self._parse(raw)
+        request = self._parse(raw, self._max_frame)
         if request.WhichOneof("message") != "frame":
             raise _invalid("only frames may follow the opening of a session")
         frame = request.frame
@@ -326,16 +350,8 @@ class Inference:
         self._batcher.put(session.lane, _Job(session, frame.sequence, features, arrived, len(raw)))
         self._hub.publish(session.opening, raw, arrival_us)
 
-    def _parse(self, raw: bytes) -> pb.InferRequest:
-        limit = self.description.max_message_bytes
-        if len(raw) > limit:
-            raise WireError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message of {len(raw)} bytes came where at most {limit} may"
-            )
-        try:
-            return pb.InferRequest.FromString(raw)
-        except DecodeError as error:
-            raise _invalid("a message is not a splitsight.v1.InferRequest") from error
+    def _parse(self, raw: bytes, limit: int) -> pb.InferRequest:
+        return parsed(pb.InferRequest, raw, min(limit, self.description.max_message_bytes))
 
     # -- F2 --------------------------------------------------------------------------------------------
 
@@ -374,7 +390,10 @@ class Inference:
         """Largest ε of an open session's stream, as its defence declares it; 0 where none guarantees anything."""
         # each frame once: sequence numbers go on where a lost connection left off
         streams = [(s.mechanism, s.due) for s in list(self._sessions.values())]
-        return max((m.epsilon(frames) for m, frames in streams if m is not None and frames), default=0.0)
+        try:
+            return max((m.epsilon(frames) for m, frames in streams if m is not None and frames), default=0.0)
+        except ArithmeticError:  # of parameters, or after more frames, than numbers can tell apart
+            return inf
 
     def _wake_tap(self) -> None:
         if self._hub.listening and not self._tap_due:
@@ -398,13 +417,13 @@ class Inference:
 
 
 def handlers(service: Inference) -> grpc.GenericRpcHandler:
-    """The service for a server. ``Infer`` gets requests as bytes: the tap must pass on what came, not a copy of it."""
+    """The service for a server. It gets requests as bytes: the tap must pass on what came, not a copy of it."""
     return grpc.method_handlers_generic_handler(
         NAME,
         {
             "Describe": grpc.unary_unary_rpc_method_handler(
                 service.describe,
-                request_deserializer=pb.DescribeRequest.FromString,
+                request_deserializer=None,
                 response_serializer=pb.DescribeResponse.SerializeToString,
             ),
             "Infer": grpc.stream_stream_rpc_method_handler(
@@ -415,10 +434,10 @@ def handlers(service: Inference) -> grpc.GenericRpcHandler:
 
 
 def _mechanism(defense: str) -> Mechanism | None:
-    """What a declared defence guarantees; nothing where it is another package's, that is not installed here."""
+    """What a declared defence guarantees; nothing where it is another package's, or its parameters cannot be."""
     try:
         return parse_defense(defense).mechanism
-    except UserError:
+    except (UserError, ArithmeticError):
         return None
 
 

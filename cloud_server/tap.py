@@ -18,13 +18,16 @@ import grpc
 
 from cloud_server.metrics import Metrics
 from cloud_server.options import CloudOptions
-from splitsight.wire.ports import add_port
+from splitsight.wire.fields import fields, parsed
+from splitsight.wire.ports import add_port, server_options
+from splitsight.wire.tensors import WireError
 from splitsight.wire.v1 import split_inference_pb2 as pb
-from splitsight.wire.v1 import tap_pb2, tap_pb2_grpc
+from splitsight.wire.v1 import tap_pb2
 
-__all__ = ["Hub", "Subscription", "TapService", "frame_bytes", "start_tap"]
+__all__ = ["Hub", "Subscription", "TapService", "frame_bytes", "handlers", "start_tap"]
 
-_FRAME_FIELD = pb.InferRequest.FRAME_FIELD_NUMBER
+_OPEN_FIELD, _FRAME_FIELD = pb.InferRequest.OPEN_FIELD_NUMBER, pb.InferRequest.FRAME_FIELD_NUMBER
+_NAME = tap_pb2.DESCRIPTOR.services_by_name["Tap"].full_name
 _RING_BYTES = 64 << 20  # memory that one subscriber can make the server hold
 _POLL = 0.5  # seconds; waking is a hint, this is the guarantee
 
@@ -36,32 +39,13 @@ def frame_bytes(request: bytes) -> bytes:
         request: a message that protobuf parses and that holds a frame.
     """
     parts: list[bytes] = []
-    at = 0
-    while at < len(request):
-        key, at = _varint(request, at)
-        kind = key & 7
-        if kind == 2:
-            size, at = _varint(request, at)
-            if key >> 3 == _FRAME_FIELD:
-                parts.append(request[at : at + size])
-            at += size
-        elif kind == 0:
-            _, at = _varint(request, at)
-        else:
-            at += {1: 8, 5: 4}[kind]
+    for number, payload in fields(request):
+        if payload is not None and number == _FRAME_FIELD:
+            parts.append(payload)
+        elif payload is not None and number == _OPEN_FIELD:
+            parts.clear()  # the other of the two that a request can hold: it takes the place of what came before
     # protobuf merges a message field that occurs twice, which is what joining its parts means
     return b"".join(parts)
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
 
 
 class _Entry(NamedTuple):
@@ -162,7 +146,7 @@ class Hub:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
 
 
-class TapService(tap_pb2_grpc.TapServicer):
+class TapService:
     """``splitsight.v1.Tap`` on a hub; every subscriber occupies a thread.
 
     Args:
@@ -178,8 +162,13 @@ class TapService(tap_pb2_grpc.TapServicer):
         self._ring = ring
         self._most = most
 
-    def Subscribe(self, request: tap_pb2.SubscribeRequest, context: grpc.ServicerContext) -> Iterator[tap_pb2.TapEvent]:
+    def subscribe(self, raw: bytes, context: grpc.ServicerContext) -> Iterator[tap_pb2.TapEvent]:
         """Sessions, frames and ends, until the subscriber leaves or the server drains."""
+        try:
+            request = parsed(tap_pb2.SubscribeRequest, raw)
+        except WireError as error:
+            context.abort(error.code, error.message)
+            raise AssertionError("abort raises") from error
         subscription = Subscription(request.session_id, min(request.ring or self._ring, self._ring))
         if not self._hub.subscribe(subscription, self._most):
             context.abort(
@@ -248,6 +237,14 @@ def _content(opening: pb.SessionOpen) -> pb.SessionOpen:
     return same
 
 
+def handlers(service: TapService) -> grpc.GenericRpcHandler:
+    """The service for a threaded server; it gets requests as bytes."""
+    subscribe = grpc.unary_stream_rpc_method_handler(
+        service.subscribe, request_deserializer=None, response_serializer=tap_pb2.TapEvent.SerializeToString
+    )
+    return grpc.method_handlers_generic_handler(_NAME, {"Subscribe": subscribe})
+
+
 def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int) -> tuple[grpc.Server, int]:
     """Listen on ``options.tap_port``.
 
@@ -271,15 +268,10 @@ def start_tap(hub: Hub, metrics: Metrics, options: CloudOptions, frame_size: int
         # a few threads more than subscribers, so that one too many is told so instead of waiting
         ThreadPoolExecutor(options.max_subscribers + 2, thread_name_prefix="tap"),
         interceptors=options.tap_credentials.interceptors("tap"),
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ],
+        options=server_options(1 << 16),
     )
     service = TapService(hub, metrics, ring=ring, most=options.max_subscribers)
-    tap_pb2_grpc.add_TapServicer_to_server(service, server)
+    server.add_generic_rpc_handlers((handlers(service),))
     assert options.tap_port is not None
     port = add_port(server, options.tap_host, options.tap_port, what="tap", credentials=options.tap_credentials)
     server.start()

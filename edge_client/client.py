@@ -28,8 +28,8 @@ from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.network import load_profile
 from splitsight.network.relay import Relay
-from splitsight.video import FrameSource, open_source
-from splitsight.wire.channels import Address, parse_address
+from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.wire.channels import Address, parse_addresses
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.operator import OperatorOptions, served
 from splitsight.wire.sessions import SessionDescription
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EdgeOptions", "EdgeReport", "Encoder", "run_edge"]
 
+_EXAMPLE = "--server 127.0.0.1:50051"
 _POLL_S = 0.1
 _DTYPES = ("float32", "float16", "int8")
 _COMPRESSIONS = ("none", "zstd")
@@ -52,7 +53,7 @@ class EdgeOptions:
     """What an edge does.
 
     Attributes:
-        server: ``HOST:PORT`` of the cloud server.
+        server: ``HOST:PORT`` of the cloud server, or those of its replicas with commas between.
         video: file, image folder, camera index or URL; ``None`` for the default clip.
         target: name of the split network.
         split: name of the split point.
@@ -118,7 +119,8 @@ class EdgeOptions:
         Raises:
             UserError: names the option and what it may be.
         """
-        parse_address(self.server, "--server 127.0.0.1:50051")
+        if len(parse_addresses(self.server, _EXAMPLE)) > 1 and self.network is not None:
+            raise UserError("an emulated network leads to one server: give --server one address, or no --network")
         check_budget(self.epsilon_budget)
         for name, value, known in (("dtype", self.dtype, _DTYPES), ("compression", self.compression, _COMPRESSIONS)):
             if value not in known:
@@ -393,7 +395,7 @@ def _relay(options: EdgeOptions) -> Iterator[Relay | None]:
     if options.network is None or not (profile := load_profile(options.network)).shaped:
         yield None
         return
-    address = parse_address(options.server, "--server 127.0.0.1:50051")
+    (address,) = parse_addresses(options.server, _EXAMPLE)
     with Relay(address, profile, seed=options.network_seed) as relay:
         yield relay
 

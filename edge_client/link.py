@@ -4,6 +4,9 @@ A frame is *unanswered* from the moment it is handed over until its answer has a
 kept, and when a stream breaks they are sent again on the next one, which opens with ``resume_after``. Answers
 are matched by sequence number, so a frame that the server computed twice is still reported once.
 
+A server may have replicas (:mod:`splitsight.wire.channels`): each stream is opened on a new channel, so that one whose
+replica died goes on at another. Since a session keeps nothing on a server, no answer is lost or counted twice.
+
 Threads: the caller's (``room``, ``send``, ``drain``), one that holds the connection and reads answers, and
 gRPC's own that pulls requests. They share the state below under one condition.
 """
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from splitsight.errors import UserError
-from splitsight.wire.channels import Address, parse_address
+from splitsight.wire.channels import Address, parse_addresses
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import split_inference_pb2_grpc as rpc
@@ -66,7 +69,7 @@ def describe(
     """Asks a server what it serves, waiting for it to come up.
 
     Args:
-        server: ``HOST:PORT``.
+        server: ``HOST:PORT``, or those of its replicas with commas between.
         wait_s: seconds to keep trying, ≥ 0.
         stop: gives up early when set.
         credentials: what it asks for; none by default.
@@ -76,7 +79,7 @@ def describe(
         UserError: nothing answers in time, it refuses the token, or what answers is not a splitsight server.
     """
     deadline = time.monotonic() + wait_s
-    with credentials.channel(parse_address(server, _EXAMPLE), via) as opened:
+    with credentials.channel(parse_addresses(server, _EXAMPLE), via) as opened:
         stub = rpc.SplitInferenceStub(opened)
         while True:
             left = deadline - time.monotonic()
@@ -156,7 +159,7 @@ class Link:
     """Sends frames in order and reports each one's answer exactly once.
 
     Args:
-        server: ``HOST:PORT``.
+        server: ``HOST:PORT``, or those of its replicas with commas between.
         opening: description of the session; ``resume_after`` is filled in here.
         in_flight: most frames unanswered at a time; the server may lower it.
         on_answer: called once a frame, from the link's thread; an exception ends the link.
@@ -185,7 +188,7 @@ class Link:
         self.reconnects = 0
         self.resent = 0
         self.duplicates = 0
-        self._server, self._address, self._via = server, parse_address(server, _EXAMPLE), via
+        self._server, self._addresses, self._via = server, parse_addresses(server, _EXAMPLE), via
         self._credentials = credentials
         self._opening = opening
         self._wanted = in_flight
@@ -380,7 +383,7 @@ class Link:
     def _attempt(self, stream: _Stream) -> None:
         """One stream, until it breaks or everything is done; sets why it broke."""
         self._lost_why = ""
-        opened = self._credentials.channel(self._address, self._via)
+        opened = self._credentials.channel(self._addresses, self._via)
         try:
             call = rpc.SplitInferenceStub(opened).Infer(self._requests(stream), metadata=self._credentials.metadata)
             with self._changed:

@@ -8,37 +8,28 @@ through the defence, encoded.
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import grpc
 import numpy as np
-import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitsight.errors import UserError
 from splitsight.wire.credentials import OPEN, ServerCredentials
-from splitsight.wire.ports import add_port, serve_metrics
+from splitsight.wire.fields import fields, parsed
 from splitsight.wire.tensors import CodecSpec, WireError
 from splitsight.wire.v1 import oracle_pb2 as pb
-from splitsight.wire.v1 import oracle_pb2_grpc as rpc
 
-__all__ = ["REASON", "RETRY_MS", "Allowance", "OracleOptions", "OracleService", "Shortage", "serve_oracle"]
+__all__ = ["REASON", "RETRY_MS", "Allowance", "OracleOptions", "OracleService", "Refusal", "Shortage", "edge"]
 
-NAME = "splitsight.v1.Oracle"
 REASON, RETRY_MS = "splitsight-reason", "splitsight-retry-ms"
 """Trailing metadata of a refusal; see ``oracle.proto``."""
 
@@ -173,8 +164,25 @@ class Metrics:
 Respond = Callable[[list[np.ndarray]], list[pb.PictureFeatures]]
 
 
-class OracleService(rpc.OracleServicer):
-    """``splitsight.v1.Oracle``.
+class Refusal(WireError):
+    """A query that is not answered.
+
+    Args:
+        code: gRPC status.
+        message: one sentence.
+        reason: one word, for the metrics.
+        trailing: metadata that says it to a program; see ``oracle.proto``.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, message: str, reason: str, trailing: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(code, message)
+        self.reason, self.trailing = reason, trailing
+
+
+class OracleService:
+    """What is said to queries, however they came.
 
     Args:
         description: what is announced, without what is left.
@@ -188,33 +196,57 @@ class OracleService(rpc.OracleServicer):
     ) -> None:
         self._description, self._respond = description, respond
         self._allowance, self._metrics = allowance, metrics
-        self._lock = threading.Lock()
+        # all pictures at their largest, and what describes them
+        self._largest = 3 * description.max_side**2 * description.max_batch + (1 << 16)
         metrics.left.set(allowance.left)
 
-    def Describe(self, request: pb.DescribeOracleRequest, context: grpc.ServicerContext) -> pb.DescribeOracleResponse:
+    def describe(self) -> pb.DescribeOracleResponse:
         """What answers, and how much is left."""
         answer = pb.DescribeOracleResponse()
         answer.CopyFrom(self._description)
         answer.left = self._allowance.left
         return answer
 
-    def Query(self, request: pb.QueryRequest, context: grpc.ServicerContext) -> pb.QueryResponse:
-        """Features of all pictures, or a refusal."""
+    def read(self, raw: bytes) -> pb.QueryRequest:
+        """A query out of the bytes that came; counted before it is parsed, since empty pictures take two bytes each.
+
+        Raises:
+            Refusal: they are none, too many or too large.
+        """
+        most = self._description.max_batch
+        try:
+            if len(raw) <= self._largest and sum(1 for _ in islice(fields(raw), most + 1)) > most:
+                raise self._invalid(f"a query takes 1 to {most} pictures, not more")
+            return parsed(pb.QueryRequest, raw, self._largest)
+        except ValueError:
+            raise self._invalid("a message is not a splitsight.v1.QueryRequest") from None
+        except Refusal:
+            raise
+        except WireError as error:
+            raise self._refusal(error.code, error.message, "message") from error
+
+    def query(self, request: pb.QueryRequest) -> pb.QueryResponse:
+        """Features of all pictures.
+
+        Raises:
+            Refusal: there are none; nothing was counted.
+        """
         if (wrong := self._wrong(request)) is not None:
-            self._refuse(context, "picture", grpc.StatusCode.INVALID_ARGUMENT, wrong)
+            raise self._invalid(wrong)
         try:
             left = self._allowance.take(len(request.pictures))
         except Shortage as short:
-            context.set_trailing_metadata(((REASON, short.reason), (RETRY_MS, str(math.ceil(1000 * short.wait)))))
-            self._refuse(context, short.reason, grpc.StatusCode.RESOURCE_EXHAUSTED, short.message)
+            trailing = ((REASON, short.reason), (RETRY_MS, str(math.ceil(1000 * short.wait))))
+            exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise self._refusal(exhausted, short.message, short.reason, trailing) from None
         self._metrics.left.set(left)
         pictures = [np.frombuffer(p.rgb, np.uint8).reshape(p.height, p.width, 3) for p in request.pictures]
         start = time.perf_counter()
         try:
-            with self._lock:
-                answers = self._respond(pictures)
+            answers = self._respond(pictures)
         except WireError as error:
-            self._refuse(context, "features", grpc.StatusCode.INTERNAL, f"the features cannot be sent: {error.message}")
+            text = f"the features cannot be sent: {error.message}"
+            raise self._refusal(grpc.StatusCode.INTERNAL, text, "features") from error
         self._metrics.compute.observe(time.perf_counter() - start)
         self._metrics.queries.inc()
         self._metrics.pictures.inc(len(answers))
@@ -233,14 +265,22 @@ class OracleService(rpc.OracleServicer):
                 return f"{len(p.rgb)} bytes are no RGB picture of {p.width} × {p.height} pixels"
         return None
 
-    def _refuse(self, context: grpc.ServicerContext, reason: str, code: grpc.StatusCode, message: str) -> NoReturn:
+    def _invalid(self, message: str) -> Refusal:
+        return self._refusal(grpc.StatusCode.INVALID_ARGUMENT, message, "picture")
+
+    def _refusal(
+        self, code: grpc.StatusCode, message: str, reason: str, trailing: tuple[tuple[str, str], ...] = ()
+    ) -> Refusal:
         self._metrics.refused.labels(reason).inc()
-        context.abort(code, message)
-        raise AssertionError("abort raises")
+        return Refusal(code, message, reason, trailing)
 
 
-def _edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
-    """The edge pipeline, and what is told about it."""
+def edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
+    """What is told about the edge pipeline, and the pipeline; sets PyTorch's thread count.
+
+    Raises:
+        UserError: an unknown target, split or defence, or weights that do not fit.
+    """
     import torch
 
     from splitsight import targets
@@ -268,76 +308,3 @@ def _edge(options: OracleOptions) -> tuple[pb.DescribeOracleResponse, Respond]:
         instance=uuid.uuid4().hex,
     )
     return description, respond
-
-
-def serve_oracle(options: OracleOptions) -> int:
-    """Answer queries until SIGTERM or SIGINT, then finish those under way.
-
-    Once ready, one JSON line goes to stdout: ``{"event": "ready", "port": …, "metrics_port": …}``. Logs are JSON
-    lines on stderr.
-
-    Returns:
-        Exit status: 0 after SIGTERM, 130 after SIGINT.
-
-    Raises:
-        UserError: a port in use, an unknown target, split or defence, weights that do not fit.
-    """
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
-
-    caught: list[int] = []
-    stop = threading.Event()
-
-    def handle(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-
-    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-    log = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-    )
-    metrics = Metrics()
-    server = grpc.server(
-        ThreadPoolExecutor(4, thread_name_prefix="oracle"),
-        interceptors=options.credentials.interceptors("oracle", metrics.refused.labels("token").inc),
-        options=[
-            ("grpc.so_reuseport", 0),
-            # what is a little too large is read and refused with a sentence of ours, the rest by gRPC unread
-            ("grpc.max_receive_message_length", 3 * options.max_side**2 * options.max_batch + (1 << 20)),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ],
-    )
-    try:
-        # ports first: a mistake there should not cost the seconds that loading takes
-        port = add_port(server, options.host, options.port, what="oracle", credentials=options.credentials)
-        metrics_port = None if options.metrics_port is None else serve_metrics(metrics.registry, options.metrics_port)
-        allowance = Allowance(options.budget, options.rate, options.max_batch)
-        service = OracleService(*_edge(options), allowance, metrics)
-        rpc.add_OracleServicer_to_server(service, server)
-        checker = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-        reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        server.start()
-        for name in ("", NAME):
-            checker.set(name, health_pb2.HealthCheckResponse.SERVING)
-        log.info("ready", target=options.target, split=options.split, port=port, budget=options.budget)
-        with suppress(OSError):  # whoever started us need not listen
-            print(json.dumps({"event": "ready", "port": port, "metrics_port": metrics_port}), flush=True)
-        stop.wait()
-        checker.enter_graceful_shutdown()
-        server.stop(5).wait()
-        log.info("stopped", answered=options.budget - allowance.left)
-        return 130 if caught[0] == signal.SIGINT else 0
-    finally:
-        server.stop(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)

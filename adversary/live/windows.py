@@ -55,7 +55,7 @@ class Windower:
         self.frames, self.stride_us = frames, stride * 1e6
         self._open: list[Observation] = []
         self._next_us: float | None = None
-        self._last = -1
+        self._last, self._last_us = -1, 0
         self._count = 0
 
     def fresh(self, sequence: int) -> bool:
@@ -67,6 +67,9 @@ class Windower:
         if not self.fresh(frame.sequence):
             return None
         self._last = frame.sequence
+        if frame.capture_us < self._last_us - self.stride_us:
+            self._next_us = None  # the edge's clock was set back: the old grid would leave out all until then
+        self._last_us = frame.capture_us
         # some tolerance, because capture times jitter around the grid
         if self._next_us is not None and frame.capture_us < self._next_us - 0.08 * self.stride_us:
             return None

@@ -290,8 +290,9 @@ def edge(
     server: Annotated[
         str,
         typer.Option(
-            help="Cloud server, HOST:PORT, an IPv6 address in brackets. Of the proxy variables only grpc_proxy counts, "
-            "and never for this machine."
+            help="Cloud server, HOST:PORT, an IPv6 address in brackets; of several replicas a name that resolves to "
+            "all, or their addresses with commas between. Of the proxy variables only grpc_proxy counts, and never for "
+            "this machine."
         ),
     ] = "127.0.0.1:50051",
     video: Video = None,
@@ -443,7 +444,7 @@ def report(
 
 
 @commands.command()
-@guarded("edge_client.oracle", "splitsight.data", "splitsight.targets")
+@guarded("edge_client.oracle_server", "splitsight.data", "splitsight.targets")
 def oracle(
     target: Target = "resnet18",
     input_size: InputSize = None,
@@ -471,7 +472,8 @@ def oracle(
     threads: OneThread = 1,
 ) -> int:
     """Answer an attacker's queries with the first part of a network: images in, features out, on a budget."""
-    from edge_client.oracle import OracleOptions, serve_oracle
+    from edge_client.oracle import OracleOptions
+    from edge_client.oracle_server import serve_oracle
     from splitsight.wire.credentials import ServerCredentials, read_token
 
     return serve_oracle(

@@ -2,14 +2,15 @@
 
 A server that others than this machine can reach is guarded by all three of a token, a certificate and its key
 (:meth:`ServerCredentials.check`); with a certificate authority for clients it asks for their certificates, too (mutual
-TLS). Calls without the right token are refused before any of their messages is read, health checks excepted, so that an
-orchestrator can ask whether a process lives without being told a secret. Tokens are compared in constant time.
+TLS). Calls without the right token are refused before any of their messages is read, whether there is such a method or
+not, health checks excepted, so that an orchestrator can ask whether a process lives without being told a secret. Tokens
+are compared in constant time.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,12 @@ class ClientCredentials:
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
     def channel(
-        self, address: Address, via: Address | None = None, *, receive_bytes: int = 16 << 20, keepalive: bool = False
+        self,
+        address: Address | Sequence[Address],
+        via: Address | None = None,
+        *,
+        receive_bytes: int = 16 << 20,
+        keepalive: bool = False,
     ) -> grpc.Channel:
         """A channel to a server, perhaps through a relay; see :func:`splitsight.wire.channels.channel`.
 
@@ -164,10 +170,11 @@ class ClientCredentials:
             UserError: a certificate or key cannot be read or is not PEM, or a token would leave this machine
                 unencrypted.
         """
-        if self.token and self.ca is None and not is_loopback(address.host):
+        addresses = [address] if isinstance(address, Address) else address
+        if self.token and self.ca is None and not all(is_loopback(a.host) for a in addresses):
             raise UserError(
-                f"the token for {address} would cross the network in the clear: give the certificate authority of the "
-                "server with --ca"
+                f"the token for {', '.join(map(str, addresses))} would cross the network in the clear: give the "
+                "certificate authority of the server with --ca"
             )
         if self.ca is None:
             return channel(address, via, receive_bytes=receive_bytes, keepalive=keepalive)
@@ -207,15 +214,10 @@ def _sentence(what: str) -> str:
     return f"the {what} asks for a token: send the metadata 'authorization: Bearer TOKEN' with the right one"
 
 
-def _refusing(handler: grpc.RpcMethodHandler, behaviour: Callable[..., Any]) -> grpc.RpcMethodHandler:
-    """A handler of the same kind that does something else."""
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    return kinds[handler.request_streaming, handler.response_streaming](behaviour)
+# Whatever a stranger calls is answered by a handler of a stream of requests, also where the method takes a single one:
+# servers read that one, into memory and in a thread, before they call its handler, and a stranger who never sends it
+# would keep the thread.
+_refusing = grpc.stream_stream_rpc_method_handler
 
 
 class _Guard(grpc.ServerInterceptor):
@@ -227,15 +229,14 @@ class _Guard(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        handler = continuation(handler_call_details)
-        if handler is None or not _stranger(handler_call_details, self._token):
-            return handler
+        if not _stranger(handler_call_details, self._token):
+            return continuation(handler_call_details)
 
         def refuse(_request: Any, context: grpc.ServicerContext) -> None:
             self._refused()
             context.abort(grpc.StatusCode.UNAUTHENTICATED, _sentence(self._what))
 
-        return _refusing(handler, refuse)
+        return _refusing(refuse)
 
 
 class _AioGuard(grpc.aio.ServerInterceptor):
@@ -247,12 +248,11 @@ class _AioGuard(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        handler = await continuation(handler_call_details)
-        if handler is None or not _stranger(handler_call_details, self._token):
-            return handler
+        if not _stranger(handler_call_details, self._token):
+            return await continuation(handler_call_details)
 
         async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
             self._refused()
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, _sentence(self._what))
 
-        return _refusing(handler, refuse)
+        return _refusing(refuse)

@@ -13,7 +13,31 @@ from splitsight.errors import UserError
 from splitsight.wire.channels import Address, host_of
 from splitsight.wire.credentials import ServerCredentials
 
-__all__ = ["add_port", "serve_metrics"]
+__all__ = ["add_port", "serve_metrics", "server_options"]
+
+_STREAMS = 128  # of one connection; what one peer may really have is less
+
+
+def server_options(receive_bytes: int) -> list[tuple[str, int]]:
+    """Options of a gRPC server that strangers can reach.
+
+    Args:
+        receive_bytes: of the largest message that is read; a larger one ends its call with ``RESOURCE_EXHAUSTED``.
+    """
+    return [
+        # without this two servers share a port and a typo goes unnoticed
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", receive_bytes),
+        ("grpc.max_send_message_length", -1),
+        # identity alone: a message that gRPC itself would have to inflate is refused by its header (UNIMPLEMENTED)
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ]
 
 
 def add_port(

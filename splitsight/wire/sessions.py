@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from splitsight.features import FeatureSpec
+from splitsight.names import printable
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, WireError
 from splitsight.wire.v1 import session_pb2, split_inference_pb2, tensor_pb2
 
 __all__ = ["UNDEFENDED", "SessionDescription", "difference", "show"]
 
 T = TypeVar("T")
+_SHOWN = 80
 
 UNDEFENDED = "identity"
 """How a session says that nothing is done to the features."""
@@ -130,7 +132,7 @@ class SessionDescription:
         for name, word in _WORDS.items():
             ours, theirs = getattr(self, name), getattr(other, name)
             if name == "features" and [(f.shape, f.layout) for f in ours] != [(f.shape, f.layout) for f in theirs]:
-                return f"{word} {show(ours)}, not {show(theirs) or 'none'}"
+                return f"{word} {_line(show(ours))}, not {_line(show(theirs)) or 'none'}"
             if name != "features" and ours != theirs:
                 return f"{word} {_short(name, ours)}, not {_short(name, theirs)}"
         return None
@@ -151,8 +153,13 @@ _WORDS = {
 
 
 def _short(name: str, value: object) -> str:
-    text = str(value)[:12] + "…" if name.endswith("digest") and value else str(value)[:80]
+    text = _line(str(value)[:12]) + "…" if name.endswith("digest") and value else _line(str(value))
     return text or "none"
+
+
+def _line(text: str) -> str:
+    """What a peer wrote, on one line of at most 80 characters."""
+    return printable(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 def show(features: Iterable[FeatureSpec]) -> str:

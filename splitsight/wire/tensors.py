@@ -24,6 +24,7 @@ import zstandard
 
 from splitsight.features import FeatureSpec
 from splitsight.int8 import dequantize, quantize
+from splitsight.names import printable
 from splitsight.wire.v1 import tensor_pb2
 
 __all__ = ["COMPRESSIONS", "DTYPES", "CodecSpec", "HasShape", "WireError", "decode", "encode"]
@@ -43,6 +44,7 @@ _STORAGE = {
     tensor_pb2.DTYPE_INT8: np.dtype("i1"),
 }
 
+_LONGEST = 400  # characters of a status; percent-encoded they must fit in the 8 kB of HTTP/2 headers that gRPC takes
 _LEVEL = 1  # features are near noise to a compressor: higher levels cost milliseconds and win a percent
 _MIN_WINDOW = 1 << 23  # bytes; a decoder that honours any window can be made to reserve 128 MiB by ten bytes
 
@@ -52,10 +54,12 @@ class WireError(Exception):
 
     Args:
         code: gRPC status that a server answers with.
-        message: one sentence that says what is wrong.
+        message: one sentence that says what is wrong; what a peer wrote into it is kept on one line, and cut where it
+            would not fit a gRPC status.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        message = printable(message if len(message) <= _LONGEST else message[:_LONGEST] + "…")
         super().__init__(message)
         self.code = code
         self.message = message

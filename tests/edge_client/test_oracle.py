@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.oracle import RETRY_MS, Allowance, Metrics, OracleOptions, OracleService, Shortage
+from edge_client.oracle import RETRY_MS, Allowance, Metrics, OracleOptions, OracleService, Refusal, Shortage
 from splitsight import targets
 from splitsight.data import fit, to_tensor
 from splitsight.errors import UserError
@@ -81,21 +81,6 @@ def test_bad_settings_are_one_sentence(settings, words):
         OracleOptions(**settings)
 
 
-class _Aborted(Exception):
-    pass
-
-
-def _context():
-    trailing = []
-
-    def abort(code, message):
-        raise _Aborted(code, message)
-
-    return SimpleNamespace(
-        invocation_metadata=lambda: [], abort=abort, set_trailing_metadata=trailing.extend, trailing=trailing
-    )
-
-
 def _picture(height, width, size=None):
     return pb.Picture(height=height, width=width, rgb=bytes(3 * height * width if size is None else size))
 
@@ -118,19 +103,20 @@ def _service(allowance, answer=None):
 )
 def test_refused_pictures_cost_nothing(pictures, words):
     allowance = Allowance(4, 0.0, 2)
-    with pytest.raises(_Aborted, match=words):
-        _service(allowance).Query(pb.QueryRequest(pictures=pictures), _context())
+    service = _service(allowance)
+    with pytest.raises(Refusal, match=words):
+        service.query(pb.QueryRequest(pictures=pictures))
     assert allowance.left == 4
 
 
 def test_a_rate_is_told_in_milliseconds():
     allowance = Allowance(4, 1.0, 2, lambda: 0.0)
-    service, context = _service(allowance), _context()
+    service = _service(allowance)
     request = pb.QueryRequest(pictures=[_picture(2, 2)] * 2)
-    assert service.Query(request, context).left == 2
-    with pytest.raises(_Aborted, match="at most 1 queries a second"):
-        service.Query(request, context)
-    assert dict(context.trailing)[RETRY_MS] == "2000" and allowance.left == 2
+    assert service.query(request).left == 2
+    with pytest.raises(Refusal, match="at most 1 queries a second") as caught:
+        service.query(request)
+    assert dict(caught.value.trailing)[RETRY_MS] == "2000" and allowance.left == 2
 
 
 @pytest.fixture(scope="module")

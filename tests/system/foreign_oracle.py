@@ -5,7 +5,8 @@ import sys
 import torch
 from torch import nn
 
-from edge_client.oracle import OracleOptions, serve_oracle
+from edge_client.oracle import OracleOptions
+from edge_client.oracle_server import serve_oracle
 from splitsight.targets import TARGETS, Normalize, Target
 from splitsight.tasks.classify import Classify
 

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,16 @@ import grpc
 import pytest
 
 from splitsight.errors import UserError
-from splitsight.wire.channels import Address, aio_channel, channel, host_of, is_loopback, parse_address
+from splitsight.wire import channels
+from splitsight.wire.channels import (
+    Address,
+    aio_channel,
+    channel,
+    host_of,
+    is_loopback,
+    parse_address,
+    parse_addresses,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROXIES = [name for low in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy") for name in (low, low.upper())]
@@ -194,3 +204,108 @@ def test_channels_are_made_in_one_place():
             if file.name != "channels.py" and not file.name.endswith("_grpc.py"):
                 names = {n.attr for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Attribute)}
                 assert not names & makers, f"{file.relative_to(ROOT)} makes a channel of its own"
+
+
+# -- replicas ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("cloud.example:1", [("cloud.example", 1)]),
+        ("10.0.0.1:1, 10.0.0.2:2", [("10.0.0.1", 1), ("10.0.0.2", 2)]),
+        ("localhost:1,127.0.0.2:2,localhost:1", [("127.0.0.1", 1), ("127.0.0.2", 2)]),
+        ("[::1]:1,[fe80::1]:2", [("::1", 1), ("fe80::1", 2)]),
+    ],
+)
+def test_addresses_of_replicas(text, found):
+    assert list(parse_addresses(text, "--server 127.0.0.1:50051")) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a.example:1,b.example:1", "one name that resolves to all"),
+        ("10.0.0.1:1,[::1]:1", "not all IPv4 or all IPv6"),
+        ("10.0.0.1:1,", "not HOST:PORT"),
+        ("10.0.0.1:1,10.0.0.2", "the port is missing"),
+    ],
+)
+def test_addresses_that_are_no_replicas(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_addresses(text, "--server 127.0.0.1:50051")
+
+
+class NameServer:
+    """Answers every question of DNS (RFC 1035) for an A record with the same addresses."""
+
+    def __init__(self, *addresses):
+        self.addresses, self.asked = addresses, 0
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                query, where = self.socket.recvfrom(512)
+            except OSError:
+                return
+            end = query.index(b"\0", 12) + 5
+            (kind,) = struct.unpack(">H", query[end - 4 : end - 2])
+            found = self.addresses if kind == 1 else ()
+            self.asked += bool(found)
+            answers = b"".join(
+                b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(address) for address in found
+            )
+            header = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0)
+            self.socket.sendto(header + query[12:end] + answers, where)
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Two servers on one port of two addresses, each of which says where it is; and the port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    made = {}
+    for host in ("127.0.0.1", "127.0.0.2"):
+        made[host] = grpc.server(ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+        handler = grpc.unary_unary_rpc_method_handler(lambda _, context, host=host: host.encode())
+        made[host].add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", {"Ask": handler}),))
+        assert made[host].add_insecure_port(f"{host}:{port}")
+        made[host].start()
+    yield made, port
+    for server in made.values():
+        server.stop(0).wait()
+
+
+def _who(addresses):
+    """Those that answer on thirty channels."""
+    found = set()
+    for _ in range(30):
+        with channel(addresses) as opened:
+            found.add(opened.unary_unary("/x.Y/Ask")(b"", timeout=20).decode())
+    return found
+
+
+def test_a_list_of_addresses_is_balanced(two):
+    servers, port = two
+    addresses = parse_addresses(f"127.0.0.1:{port},127.0.0.2:{port}", "--server 127.0.0.1:50051")
+    assert _who(addresses) == set(servers)
+    servers["127.0.0.1"].stop(0).wait()
+    assert _who(addresses) == {"127.0.0.2"}
+
+
+def test_a_name_of_several_addresses_is_balanced(two, monkeypatch):
+    """As a headless service of an orchestrator is: one name, one port, an address a replica."""
+    servers, port = two
+    names = NameServer("127.0.0.1", "127.0.0.2")
+    monkeypatch.setattr(channels, "_DNS", f"dns://127.0.0.1:{names.port}/")
+    address = Address("replicas.example", port)
+    try:
+        assert _who(address) == set(servers) and names.asked
+        servers["127.0.0.1"].stop(0).wait()
+        assert _who(address) == {"127.0.0.2"}
+    finally:
+        names.socket.close()

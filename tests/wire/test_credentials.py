@@ -159,8 +159,10 @@ def test_without_the_token_nothing_but_health_answers():
         assert _asked(port, ClientCredentials(token=TOKEN)) == b"answer"
         for wrong in (None, TOKEN[:-1], TOKEN + "0", TOKEN.upper()):
             assert _asked(port, ClientCredentials(token=wrong)) == grpc.StatusCode.UNAUTHENTICATED
-        assert _asked(port, ClientCredentials(), "/x.Y/None") == grpc.StatusCode.UNIMPLEMENTED
-        assert serving.refused == 4
+        # a stranger does not learn what there is
+        assert _asked(port, ClientCredentials(), "/x.Y/None") == grpc.StatusCode.UNAUTHENTICATED
+        assert _asked(port, ClientCredentials(token=TOKEN), "/x.Y/None") == grpc.StatusCode.UNIMPLEMENTED
+        assert serving.refused == 5
         with ClientCredentials().channel(Address("127.0.0.1", port)) as channel:
             status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
             assert status == health_pb2.HealthCheckResponse.SERVING

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_server.peers import Peers, host_of_peer
+from splitsight.wire.peers import Peers, host_of_peer
 from splitsight.wire.tensors import WireError
 
 

@@ -1,4 +1,4 @@
-"""What one peer may ask of the server: streams at once, and frames a second.
+"""What one peer may ask of a server: streams at once, and frames a second.
 
 A peer is a network address, since whoever can open one session can open many. The rate is kept by the generic cell
 rate algorithm (ITU-T I.371): a frame is due ``1/rate`` seconds after the one before, and a burst of ``rate`` frames,
@@ -19,6 +19,8 @@ from splitsight.wire.tensors import WireError
 
 __all__ = ["Peers", "host_of_peer"]
 
+_CLOCKS = 64  # kept for peers without a stream before those that have run out are looked for
+
 
 def host_of_peer(peer: str) -> str:
     """The address without its port out of what gRPC calls a peer: ``ipv4:10.0.0.1:4711``, ``ipv6:[::1]:4711``."""
@@ -26,7 +28,10 @@ def host_of_peer(peer: str) -> str:
 
 
 class Peers:
-    """Counts and clocks, one a peer; forgotten when its last stream ends.
+    """Counts and clocks, one a peer.
+
+    A count is forgotten when the peer's last stream ends, a clock only when it has run out: whoever could shed it by
+    connecting again would have a new burst each time.
 
     Args:
         streams: of one peer at once, ≥ 1.
@@ -59,7 +64,9 @@ class Peers:
             self._open[host] -= 1
             if not self._open[host]:
                 del self._open[host]
-                self._due.pop(host, None)
+            if len(self._due) > 2 * len(self._open) + _CLOCKS:
+                now = self._clock()
+                self._due = {peer: due for peer, due in self._due.items() if due > now}
 
     def wait(self, peer: str) -> float:
         """Seconds to wait before a peer's next frame may be read; it counts as read then."""
