@@ -250,7 +250,7 @@ class Bench:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
-        measured = self.scorer.measure(stored, originals, index)
+        measured = self.scorer.measure(stored, originals, index, models.target.answers)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
         asked = network or models.asked(self.believed(cell))
         rows = []
