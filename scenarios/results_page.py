@@ -35,7 +35,8 @@ _INTRODUCTION = (
     "in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often "
     "the original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a "
     "person would ask are the last two. Where a fifth figure follows, it is how often the attacked network itself gives "
-    "the reconstruction the answer that it gives the original. Rows say which weights made them; figures of other weights are not comparable."
+    "the reconstruction the answer that it gives the original. Rows say which weights made them; figures of other "
+    "weights are not comparable."
 )
 _ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
 

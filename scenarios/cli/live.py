@@ -14,6 +14,7 @@ from scenarios.cli.guard import guarded, load
 from scenarios.cli.options import (
     SOLVERS,
     AttackOption,
+    AutoSplit,
     Ca,
     ClientCert,
     ClientKey,
@@ -72,7 +73,7 @@ def demo(
     video: Video = None,
     target: Target = "resnet18",
     input_size: InputSize = None,
-    split: Split = "L8",
+    split: AutoSplit = "L8",
     weights: Weights = None,
     prior: Prior = "small",
     inversion: Inversion = None,

@@ -14,6 +14,7 @@ from splitsight.errors import UserError
 __all__ = [
     "SOLVERS",
     "AttackOption",
+    "AutoSplit",
     "Ca",
     "ClientCert",
     "ClientKey",
@@ -77,7 +78,7 @@ Target = Annotated[
     str,
     typer.Option(
         help="Network that is split: one of `splitsight list targets`, torchvision:NAME, timm:NAME, "
-        "transformers:FOLDER, or MODULE:CALLABLE (also FILE.py:CALLABLE) of your own."
+        "transformers:FOLDER, yolov2:FOLDER, or MODULE:CALLABLE (also FILE.py:CALLABLE) of your own."
     ),
 ]
 InputSize = Annotated[
@@ -89,6 +90,13 @@ InputSize = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
+AutoSplit = Annotated[
+    str,
+    typer.Option(
+        help="Split point; see `splitsight list splits`; auto: the one where the fewest bytes cross of those at which "
+        "the edge does at most 60 % of the operations."
+    ),
+]
 Prior = Annotated[
     str,
     typer.Option(

@@ -238,7 +238,7 @@ class Target:
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
-        """Images ``(B, 3, H, W)`` in [0, 1] → the class of the best answer to each, ``(B,)``; −1 where there is none."""
+        """Images ``(B, 3, H, W)`` in [0, 1] → class of the best answer to each, ``(B,)``; −1 where there is none."""
         best = [reading.best() for reading in self.task.read(self.model(self.preprocess(images.to(self.device))))]
         return torch.tensor([-1 if label is None else label.index for label in best])
 

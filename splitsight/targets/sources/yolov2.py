@@ -11,10 +11,10 @@ wrote of the state dict) has the weights::
 
 Names of the weights are torchvision's for the body (``conv1.weight``, ``bn1.…``, ``layer1.0.conv1.weight`` …
 ``layer4.2.…``, a ResNet-50 without its ``fc``) and, behind it, ``detector.0`` (1×1 convolution ``.0`` to ``hidden``
-channels, batch norm ``.1``, leaky ReLU), ``detector.1`` (likewise, 3×3) and ``detector.2`` (1×1 convolution with bias, to
-A · (5 + C) channels). Its output is read as :mod:`splitsight.yolov2` says: anchor by anchor t_x, t_y, t_w, t_h, t_o and C
-scores. ``width`` is the number of channels after the stem, ``dilated`` keeps the last maps twice as large (cells of 16 pixels).
-What ``splitsight train target yolo-small`` leaves under ``model/`` is such a folder.
+channels, batch norm ``.1``, leaky ReLU), ``detector.1`` (likewise, 3×3) and ``detector.2`` (1×1 convolution with bias,
+to A · (5 + C) channels). Its output is read as :mod:`splitsight.yolov2` says: anchor by anchor t_x, t_y, t_w, t_h, t_o
+and C scores. ``width`` is the number of channels after the stem, ``dilated`` keeps the last maps twice as large (cells
+of 16 pixels). What ``splitsight train target yolo-small`` leaves under ``model/`` is such a folder.
 """
 
 from __future__ import annotations
