@@ -34,9 +34,9 @@ _INTRODUCTION = (
     "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR "
     "in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often "
     "the original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a "
-    "person would ask are the last two. Where a fifth figure follows, it is how often the attacked network itself gives "
-    "the reconstruction the answer that it gives the original. Rows say which weights made them; figures of other "
-    "weights are not comparable."
+    "person would ask are the last two. Where a fifth figure follows, it is how often the attacked network itself "
+    "gives the reconstruction the answer that it gives the original. Rows say which weights made them; figures of "
+    "other weights are not comparable."
 )
 _ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
 
