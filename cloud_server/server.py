@@ -120,8 +120,8 @@ async def _run(
         await checker.set(name, health_pb2.HealthCheckResponse.SERVING)
     log.info("ready", target=options.target, split=options.split, port=port, tap_port=tap_port)
     ready = {"event": "ready", "port": port, "tap_port": tap_port, "metrics_port": metrics_port}
-    tap = "" if tap_port is None else f", its tap on port {tap_port}"
-    announce(ready, f"serving {options.target} at {options.split} on port {port}{tap}; stays up until Ctrl-C")
+    with_tap = "" if tap_port is None else f", its tap on port {tap_port}"
+    announce(ready, f"serving {options.target} at {options.split} on port {port}{with_tap}; stays up until Ctrl-C")
 
     await stop.wait()
     log.info("draining", signal=signals[0].name if signals else None)

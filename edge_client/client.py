@@ -28,7 +28,7 @@ from edge_client.report import Report
 from splitsight.errors import UserError
 from splitsight.network import load_profile
 from splitsight.network.relay import Relay
-from splitsight.video import FrameSource, VideoFrame, open_source
+from splitsight.video import FrameSource, open_source
 from splitsight.wire.channels import Address, parse_addresses
 from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 from splitsight.wire.operator import OperatorOptions, served

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from adversary.priors.prior import EMBEDDED
 from adversary.prompts import embed_prompts, solve_with_prompts
 from scenarios.attack_page import write_page
 from scenarios.evaluation import asked_beside, labels_for, load_evaluators, named
+from scenarios.splits.auto import AUTO, auto_split
 from scenarios.workbench import Workbench
 from splitsight.data import load_images, to_pixels, to_tensor, write_png
 from splitsight.devices import device_name
@@ -214,7 +216,7 @@ def run_attack(
         video: path or URL; sampled at ``fps``.
         recording: folder written by a tap's adversary.
         target: attacked network.
-        split: a cut of it.
+        split: a cut of it; ``auto`` for that of the recording, or else :func:`~scenarios.splits.auto.auto_split`'s.
         defense: what the edge does to the features; nothing by default. A recording says itself what was done.
         adaptive: whether the attacker was told the defence; if not, he believes that there is none.
         static: with images, how often each is sent, by an edge in front of a scene that stands still; averaged.
@@ -266,6 +268,13 @@ def run_attack(
     if threads:
         torch.set_num_threads(threads)
     name = target_name(target)
+    models = Workbench(target, weights=weights, prior=prior, inversion=inversion, device=device)
+    if split == AUTO:
+        if recording is not None:
+            split = Recording.open(recording).session.about.split
+        else:
+            split, says = auto_split(models.target)
+            print(f"splitsight: {says}", file=sys.stderr)
     attack = ATTACKS.get(method).configured(setting, target=name, split=split, changes=changes)
     needs_network = "network" in attack.needs
     if prompts is not None and not attack.text:
@@ -274,7 +283,6 @@ def run_attack(
         raise UserError(f"{method} has no use for --network: leave it out, or choose a black-box method")
     if "pipeline" not in attack.needs | attack.uses and prompts is not None and len(prompts) > 1:
         raise UserError(f"{method} cannot tell which prompt fits best, since it has no F1: give one --prompt")
-    models = Workbench(target, weights=weights, prior=prior, inversion=inversion, device=device)
     if images is not None:
         found = load_images(images, models.target.input_size, limit)
         times = [i * stride for i in range(len(found))]

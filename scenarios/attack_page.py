@@ -51,7 +51,7 @@ def write_page(out: Path, summary: Summary, rows: Sequence[Mapping[str, Any]], c
 {escape(str(config["defense"]))}, is all that {escape(str(config["method"]))} was given of {len(rows)} images.</p>
 <figure><img alt="Originals, where known, above reconstructions" src="{inlined(out / "grid.png")}"></figure>
 <h2>Figures</h2>
-<div class="card">{methods_table(plain, "method")}</div>
+<div class="card scroll">{methods_table(plain)}</div>
 <p class="lead">Means over images with 95 % intervals.{matching(plain)}</p>
 <div class="card"><details><summary>All {len(rows)} images</summary>{_images(rows, shown)}</details></div>
 <h2>Run and environment</h2><div class="card">

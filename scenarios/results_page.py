@@ -29,12 +29,14 @@ README = Path("README.md")
 RESULTS = Path(__file__).parent / "results"
 """Rows of one run a file."""
 
-_SHOWN = ("psnr", "ssim", "recognised", "matched_top1")
+_SHOWN = ("psnr", "ssim", "recognised", "matched_top1", "own_answer")
 _INTRODUCTION = (
     "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR "
     "in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often "
     "the original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a "
-    "person would ask are the last two. Rows say which weights made them; figures of other weights are not comparable."
+    "person would ask are the last two. Where a fifth figure follows, it is how often the attacked network itself "
+    "gives the reconstruction the answer that it gives the original. Rows say which weights made them; figures of "
+    "other weights are not comparable."
 )
 _ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
 
@@ -48,27 +50,35 @@ def _metrics(names: Sequence[str]) -> list[Metric]:
     return [metric for metric in metrics_named(names) if metric.name in _SHOWN]
 
 
-def _cell(summary: CellSummary) -> str:
+def _cell(summary: CellSummary, eq14: bool) -> str:
     shown = [(metric, summary.interval(metric.name)) for metric in _metrics(_SHOWN)]
     texts = [metric.text(value.mean, unit=metric.kind == "share") for metric, value in shown if value is not None]
-    return f"{' / '.join(texts[:2])}{''.join(f' · {text}' for text in texts[2:])}"
+    own = summary.interval("psnr_eq14") if eq14 else None
+    theirs = "" if own is None or own.mean is None else f" ({own.mean:.1f})"
+    return f"{' / '.join(texts[:2])}{theirs}{''.join(f' · {text}' for text in texts[2:])}"
 
 
 def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
     splits = list(dict.fromkeys(cell.split for cell in cells))
     labels = list(dict.fromkeys((cell.label, cell.prompt, cell.defense) for cell in cells))
     several = len({defense for _, _, defense in labels}) > 1
-    yield "| PSNR / SSIM · recognised · found first | " + " | ".join(splits) + " | images |"
+    # the paper's measure stands beside ours only where there is something of the paper to compare with
+    eq14 = any("psnr_eq14" in row.figures and row.split in splits for row in scenario.paper)
+    heading = "PSNR / SSIM" + " (PSNR eq. 14)" * eq14 + " · recognised · found first"
+    heading += " · own answer kept" * any(cell.interval("own_answer") is not None for cell in cells)
+    yield f"| {heading} | {' | '.join(splits)} | images |"
     yield "| --- |" + " --- |" * (len(splits) + 1)
     for label, prompt, defense in labels:
         own = {c.split: c for c in cells if (c.label, c.prompt, c.defense) == (label, prompt, defense)}
         behind = f", {defense}" if several else ""
         counts = sorted({cell.n for cell in own.values()})
-        row = [_cell(own[split]) if split in own else "" for split in splits]
+        row = [_cell(own[split], eq14) if split in own else "" for split in splits]
         yield f"| {label}{behind} | {' | '.join(row)} | {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} |"
-    for row in scenario.paper:
-        if row.split is None or row.split in splits:
-            yield f"| *{row.label}, the paper's* | " + " | ".join(_paper(row, split) for split in splits) + " | |"
+    theirs = [row for row in scenario.paper if row.split is None or row.split in splits]
+    for label in dict.fromkeys(row.label for row in theirs):
+        rows = [row for row in theirs if row.label == label]
+        row = ["; ".join(filter(None, (_paper(one, split) for one in rows))) for split in splits]
+        yield f"| *{label}, the paper's* | {' | '.join(row)} | |"
 
 
 def _paper(row: PaperRow, split: str) -> str:

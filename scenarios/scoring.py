@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,16 +49,26 @@ class Scorer:
             self._pools[evaluator.name] = torch.cat(parts)
         return self._pools[evaluator.name][np.concatenate([[self._inputs.places[image]], rivals])]
 
-    def measure(self, images: Tensor, originals: Tensor, index: Sequence[int]) -> dict[str, list[Any]]:
+    def measure(
+        self,
+        images: Tensor,
+        originals: Tensor,
+        index: Sequence[int],
+        network: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, list[Any]]:
         """Every metric of every image, by column, and ``gallery``, the number of images that it was found among.
 
         Args:
             images: reconstructions ``(B, 3, H, W)`` in [0, 1], eight bits deep; NaN where an attack failed.
             originals: likewise.
             index: B positions among the inputs.
+            network: the attacked one, as :class:`~splitsight.metrics.Batch` has it.
         """
         plain = Batch(
-            reconstruction=images, original=originals, label=torch.from_numpy(self._inputs.labels[list(index)])
+            reconstruction=images,
+            original=originals,
+            label=torch.from_numpy(self._inputs.labels[list(index)]),
+            network=network,
         )
         found = measure(self.metrics, plain)
         found |= asked(

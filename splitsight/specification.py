@@ -4,6 +4,7 @@
 ``resnet18``                    a registered family (``splitsight list targets``)
 ``torchvision:resnet50``        of a library: torchvision's classifiers, ``timm:NAME``, ``transformers:FOLDER`` (or the
                                 id of one that is in the cache)
+``yolov2:FOLDER``               a detector in a folder, see :mod:`splitsight.targets.sources.yolov2`
 ``package.module:build``        a callable of a module that Python finds from here; ``nets/mine.py:build``, of a file
 ``…@96``                        any but the first kind, on images of 96 × 96 pixels (what ``--input 96`` adds)
 ==============================  ======================================================================================
@@ -23,9 +24,10 @@ from splitsight.errors import UserError
 
 __all__ = ["LIBRARIES", "Specification", "specify", "target_name"]
 
-LIBRARIES = ("timm", "torchvision", "transformers")
-"""Prefixes of networks out of other libraries."""
+LIBRARIES = ("timm", "torchvision", "transformers", "yolov2")
+"""Prefixes of networks out of other libraries, or of folders in a form of their own."""
 
+_FOLDERS = ("transformers", "yolov2")
 _SIZED = re.compile(r"(.+)@([0-9x]+)", re.DOTALL)
 
 
@@ -73,7 +75,7 @@ class Specification:
             stem = PurePath(module.replace("\\", "/")).name.removesuffix(".py") if module.endswith(".py") else module
             return f"{stem}:{call}{size}"
         what = self.what
-        if self.source == "transformers":
+        if self.source in _FOLDERS:
             what = PurePath(what.replace("\\", "/")).name or what
         return f"{self.source}:{what}{size}"
 

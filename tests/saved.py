@@ -10,6 +10,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from splitsight.captions import build_tokenizer
+from splitsight.targets.yolo_small import ResNet50Yolo
 
 
 def vit(folder, **changes):
@@ -59,6 +61,23 @@ def clip(folder, text=True):
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     if text:
         tokenizer.save_pretrained(folder)
+    return model.eval()
+
+
+def yolov2(folder, file="model.safetensors"):
+    """A tiny random detector, in the form of :mod:`splitsight.targets.sources.yolov2`."""
+    torch.manual_seed(0)
+    model = ResNet50Yolo(2 * (5 + 3), width=4, hidden=8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # blocks that begin as the identity would hide mistakes
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    folder.mkdir(parents=True)
+    config = {"labels": ["cat", "dog", "cow"], "anchors": [[0.2, 0.3], [0.6, 0.5]], "input_size": 64}
+    (folder / "config.json").write_text(json.dumps(config | {"width": 4, "hidden": 8}))
+    if file.endswith(".safetensors"):
+        save_file(model.state_dict(), folder / file)
+    else:
+        torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, folder / file)
     return model.eval()
 
 

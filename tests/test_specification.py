@@ -16,6 +16,7 @@ from splitsight.specification import Specification, specify, target_name
         ("timm:resnet18.a1_in1k@96", "timm", "resnet18.a1_in1k", 96, "timm:resnet18.a1_in1k@96"),
         ("transformers:/srv/nets/vit", "transformers", "/srv/nets/vit", None, "transformers:vit"),
         ("transformers:google/vit-base", "transformers", "google/vit-base", None, "transformers:vit-base"),
+        ("yolov2:runs/garden/", "yolov2", "runs/garden/", None, "yolov2:garden"),
         ("pack.nets:build@3x32x32", "module", "pack.nets:build", 32, "pack.nets:build@32"),
         ("/srv/a@b/nets.py:Net.small@32x32", "module", "/srv/a@b/nets.py:Net.small", 32, "nets:Net.small@32"),
         (r"C:\nets\mine.py:build", "module", r"C:\nets\mine.py:build", None, "mine:build"),

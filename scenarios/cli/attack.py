@@ -10,6 +10,7 @@ import typer
 
 from scenarios.cli.guard import guarded
 from scenarios.cli.options import (
+    AutoSplit,
     Device,
     Evaluators,
     Fps,
@@ -22,7 +23,6 @@ from scenarios.cli.options import (
     Prior,
     Ray,
     Seed,
-    Split,
     Stride,
     Target,
     Threads,
@@ -52,7 +52,7 @@ def attack(
     recording: Annotated[Path | None, typer.Option(help="Folder that a live adversary recorded.")] = None,
     target: Target = "resnet18",
     input_size: InputSize = None,
-    split: Split = "L8",
+    split: AutoSplit = "L8",
     defense: Annotated[
         str | None,
         typer.Option(help="What the edge does to the features; see `splitsight list defenses`; default: nothing."),

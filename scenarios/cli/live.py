@@ -16,6 +16,7 @@ from scenarios.cli.guard import guarded, load
 from scenarios.cli.options import (
     SOLVERS,
     AttackOption,
+    AutoSplit,
     Ca,
     ClientCert,
     ClientKey,
@@ -84,7 +85,7 @@ def demo(
     video: Video = None,
     target: Target = "resnet18",
     input_size: InputSize = None,
-    split: Split = "L8",
+    split: AutoSplit = "L8",
     weights: Weights = None,
     prior: Prior = "small",
     inversion: Inversion = None,
@@ -140,8 +141,8 @@ def demo(
 ) -> None:
     """Play a video through a split network and reconstruct it live at the server's tap.
 
-    Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is printed), and
-    leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
+    Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is
+    printed), and leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
 

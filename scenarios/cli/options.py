@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SOLVERS",
     "AttackOption",
+    "AutoSplit",
     "Ca",
     "ClientCert",
     "ClientKey",
@@ -87,7 +88,7 @@ Target = Annotated[
     str,
     typer.Option(
         help="Network that is split: one of `splitsight list targets`, torchvision:NAME, timm:NAME, "
-        "transformers:FOLDER, or MODULE:CALLABLE (also FILE.py:CALLABLE) of your own."
+        "transformers:FOLDER, yolov2:FOLDER, or MODULE:CALLABLE (also FILE.py:CALLABLE) of your own."
     ),
 ]
 InputSize = Annotated[
@@ -99,6 +100,13 @@ InputSize = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
+AutoSplit = Annotated[
+    str,
+    typer.Option(
+        help="Split point; see `splitsight list splits`; auto: the one where the fewest bytes cross of those at which "
+        "the edge does at most 60 % of the operations."
+    ),
+]
 Prior = Annotated[
     str,
     typer.Option(

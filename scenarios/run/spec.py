@@ -110,7 +110,7 @@ class Cell(_Part):
         static: T, the edge sends each image so many times (a scene that stands still) and the attacker averages.
         count: of the images or windows, only so many first ones; ``None`` for all.
         batch: images solved side by side (a unit of work that a kill costs at most); ``None`` for the scenario's.
-        seconds: an image may take; ``None`` for no limit.
+        seconds: an image may take, on a CPU seconds in which it computes; ``None`` for no limit.
         curve: keep the loss at every step.
         network: file of a black-box attack's network; by default the scenario's ``train`` makes it, and without that
             section it is the package's, or the cache's.

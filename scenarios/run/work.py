@@ -237,8 +237,11 @@ class Bench:
             tapped=self._tapped(cell),
         )
         limit = cell.seconds or scenario.seconds
+        # on a CPU the time in which this thread computes: methods are compared, however busy the machine is
+        clock = time.thread_time if models.device.type == "cpu" else time.monotonic
         callback = Callback(
-            None if limit is None else time.monotonic() + limit * len(index),
+            None if limit is None else clock() + limit * len(index),
+            clock=clock,
             progress=None if step is None else (lambda i, n, loss: step(unit, i, n)),
         )
         answer, words = self._solve(attack, problem, cell, index, callback)
@@ -247,7 +250,7 @@ class Bench:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
-        measured = self.scorer.measure(stored, originals, index)
+        measured = self.scorer.measure(stored, originals, index, models.target.answers)
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
         asked = network or models.asked(self.believed(cell))
         rows = []

@@ -1,7 +1,7 @@
 """The page's web server: pictures, status, exports, and NiceGUI beside them, in a thread of its own.
 
-``GET /live/changed?after=V`` answers as soon as a picture is newer than version V, or a second later, with tag and words
-of every picture. ``GET /live/NAME.jpg`` is the latest of that name, with its tag as ``ETag``; nothing is queued.
+``GET /live/changed?after=V`` answers as soon as a picture is newer than version V, or a second later, with tag and
+words of every picture. ``GET /live/NAME.jpg`` is the latest of that name, with its tag as ``ETag``; nothing is queued.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ __all__ = [
     "register",
 ]
 
-Need = Literal["reconstruction", "original", "label", "evaluator", "gallery"]
+Need = Literal["reconstruction", "original", "label", "evaluator", "gallery", "network"]
 IMAGES: frozenset[Need] = frozenset({"reconstruction", "original"})
 
 
@@ -70,6 +70,7 @@ class Batch:
         evaluator: independent classifier.
         gallery: position in the batch → features in the evaluator's space, ``(G, F)``, of the images among which the
             original is looked for, itself first; ``None`` where it has no others.
+        network: the attacked one, images ``(B, 3, H, W)`` in [0, 1] → class of its best answer ``(B,)``, −1 for none.
     """
 
     reconstruction: Tensor
@@ -77,6 +78,7 @@ class Batch:
     label: Tensor | None = None
     evaluator: Classifier | None = None
     gallery: Callable[[int], Tensor | None] | None = None
+    network: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.reconstruction)

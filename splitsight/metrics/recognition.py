@@ -3,6 +3,8 @@
 * ``recognised``: it is put into its own class (or, where that is unknown, into what the original is put into).
 * ``matched_top1``, ``matched_top5``: its original is the first, or among the first five, of a gallery by similarity in
   the evaluator's penultimate features; see :mod:`splitsight.metrics.retrieval`. Rows hold the rank.
+* ``own_answer``: the attacked network itself puts it into what it puts the original into. It is no independent witness,
+  since what fits its features looks right to it; it says what the reconstruction is worth to that network.
 * ``lite0_distance``: the perceptual distance that the evaluator ``efficientnet-lite0`` has of its own.
 """
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from splitsight.metrics.metric import Batch, Metric, register
 from splitsight.metrics.retrieval import matched
 
-__all__ = ["lite0_distance", "rank", "recognised"]
+__all__ = ["lite0_distance", "own_answer", "rank", "recognised"]
 
 
 def rank(batch: Batch) -> list[int | None]:
@@ -84,5 +86,28 @@ register(
         side="perception",
         place=21,
         only="efficientnet-lite0",
+    )
+)
+
+
+def own_answer(batch: Batch) -> list[bool | None]:
+    """Whether the attacked network sees each reconstruction as what it sees the original as; ``None`` for nothing."""
+    assert batch.network is not None
+    whole = ~batch.reconstruction.isnan().flatten(1).any(1)
+    seen, said = batch.network(batch.reconstruction.nan_to_num()).tolist(), batch.network(batch.original).tolist()
+    return [None if b < 0 else a == b and w for a, b, w in zip(seen, said, whole.tolist(), strict=True)]
+
+
+register(
+    Metric(
+        name="own_answer",
+        title="own answer kept",
+        fn=own_answer,
+        needs=frozenset({"reconstruction", "original", "network"}),
+        kind="share",
+        digits=1,
+        side="perception",
+        plotted=False,
+        place=45,
     )
 )

@@ -23,7 +23,7 @@ from splitsight.files import write_text
 from splitsight.photographs import Photographs
 from splitsight.recipes import MEAN, RECIPES, STD, Draw, Options, Recipe
 from splitsight.targets import Normalize
-from splitsight.targets.yolo_small import SmallYolo
+from splitsight.targets.yolo_small import SHAPE, SmallYolo
 from splitsight.tasks.detect import Detect, Found
 from splitsight.yolov2 import YoloV2
 
@@ -163,13 +163,14 @@ class YoloSmallRecipe(Recipe):
         return {name: float(value) for name, value in self._task.utility(outputs, _truth(held)).items()}
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """``model.safetensors`` and ``config.json``."""
+        """``model.safetensors`` and ``config.json``, as :mod:`splitsight.targets.sources.yolov2` reads them."""
         save_weights(folder / "model.safetensors", model.state_dict(), eight_bit=kernels(model))
         config = {
             "architecture": "yolo-small",
             "labels": list(GROUPS),
             "anchors": _ANCHORS,
             "input_size": self.size,
+            **SHAPE,
             "mean": MEAN,
             "std": STD,
         }

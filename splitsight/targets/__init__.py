@@ -236,6 +236,12 @@ class Target:
         """What crosses a cut, in order, without batch dimension."""
         return list(self.cut(point).specs)
 
+    @torch.no_grad()
+    def answers(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` in [0, 1] → class of the best answer to each, ``(B,)``; −1 where there is none."""
+        best = [reading.best() for reading in self.task.read(self.model(self.preprocess(images.to(self.device))))]
+        return torch.tensor([-1 if label is None else label.index for label in best])
+
     @property
     def device(self) -> torch.device:
         """Where its weights are."""

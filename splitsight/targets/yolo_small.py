@@ -1,9 +1,10 @@
-"""A detector in the manner of YOLOv2 (Redmon and Farhadi, 2017) on the small ResNet-50, for 64×64 images.
+"""Detectors in the manner of YOLOv2 (Redmon and Farhadi, 2017) on a ResNet-50, and the small one for 64×64 images.
 
-The body is :class:`~splitsight.targets.resnet50_small.NarrowResNet50`, whose last blocks keep 4×4 maps by dilation, so
-that a cell covers 16 pixels of the image; a 1×1 and a 3×3 convolution read it, and a last one answers for five anchors
-a cell (:mod:`splitsight.yolov2`). There is no connection from finer maps past the last blocks, so that one tensor
-crosses every split point; these are the ResNet-50's: L12, L24, L36, L48.
+The body is a ResNet-50; a 1×1 and a 3×3 convolution read its last maps, and a last 1×1 one answers for the anchors of
+each cell (:mod:`splitsight.yolov2`). There is no connection from finer maps past the last blocks, so that one tensor
+crosses every split point; these are the ResNet-50's: L12, L24, L36, L48. In the small one the last blocks keep 4×4 maps
+by dilation, so that a cell covers 16 pixels of the image. A detector of any size loads from a folder:
+:mod:`splitsight.targets.sources.yolov2`.
 """
 
 from __future__ import annotations
@@ -20,25 +21,29 @@ from splitsight.targets.resnet50_small import POINTS, WIDTH, NarrowResNet50, blo
 from splitsight.tasks.detect import Detect
 from splitsight.yolov2 import YoloV2
 
-__all__ = ["SmallYolo", "YoloSmall"]
+__all__ = ["SHAPE", "ResNet50Yolo", "SmallYolo", "YoloSmall"]
 
-_HIDDEN = 128
+SHAPE = {"width": WIDTH, "hidden": 128, "dilated": True}
+"""Of the small one, as :class:`ResNet50Yolo` takes it."""
 
 
-class SmallYolo(NarrowResNet50):
-    """The network with random weights: normalised ``(B, 3, 64, 64)`` → ``(B, outputs, 4, 4)``.
+class ResNet50Yolo(NarrowResNet50):
+    """A detector with random weights: normalised ``(B, 3, S, S)`` → ``(B, outputs, S/32, S/32)``.
 
     Args:
         outputs: channels of the answer.
+        width: channels after the body's stem, 64 in ResNet-50.
+        hidden: channels of the convolutions that read its last maps.
+        dilated: answers for S/16 × S/16 cells, by dilation of the last blocks.
     """
 
-    def __init__(self, outputs: int) -> None:
-        super().__init__(1, dilated=True)
+    def __init__(self, outputs: int, width: int = 64, hidden: int = 1024, *, dilated: bool = False) -> None:
+        super().__init__(1, width, dilated=dilated)
         del self.avgpool, self.fc
         self.detector = nn.Sequential(
-            Conv2dNormActivation(32 * WIDTH, _HIDDEN, 1, activation_layer=nn.LeakyReLU),
-            Conv2dNormActivation(_HIDDEN, _HIDDEN, 3, activation_layer=nn.LeakyReLU),
-            nn.Conv2d(_HIDDEN, outputs, 1),
+            Conv2dNormActivation(32 * width, hidden, 1, activation_layer=nn.LeakyReLU),
+            Conv2dNormActivation(hidden, hidden, 3, activation_layer=nn.LeakyReLU),
+            nn.Conv2d(hidden, outputs, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +62,22 @@ class SmallYolo(NarrowResNet50):
         if set(body) != {k for k in own if not k.startswith("detector.")}:
             raise RuntimeError("not the weights of a small ResNet-50")
         return own | body
+
+    def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
+        """``(F1, F2)`` after any of the body's blocks, named as the literature or as the body does."""
+        halves = blocks(self, point)
+        return None if halves is None else (halves[0], nn.Sequential(*halves[1], self.detector))
+
+
+class SmallYolo(ResNet50Yolo):
+    """The small one: normalised ``(B, 3, 64, 64)`` → ``(B, outputs, 4, 4)``.
+
+    Args:
+        outputs: channels of the answer.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs, **SHAPE)
 
 
 @TARGETS.register("yolo-small")
@@ -83,7 +104,4 @@ class YoloSmall(Target):
 
     def halves(self, point: str) -> tuple[nn.Module, nn.Module] | None:
         """After any of the body's blocks."""
-        halves = blocks(self.model, point)
-        if halves is None:
-            return None
-        return halves[0], nn.Sequential(*halves[1], self.model.detector)
+        return self.model.halves(point)

@@ -22,7 +22,8 @@ from splitsight.metrics import (
     proportion_interval,
 )
 
-NAMES = ["psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5"]
+NAMES = ["psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5", "own_answer"]
+ASKED = NAMES[4:7]
 
 
 class Evaluator:
@@ -55,16 +56,16 @@ def brightness(monkeypatch):
 
 def test_those_that_ship_in_the_order_of_their_columns():
     assert [m.name for m in metrics(["mbconv"])] == NAMES
-    assert [m.name for m in metrics()] == NAMES[:4]
+    assert [m.name for m in metrics()] == [*NAMES[:4], "own_answer"]
     assert [m.heading for m in metrics(["x"])] == [
-        *("PSNR, dB", "PSNR eq. 14", "SSIM", "LPIPS", "recognised", "found first", "found in five")
+        *("PSNR, dB", "PSNR eq. 14", "SSIM", "LPIPS", "recognised", "found first", "found in five", "own answer kept")
     ]
     assert {m.name for m in metrics(["x"]) if m.better == "lower"} == {"lpips"}
 
 
 def test_several_evaluators_the_first_without_its_name():
     found = metrics(["a", "b"])
-    assert [m.name for m in found if m.evaluator == "a"] == NAMES[4:]
+    assert [m.name for m in found if m.evaluator == "a"] == ASKED
     assert [(m.name, m.column, m.title) for m in found if m.evaluator == "b"] == [
         ("recognised:b", "recognised:b", "recognised (b)"),
         ("matched_top1:b", "match_rank:b", "found first (b)"),
