@@ -8,6 +8,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,6 @@ from scenarios.web.judge import Judge
 from scenarios.web.run import WebRun
 from scenarios.web.server import WebServer
 from scenarios.web.state import Board, Requests
-from splitsight import evaluators
 from splitsight.errors import UserError
 from splitsight.wire.credentials import ServerCredentials, read_token
 
@@ -45,8 +45,8 @@ def run_with_page(options: DemoOptions, out: Path) -> Path:
     credentials.check("page", "let anyone on the network steer it", options.host)
     first = check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    board, requests = Board(), Requests()
-    judge = Judge(evaluators.load() if evaluators.EMBEDDED in evaluators.evaluator_names() else None)
+    options = replace(options, split=first[0].split)
+    board, requests, judge = Board(), Requests(), Judge()
     with interruptible(), terminate_as_interrupt(), _operator_token() as token_file:
         children = Supervisor(out / "logs")
         run = WebRun(options, out, *first, judge, board, requests, token_file)

@@ -146,6 +146,7 @@ def stated(run: WebRun) -> dict[str, Any]:
     if part is None:
         return status
     status["defense"] = part.session.defense
+    status["warning"] = part.warning
     rows = part.join.rows()
     answered = [row for row in rows if row.answered]
     status["frames"] = len(answered)
