@@ -21,5 +21,5 @@ def test_a_page_for_others_needs_token_and_tls(tmp_path, host, token):
 def test_a_short_token(tmp_path):
     path = tmp_path / "token"
     path.write_text("short")
-    with pytest.raises(UserError, match="the page's token in .* has 5 characters: give at least 16"):
+    with pytest.raises(UserError, match=r"the page's token in .* has 5 characters: give at least 16"):
         run_with_page(DemoOptions(token_file=path), tmp_path / "run")
