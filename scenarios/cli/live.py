@@ -137,8 +137,8 @@ def demo(
 ) -> None:
     """Play a video through a split network and reconstruct it live at the server's tap.
 
-    Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is printed), and
-    leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
+    Starts a cloud server, an adversary and an edge client, shows what each sees on a live page whose address it prints,
+    and leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
 
@@ -329,6 +329,7 @@ def edge(
     network_seed: Annotated[
         int | None, typer.Option(help="Seed of the network's jitter and losses; default: another one each time.")
     ] = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Begin paused, until the operator has it go on.")] = False,
     session_id: Annotated[str | None, typer.Option(help="Name of the session; default: a random one.")] = None,
     operator_port: OperatorPort = None,
     operator_host: OperatorHost = "127.0.0.1",
@@ -367,6 +368,7 @@ def edge(
             network=network,
             network_seed=network_seed,
             session_id=session_id,
+            paused=paused,
             operator=operated(operator_port, operator_host, operator_token_file, operator_cert, operator_key),
         ),
         _warned,

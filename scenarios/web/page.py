@@ -128,7 +128,7 @@ class _Page:
         with _section("The same frame at each split point"):
             ui.html(part("sweep"), sanitize=False)
             with ui.element("div").classes("row"):
-                _button("Take the newest frame", self._take_frame)
+                _button("Reconstruct the newest frame at each split point", self._take_frame)
                 self._sweep_says = ui.label("").classes("soft").props('role="status"')
 
     def _export(self) -> None:
