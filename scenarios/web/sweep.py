@@ -3,7 +3,7 @@
 A process of its own at low priority (``python -m scenarios.web.sweep``), so that neither the stream nor the page feels
 it. It reads one JSON object a line: ``{"of": any, "frame": PNG, "target": …, "weights": …, "threat": …, "defense": …,
 "prior": …}``; for each split point that has a network for previews it prints ``{"of": …, "split": …, "file": PNG}``,
-then ``{"of": …, "done": N}``. It ends when its input does, with the page that it belongs to. What it has loaded it keeps.
+then ``{"of": …, "done": N}``. It ends when its input does, and keeps what it has loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 __all__ = ["Sweep", "reconstructions"]
 
-_NICE = 15
+_NICE = 5
 
 
 @cache
