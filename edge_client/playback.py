@@ -16,18 +16,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from splitsight.errors import UserError
-from splitsight.recording import Recording
 from splitsight.video import FrameSource, open_source
 from splitsight.wire.operator import only
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec
 from splitsight.wire.v1 import operator_pb2 as pb
 from splitsight.wire.v1 import tensor_pb2
+
+if TYPE_CHECKING:
+    from splitsight.recording import Recording
 
 __all__ = ["Clock", "Player", "Shot", "is_recording"]
 
@@ -282,6 +284,8 @@ def _recorded(folder: Path, about: tuple[SessionDescription, CodecSpec] | None) 
     Raises:
         UserError: it cannot be read, or is of another session than this edge's.
     """
+    from splitsight.recording import Recording  # brings what reads Parquet, which few edges need
+
     recording = Recording.open(folder)
     session = recording.session
     if about is not None:

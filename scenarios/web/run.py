@@ -136,6 +136,7 @@ class WebRun:
         self._stop = False
         self._listed: tuple[float, list[dict[str, str]]] = -_LISTED_S, []
         self._children: Supervisor
+        self._tell()
 
     @property
     def part(self) -> _Part | None:
