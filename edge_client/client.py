@@ -82,6 +82,7 @@ class EdgeOptions:
         network: the connection is shaped like this network, a name or a YAML file; ``None`` leaves it as it is.
         network_seed: of the network's jitter and losses; ``None`` for a random one.
         operator: where somebody may pause it, play something else …; ``None`` for nowhere.
+        paused: begin paused, until the operator has it go on.
     """
 
     server: str
@@ -112,6 +113,7 @@ class EdgeOptions:
     network: str | None = None
     network_seed: int | None = None
     operator: OperatorOptions | None = None
+    paused: bool = False
 
     def check(self) -> None:
         """Refuses values that make no sense.
@@ -133,6 +135,8 @@ class EdgeOptions:
                 raise UserError(f"{name} must be 0 seconds or more, not {seconds:g}")
         if self.network is not None:
             load_profile(self.network)
+        if self.paused and self.operator is None:
+            raise UserError("an edge that begins paused needs an operator who has it go on: give --operator-port, too")
 
 
 @dataclass
@@ -489,6 +493,7 @@ def _stream(
     try:
         started = time.monotonic()
         player.begin()
+        player.clock.change(paused=options.paused)
         with served(_Steered(player, link, report), options.operator):
             while (shot := player.next(link.room, stop.event.is_set)) is not None:
                 if spending.spent and shot.features is None:

@@ -16,18 +16,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from splitsight.errors import UserError
-from splitsight.recording import Recording
 from splitsight.video import FrameSource, open_source
 from splitsight.wire.operator import only
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec
 from splitsight.wire.v1 import operator_pb2 as pb
 from splitsight.wire.v1 import tensor_pb2
+
+if TYPE_CHECKING:
+    from splitsight.recording import Recording
 
 __all__ = ["Clock", "Player", "Shot", "is_recording"]
 
@@ -139,6 +141,7 @@ class Player:
         self._steps = 0
         self._playing = _Playing(name, _images(source), source)
         self._next_up: _Playing | None = None
+        self._held: _Raw | None = None  # read, and not due yet
         self._opened: list[FrameSource] = []
         self._start, self._start_us = now(), epoch_us()
         self.about: tuple[SessionDescription, CodecSpec] | None = None
@@ -196,31 +199,31 @@ class Player:
         Raises:
             UserError: a source fails.
         """
-        held: _Raw | None = None
         while not stopped():
             with self._changed:
                 if self._next_up is not None:
-                    self._playing, self._next_up, held = self._next_up, None, None
+                    self._playing, self._next_up, self._held = self._next_up, None, None
                     self.clock.restart()
                     # another speed than that of stored clips means nothing to a camera
                     if self._playing.source is not None and self._playing.source.live:
                         self.clock.change(speed=1.0)
                 playing = self._playing
-                if self.clock.paused and not self._steps and (held is not None or self._live(playing)):
+                if self.clock.paused and not self._steps and (self._held is not None or self._live(playing)):
                     self._changed.wait(_POLL_S)
                     continue
-            if held is None:
+            if self._held is None:
                 if not room(_POLL_S):
                     continue
-                held = next(playing.frames, None)
-                if held is None:
+                self._held = next(playing.frames, None)
+                if self._held is None:
                     if playing.name == self._first_name:
                         return None
                     # a recording was played to its end: go back to what was played before it
                     with self._changed:
                         self._next_up = self._next_up or self._open("")
                     continue
-            if (shot := self._due(playing, held)) is not None:
+            if (shot := self._due(playing, self._held)) is not None:
+                self._held = None
                 return shot
         return None
 
@@ -281,6 +284,8 @@ def _recorded(folder: Path, about: tuple[SessionDescription, CodecSpec] | None) 
     Raises:
         UserError: it cannot be read, or is of another session than this edge's.
     """
+    from splitsight.recording import Recording  # brings what reads Parquet, which few edges need
+
     recording = Recording.open(folder)
     session = recording.session
     if about is not None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edge_client.budget import SPENT, Spending
 from scenarios.interrupt import interruptible
 from scenarios.join import TIERS, FrameRow, Join
-from scenarios.launch import adversary_command, cloud_command, cores, edge_command
+from scenarios.launch import READY_S, adversary_command, cloud_command, cores, edge_command
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
 from splitsight.errors import UserError, unknown_name
 from splitsight.network import load_profile
@@ -33,20 +33,20 @@ from splitsight.wire.sessions import UNDEFENDED
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from scenarios.report import RunInfo
     from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
     from splitsight.pipeline import EdgePipeline
     from splitsight.targets import Target
     from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo"]
+__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo", "run_info"]
 
 THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
 ATTACK, UNAIDED = "window:live", "window:denoised"
 """What solves the windows where nothing else is asked for, with previews to start from and without."""
 _SECONDS = 30.0
-_READY_S = 180.0
 _STALL_S = 90.0
 _DRAIN_S = 120.0
 _OURS = frozenset(
@@ -349,7 +349,7 @@ class DemoRun:
         draw()
         one = {"OMP_NUM_THREADS": "1"}
         cloud = children.start("cloud", "cloud server", cloud_command(o, defense=o.defense), environment=one)
-        ready = cloud.wait_event("ready", _READY_S, tick=draw)
+        ready = cloud.wait_event("ready", READY_S, tick=draw)
         self.status = "starting the adversary"
         adversary = children.start(
             "adversary",
@@ -357,7 +357,7 @@ class DemoRun:
             adversary_command(o, self.out, ready["tap_port"], self.threads),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
-        known = adversary.wait_event("ready", _READY_S, tick=draw)
+        known = adversary.wait_event("ready", READY_S, tick=draw)
         self.weights, self.warning = known.get("weights", {}), known.get("warning", "")
         if self.warning:
             print(f"warning: {self.warning}", file=sys.stderr, flush=True)
@@ -584,13 +584,30 @@ def _play(demo: DemoRun) -> None:
         report(demo, children, complete=True)
 
 
-def report(demo: DemoRun, children: Supervisor, *, complete: bool) -> None:
-    """Write the report of a run into its folder; see :func:`scenarios.report.write_report`."""
-    from scenarios.report import RunInfo, write_report
+def report(demo: DemoRun, children: Supervisor, *, complete: bool, join: Join | None = None) -> None:
+    """Write the report of a run into its folder; see :func:`scenarios.report.write_report`.
+
+    Args:
+        demo: the run.
+        children: its processes.
+        complete: whether it went to its end.
+        join: of its folder, where the run's own is still in use.
+    """
+    from scenarios.report import write_report
+
+    if complete:
+        print(f"writing the report to {demo.out}", file=sys.stderr)
+    info = run_info(demo, children, complete=complete)
+    write_report(demo.out, join or demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
+
+
+def run_info(demo: DemoRun, children: Supervisor, *, complete: bool) -> RunInfo:
+    """What the report says of the run; arguments as for :func:`report`."""
+    from scenarios.report import RunInfo
 
     o = demo.options
     memory = {**children.peak_rss_mb(), "demo": round(peak_rss_mb(os.getpid()), 1)}
-    info = RunInfo(
+    return RunInfo(
         target=demo.session.target,
         split=o.split,
         video=o.video or "default clip",
@@ -616,9 +633,6 @@ def report(demo: DemoRun, children: Supervisor, *, complete: bool) -> None:
         points=list(demo.pipeline.target.aliases),
         warning=demo.warning,
     )
-    if complete:
-        print(f"writing the report to {demo.out}", file=sys.stderr)
-    write_report(demo.out, demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
 
 
 def _report_remains(demo: DemoRun, children: Supervisor) -> None:

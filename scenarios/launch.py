@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scenarios.demo import DemoOptions
 
-__all__ = ["Steered", "adversary_command", "cloud_command", "cores", "edge_command"]
+__all__ = ["READY_S", "Steered", "adversary_command", "cloud_command", "cores", "edge_command"]
+
+READY_S = 180.0
+"""Seconds that a process may take to start."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def edge_command(
         out: folder of the run.
         port: of the cloud server, on this machine.
         seconds: of the stream; ``None`` plays a stored clip again and again.
-        steered: by a page.
+        steered: by a page; it then waits for the server, and begins paused.
     """
     names, weights = _given(o)
     arguments = ["edge", "--server", f"127.0.0.1:{port}", *names, *weights, "--fps", o.fps, "--defense", o.defense]
@@ -111,4 +114,5 @@ def edge_command(
     arguments += [] if o.epsilon_ledger is None else ["--epsilon-ledger", o.epsilon_ledger]
     if steered is not None:
         arguments += ["--session-id", steered.session, "--give-up", steered.patience, *steered.options]
+        arguments += ["--wait", READY_S, "--paused"]
     return _cli(*arguments)

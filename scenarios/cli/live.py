@@ -335,6 +335,7 @@ def edge(
     network_seed: Annotated[
         int | None, typer.Option(help="Seed of the network's jitter and losses; default: another one each time.")
     ] = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Begin paused, until the operator has it go on.")] = False,
     session_id: Annotated[str | None, typer.Option(help="Name of the session; default: a random one.")] = None,
     operator_port: OperatorPort = None,
     operator_host: OperatorHost = "127.0.0.1",
@@ -374,6 +375,7 @@ def edge(
             network=network,
             network_seed=network_seed,
             session_id=session_id,
+            paused=paused,
             operator=operated(operator_port, operator_host, operator_token_file, operator_cert, operator_key),
         ),
         partial(_said, line),

@@ -94,5 +94,4 @@ def _reports(run: WebRun, children: Supervisor) -> None:
         with suppress(UserError):
             part.join.poll()
             if any(row.answered for row in part.join.rows()):
-                print(f"writing the report to {part.out}", file=sys.stderr, flush=True)
                 report(part, children, complete=True)

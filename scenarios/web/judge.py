@@ -149,6 +149,10 @@ class Judge:
         """Images that originals are looked for among; 0 for no gallery."""
         return 0 if self._gallery is None else self._gallery.size
 
+    def now(self, image: np.ndarray, truth: np.ndarray) -> Verdict | None:
+        """Judge at once, in the caller's thread."""
+        return None if self._evaluator is None else judged(image, truth, self._evaluator, self._gallery)
+
     def compare(self, answer: str, truth: np.ndarray) -> None:
         """Have a cloud's answer compared with what the whole network says of the original, soon."""
         with self._changed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -22,6 +24,8 @@ __all__ = ["build"]
 
 _SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _EVERY_S = 0.5
+_SETTLED_S = 2.0
+"""Within which a change that was made stands in the status."""
 _OTHER = "other"
 
 
@@ -47,8 +51,9 @@ class _Page:
 
     def __init__(self, run: WebRun, catalogue: Catalogue) -> None:
         self._run, self._catalogue = run, catalogue
-        self._syncing = False
+        self._syncing = False  # handlers look at it at once, before anything is awaited
         self._edited = False
+        self._held = 0.0
         self._dark = ui.dark_mode(None)
         with ui.element("main").classes("live"):
             self._header()
@@ -128,7 +133,7 @@ class _Page:
         with _section("The same frame at each split point"):
             ui.html(part("sweep"), sanitize=False)
             with ui.element("div").classes("row"):
-                _button("Take the newest frame", self._take_frame)
+                _button("Reconstruct the newest frame at each split point", self._take_frame)
                 self._sweep_says = ui.label("").classes("soft").props('role="status"')
 
     def _export(self) -> None:
@@ -146,6 +151,7 @@ class _Page:
 
     async def _ask(self, action: str, *, quiet: bool = False, **values: Any) -> bool:
         """Ask the run for something, and say what came of it; whether it was done."""
+        self._held = math.inf  # what was chosen stands until the processes have said what they do
         try:
             said = await asyncio.wrap_future(self._run.ask(action, **values))
         except UserError as error:
@@ -154,6 +160,8 @@ class _Page:
         except queue.Full:
             ui.notify("Too much is being asked at once: wait a moment.", type="warning")
             return False
+        finally:
+            self._held = time.monotonic() + _SETTLED_S
         if said and not quiet:
             ui.notify(said)
         return True
@@ -166,17 +174,14 @@ class _Page:
     async def _toggle_pause(self) -> None:
         await self._ask("change", paused=not self._status["paused"], quiet=True)
 
-    async def _speed_chosen(self) -> None:
-        if not self._syncing:
-            await self._ask("change", speed=self._speed.value, quiet=True)
+    def _speed_chosen(self) -> Awaitable[bool] | None:
+        return None if self._syncing else self._ask("change", speed=self._speed.value, quiet=True)
 
-    async def _source_chosen(self) -> None:
-        if not self._syncing:
-            await self._ask("change", source=self._source.value)
+    def _source_chosen(self) -> Awaitable[bool] | None:
+        return None if self._syncing else self._ask("change", source=self._source.value)
 
-    async def _attack_chosen(self) -> None:
-        if not self._syncing:
-            await self._ask("change", attack=self._attack.value)
+    def _attack_chosen(self) -> Awaitable[bool] | None:
+        return None if self._syncing else self._ask("change", attack=self._attack.value)
 
     async def _use_prompt(self) -> None:
         await self._ask("change", prompt=self._prompt.value or "")
@@ -237,7 +242,8 @@ class _Page:
         self._syncing = True
         try:
             self._told(s)
-            self._chosen(s)
+            if time.monotonic() > self._held:
+                self._chosen(s)
         finally:
             self._syncing = False
         self._plots.update()

@@ -45,7 +45,7 @@ def drawn(features: Sequence[np.ndarray], specs: Sequence[FeatureSpec]) -> np.nd
         specs: what they are.
     """
     values, spec = max(zip(features, specs, strict=True), key=lambda pair: pair[0].size)
-    maps = spec.as_map(torch.from_numpy(np.asarray(values, np.float32))[None])[0].numpy()
+    maps = spec.as_map(torch.from_numpy(np.array(values, np.float32))[None])[0].numpy()
     maps = np.nan_to_num(maps, nan=0.0, posinf=0.0, neginf=0.0)
     if maps.shape[1] * maps.shape[2] == 1:
         numbers = maps.ravel()

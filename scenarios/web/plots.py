@@ -40,7 +40,7 @@ class Plots:
             for name, title in TITLES.items():
                 with ui.element("section"):
                     ui.html(f"<h3>{title}</h3>", sanitize=False)
-                    chart = ui.echart(_options()).classes("plot").props('role="img"')
+                    chart = ui.echart(_options(name)).classes("plot").props('role="img"')
                     chart.props["aria-label"] = title
                     self._charts[name] = chart, ui.label("nothing yet").classes("soft")
 
@@ -65,7 +65,9 @@ class Plots:
                 label.set_text(words)
 
 
-def _options() -> dict[str, Any]:
+def _options(name: str) -> dict[str, Any]:
+    # from zero, so that a curve looks as high as it is; decibels have no zero that means anything
+    ends = {"scale": True} if name == "quality" else {"min": 0, **({"max": 100} if name == "accuracy" else {})}
     grey = "#7b8794"
     return {
         "animation": False,
@@ -76,9 +78,9 @@ def _options() -> dict[str, Any]:
             "type": "value",
             "min": "dataMin",
             "max": "dataMax",
-            "axisLabel": {"color": grey, "formatter": "{value} s", "hideOverlap": True},
+            "axisLabel": {"color": grey, "formatter": "{value} s", "hideOverlap": True, "showMaxLabel": False},
             "splitLine": {"show": False},
         },
-        "yAxis": {"type": "value", "scale": True, "splitNumber": 3, "axisLabel": {"color": grey}},
+        "yAxis": {"type": "value", "splitNumber": 3, "axisLabel": {"color": grey}, **ends},
         "series": [],
     }

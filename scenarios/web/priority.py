@@ -10,7 +10,7 @@ from contextlib import suppress
 __all__ = ["step_back"]
 
 
-def step_back(by: int = 15) -> None:
+def step_back(by: int = 5) -> None:
     """Lower the priority of this thread alone, where the system knows such a thing (Linux)."""
     if sys.platform == "linux":
         with suppress(OSError):

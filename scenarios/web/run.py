@@ -13,7 +13,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,10 @@ import torch
 
 from edge_client.budget import SPENT
 from scenarios.demo import DemoOptions, DemoRun, check
-from scenarios.launch import Steered, adversary_command, cloud_command, edge_command
+from scenarios.launch import READY_S, Steered, adversary_command, cloud_command, edge_command
 from scenarios.processes import Child, Supervisor
 from scenarios.web.choices import chosen
+from scenarios.web.compare import Comparison
 from scenarios.web.judge import Judge
 from scenarios.web.monitor import Monitor
 from scenarios.web.screen import Screen
@@ -39,6 +39,7 @@ from splitsight.recording import Session
 from splitsight.wire.channels import Address
 from splitsight.wire.credentials import ClientCredentials, read_token
 from splitsight.wire.operator import OperatorClient
+from splitsight.wire.ports import free_port
 
 if TYPE_CHECKING:
     from splitsight.evaluators import Evaluator
@@ -52,8 +53,8 @@ EDGE = ("paused", "step", "speed", "source")
 ADVERSARY = ("attack", "prompt")
 RESTARTING = ("target", "split", "defense", "threat")
 """What may be asked for: of the edge, of the adversary, and what takes new processes."""
-_READY_S, _DRAIN_S = 180.0, 20.0
-_TICK_S, _TOLD_S = 0.1, 0.5
+_DRAIN_S = 20.0
+_TICK_S, _TOLD_S, _LISTED_S = 0.1, 0.5, 5.0
 _TRIES, _WITHIN_S = 4, 60.0
 """How often a lost process is started again within so many seconds."""
 
@@ -82,8 +83,8 @@ class _Part(DemoRun):
     monitor: Monitor
     judge: Judge
     children: Supervisor
-    edge_client: OperatorClient | None = None
-    adversary_client: OperatorClient | None = None
+    edge_client: OperatorClient
+    adversary_client: OperatorClient
 
     @property
     def processes(self) -> dict[str, Child]:
@@ -129,10 +130,13 @@ class WebRun:
         self._credentials = ClientCredentials(read_token(token_file, "operator"))
         self.began = self._told = time.monotonic()
         self._clouds = 0
+        self.comparison = Comparison()
         self._losses: deque[float] = deque(maxlen=_TRIES)
         self._settings: dict[str, Any] = {}  # of the edge, carried from part to part
         self._stop = False
+        self._listed: tuple[float, list[dict[str, str]]] = -_LISTED_S, []
         self._children: Supervisor
+        self._tell()
 
     @property
     def part(self) -> _Part | None:
@@ -174,6 +178,7 @@ class WebRun:
         if (part := self.part) is not None:
             self._end(part, drain=drain)
             self._children.stop(part.cloud.name, grace=10)
+        self.comparison.close()
         self._tell()
 
     # ---------------------------------------------------------------- parts
@@ -197,59 +202,55 @@ class WebRun:
         part = _Part(options, folder, pipeline, gallery, evaluators)
         part.steered = Steered(self._token_file, uuid.uuid4().hex)
         part.adversary, part.edge = f"adversary{suffix}", f"edge{suffix}"
+        remaining = self._remaining(before)
         new: list[str] = []
         try:
+            # all at once: most of what they do first is to load the same libraries
             part.cloud = self._cloud(part, pipeline, new)
-            self.say("starting the adversary")
-            adversary = children.start(
-                part.adversary,
-                "adversary",
-                adversary_command(options, folder, part.cloud.ports[1], part.threads, part.steered),
-                environment={"OMP_NUM_THREADS": str(part.threads)},
-            )
-            new.append(part.adversary)
-            part.weights = adversary.wait_event("ready", _READY_S, tick=self._tick).get("weights", {})
+            port, tap_port = part.cloud.ports
+            command = adversary_command(options, folder, tap_port, part.threads, part.steered)
+            adversary = self._start(part.adversary, "adversary", command, part.threads, new)
+            command = edge_command(options, folder, port, remaining, part.steered)
+            edge = self._start(part.edge, "edge", command, 1, new)
+            edge.accepted = frozenset({0, SPENT})
+            self.say("starting the cloud server, the adversary and the edge")
+            part.cloud.child.wait_event("ready", READY_S, tick=self._tick)
+            self.say("starting the adversary and the edge")
+            part.weights = adversary.wait_event("ready", READY_S, tick=self._tick).get("weights", {})
             part.adversary_client = self._client(adversary)
+            self.say("starting the edge")
+            part.edge_client = self._client(edge)
         except BaseException:
             for key in new:
                 children.stop(key, grace=0)
-            with suppress(OSError):
-                folder.rmdir()
             raise
-        part.watch = TapWatch(str(Address("127.0.0.1", part.cloud.ports[1])), part.steered.session)
-        remaining = self._remaining(before)
+        edge.expected_to_end = True
         if before is not None:
             self.say("changing over")
             self._end(before)
             if before.cloud is not part.cloud:
                 children.stop(before.cloud.name, grace=5)
+        part.watch = TapWatch(str(Address("127.0.0.1", tap_port)), part.steered.session)
         self.judge.begin(gallery, _whole(pipeline.target))
         part.judge, part.children = self.judge, children
         part.screen = Screen(self.board, part.join, part.watch, self.judge, lambda: part.solving, 1 / options.fps)
-        part.monitor = Monitor(part.cloud.ports[0], {"adversary": part.adversary_client})
+        clients = {"adversary": part.adversary_client, "edge": part.edge_client}
+        part.monitor = Monitor(port, clients)
         part.numbers = Numbers(self.board, part, self.began)
         self.board.clear()
         self.parts.append(part)
         self.options = options
-        self.say("starting the edge")
-        edge = children.start(
-            part.edge,
-            "edge",
-            edge_command(options, folder, part.cloud.ports[0], remaining, part.steered),
-            environment={"OMP_NUM_THREADS": "1"},
-            expected_to_end=True,
-            accepted={SPENT},
-        )
-        # not before it has a session; an edge that cannot connect says so itself
-        part.edge_client = self._client(edge)
-        part.monitor.clients["edge"] = part.edge_client
-        if kept := {name: value for name, value in self._settings.items() if value is not None}:
-            with suppress(UserError):  # a source of the part before that does not fit this one
-                part.edge_client.change(**kept)
+        part.edge_client.change(**({"paused": False} | self._settings))
         self.say("streaming")
 
+    def _start(self, key: str, name: str, command: list[str], threads: int, new: list[str]) -> Child:
+        """Start a process; its key goes to ``new``."""
+        child = self._children.start(key, name, command, environment={"OMP_NUM_THREADS": str(threads)})
+        new.append(key)
+        return child
+
     def _client(self, child: Child) -> OperatorClient:
-        port = child.wait_event("operator", _READY_S, tick=self._tick)["port"]
+        port = child.wait_event("operator", READY_S, tick=self._tick)["port"]
         return OperatorClient(Address("127.0.0.1", port), self._credentials)
 
     def _remaining(self, before: _Part | None) -> float | None:
@@ -268,25 +269,18 @@ class WebRun:
         key = (o.target, o.weights, o.split, defense)
         if self.part is not None and self.part.cloud.key == key and self.part.cloud.child.alive:
             return self.part.cloud
-        self.say("starting the cloud server")
 
         def command(port: int, tap_port: int) -> list[str]:
             return cloud_command(o, port=port, tap_port=tap_port, defense=defense)
 
-        child, name, ports = self._start_cloud(command, 0, 0, new)
-        return _Cloud(key, child, name, ports, command)
+        # known before it listens, so that the others need not wait for it to say
+        ports = free_port(), free_port()
+        return _Cloud(key, *self._start_cloud(command(*ports), new), ports, command)
 
-    def _start_cloud(
-        self, command: Callable[[int, int], list[str]], port: int, tap_port: int, new: list[str]
-    ) -> tuple[Child, str, tuple[int, int]]:
+    def _start_cloud(self, command: list[str], new: list[str]) -> tuple[Child, str]:
         self._clouds += 1
         name = "cloud" if self._clouds == 1 else f"cloud-{self._clouds}"
-        child = self._children.start(
-            name, "cloud server", command(port, tap_port), environment={"OMP_NUM_THREADS": "1"}
-        )
-        new.append(name)
-        ready = child.wait_event("ready", _READY_S, tick=self._tick)
-        return child, name, (ready["port"], ready["tap_port"])
+        return self._start(name, "cloud server", command, 1, new), name
 
     def _end(self, part: _Part, *, drain: bool = False) -> None:
         """End a part's edge and adversary; what they wrote stays."""
@@ -303,8 +297,7 @@ class WebRun:
         part.monitor.close()
         part.watch.close()
         for client in (part.edge_client, part.adversary_client):
-            if client is not None:
-                client.close()
+            client.close()
         part.join.poll()
 
     # ---------------------------------------------------------------- requests
@@ -316,6 +309,8 @@ class WebRun:
             if request.action == "stop":
                 self._stop = True
                 said = "The run ends; its report is being written."
+            elif request.action == "sweep":
+                said = self._look_around()
             elif request.action == "restart":
                 self._losses.clear()
                 said = self._restart({})
@@ -357,14 +352,11 @@ class WebRun:
             part = self.part
             assert part is not None
         elif steered := {k: wanted[k] for k in ADVERSARY if k in wanted}:
-            assert part.adversary_client is not None
             part.adversary_client.change(**steered)
             part.options = self.options = replace(self.options, **steered)
             part.solvers.append(part.options.solver)
             said.append("The adversary takes it up with its next window.")
         if steered := {k: wanted[k] for k in EDGE if k in wanted}:
-            if part.edge_client is None:
-                raise UserError("the edge has not started yet: try again in a moment")
             part.edge_client.change(**steered)
             self._settings |= {k: v for k, v in steered.items() if k in ("paused", "speed")}
             said.append("Done." if "source" not in steered else "It plays now.")
@@ -380,6 +372,21 @@ class WebRun:
         options = chosen(self.options, changes)
         self._begin(options, *check(options))
         return "" if options.preview else "There is no preview network for that: refined windows alone are shown."
+
+    def _look_around(self) -> str:
+        """Have the newest frame reconstructed at each split point.
+
+        Raises:
+            UserError: there is no frame yet.
+        """
+        part, o = self.part, self.options
+        newest = None if part is None else max((n for n, r in part.join.frames.items() if r.answered), default=None)
+        if part is None or newest is None:
+            raise UserError("there is no frame yet: wait for the first one")
+        self.comparison.ask(
+            part.out / "truth" / f"{newest:06d}.png", newest, o, part.session.defense, self.judge, self.board
+        )
+        return ""
 
     # ---------------------------------------------------------------- watching
 
@@ -429,8 +436,8 @@ class WebRun:
         try:
             if lost is part.cloud.child:
                 # on the same ports, where the edge and the adversary look for it
-                made = self._start_cloud(part.cloud.command, *part.cloud.ports, [])
-                part.cloud.child, part.cloud.name, _ = made
+                part.cloud.child, part.cloud.name = self._start_cloud(part.cloud.command(*part.cloud.ports), [])
+                part.cloud.child.wait_event("ready", READY_S, tick=self._tick)
             else:
                 self._restart({})
             self.say("streaming")
@@ -443,8 +450,10 @@ class WebRun:
         return part is not None and bool(self._losses) and part.numbers.answered_at > self._losses[-1] + 1
 
     def recordings(self) -> list[dict[str, str]]:
-        """What can be replayed."""
-        return recordings(self.out)
+        """What can be replayed; looked for now and then."""
+        if time.monotonic() - self._listed[0] > _LISTED_S:
+            self._listed = time.monotonic(), recordings(self.out)
+        return self._listed[1]
 
 
 def _whole(target: Target) -> Callable[[np.ndarray], str]:

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import threading
 import time
+import warnings
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.staticfiles import StaticFiles
 
+from scenarios.web.export import exports
 from scenarios.web.guard import Guard
 from scenarios.web.words import STATIC
 from splitsight.errors import UserError
@@ -100,6 +102,7 @@ class WebServer(AbstractContextManager["WebServer"]):
         self.port = self._socket.getsockname()[1]
         app = FastAPI(title="splitsight", docs_url=None, redoc_url=None, openapi_url=None)
         routes(app, run.board)
+        exports(app, run)
         build(app, run, catalogue)
         ui.run_with(
             app,
@@ -132,6 +135,8 @@ class WebServer(AbstractContextManager["WebServer"]):
         return f"{scheme}://{Address(self._host, self.port)}/"
 
     def _serve(self) -> None:
+        # it looks through all objects of the process for its own, and PyTorch has some that complain of being looked at
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"nicegui\.")
         self._server.run(sockets=[self._socket])
 
     def __enter__(self) -> WebServer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from scenarios.join import TIERS
+from scenarios.join import TIERS, FrameRow
 from scenarios.web.state import Board
 from splitsight.errors import UserError
 from splitsight.recording import Session
@@ -38,6 +38,7 @@ class Numbers:
 
     def __init__(self, board: Board, part: _Part, origin: float) -> None:
         self._board, self._part, self._origin = board, part, origin
+        self._epoch = time.time() - (time.monotonic() - origin)
         self.began = time.monotonic()
         self.answered_at = -math.inf
         self._frames = -1
@@ -49,13 +50,13 @@ class Numbers:
     def update(self) -> None:
         """Plot what is new."""
         now = time.monotonic()
-        at = now - self._origin
         rows = self._part.join.frames
         for sequence in range(self._frames + 1, len(rows)):
             row = rows.get(sequence)
             if row is None or not row.answered:
                 break
             self._frames, self.answered_at = sequence, now
+            at = self._at(row)
             self._board.plot("rtt", "round trip, ms", at, row.rtt_ms)
             self._board.plot("bytes", "KiB a frame", at, row.bytes / 1024)
             if not math.isnan(row.epsilon):
@@ -66,13 +67,19 @@ class Numbers:
                 row = rows.get(sequence)
                 if row is not None and tier in row.psnr:
                     self._seen[tier] = sequence
+                    at = self._at(row)
                     self._board.plot("quality", f"{tier}, dB", at, row.psnr[tier])
                     self._board.plot("lag", f"{tier}, s", at, row.lag_ms[tier] / 1e3)
         if now - self._told >= _EVERY_S:
-            self._slow(now, at)
+            self._slow(now)
 
-    def _slow(self, now: float, at: float) -> None:
-        watch, elapsed = self._part.watch, now - self._told
+    def _at(self, row: FrameRow) -> float:
+        """When a frame was filmed: what is known of it later stands where it belongs."""
+        filmed = time.time_ns() // 1000 if row.capture_time_us is None else row.capture_time_us
+        return filmed / 1e6 - self._epoch
+
+    def _slow(self, now: float) -> None:
+        watch, elapsed, at = self._part.watch, now - self._told, now - self._origin
         if self._told:
             self._board.plot("tap", "KiB a second", at, (watch.bytes - self._bytes) / 1024 / elapsed)
         self._bytes, self._told = watch.bytes, now
@@ -133,6 +140,8 @@ def stated(run: WebRun) -> dict[str, Any]:
         "paused": False,
         "speed": 1.0,
         "busy": False,
+        "recordings": run.recordings(),
+        "sweep": run.comparison.says,
     }
     if part is None:
         return status

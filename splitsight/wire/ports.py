@@ -13,7 +13,7 @@ from splitsight.errors import UserError
 from splitsight.wire.channels import Address, host_of
 from splitsight.wire.credentials import ServerCredentials
 
-__all__ = ["add_port", "serve_metrics", "server_options"]
+__all__ = ["add_port", "free_port", "serve_metrics", "server_options"]
 
 _STREAMS = 128  # of one connection; what one peer may really have is less
 
@@ -112,3 +112,10 @@ def serve_metrics(registry: CollectorRegistry, port: int) -> int:
     except OSError as error:
         raise UserError(f"port {port} is in use or not allowed: choose another for the metrics") from error
     return server.server_port
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now; another process may take it before it is used."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
