@@ -25,7 +25,7 @@ def two_nodes(environment, monkeypatch):
     pytest.importorskip("ray", reason="the extra ray is not installed, or has no wheels for this Python")
     from ray.cluster_utils import Cluster
 
-    for name, value in {**environment, "RAY_USAGE_STATS_ENABLED": "0"}.items():
+    for name, value in {**environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}.items():
         monkeypatch.setenv(name, value)
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=small)
