@@ -100,6 +100,8 @@ def write_page(
     head = headline(plain)
     asked = head is not None and (head.found is not None or head.recognised is not None)
     said = f'<p class="says"><b>{escape(head.says)}</b></p>' if head is not None and asked else ""
+    defense = str(config["defense"])
+    defended = "without a defence" if defense == UNDEFENDED else f"behind the defence {escape(defense)}"
     setup = " · ".join([f"{summary.target} at {summary.split}", config["threat"], config["method"]])
     command = (
         f"<p class='lead'>This run:</p><pre tabindex='0'>{escape(config['command'])}</pre>"
@@ -113,8 +115,8 @@ def write_page(
 .pair{{display:grid;grid-template-columns:1fr 1fr;gap:8px}}.pair:has(figure:only-child){{grid-template-columns:1fr}}
 .pair figure{{background:none;border-radius:0}}.pair img{{border-radius:8px;aspect-ratio:1}}</style></head><body><main>
 <h1>What the features show</h1>
-<p class="lead">{escape(summary.target)} was cut at {escape(summary.split)}; its first part’s output, behind the defence
-{escape(str(config["defense"]))}, is all that {escape(str(config["method"]))} was given of {len(rows)} images.</p>
+<p class="lead">{escape(summary.target)} was cut at {escape(summary.split)}; its first part’s output, {defended},
+is all that {escape(str(config["method"]))} was given of {len(rows)} images.</p>
 {said}<p class="at"><b>{escape(setup)}</b></p>
 {_shown(columns)}
 <h2>What happened here</h2>
