@@ -208,7 +208,7 @@ class WebRun:
                 environment={"OMP_NUM_THREADS": str(part.threads)},
             )
             new.append(part.adversary)
-            part.weights = adversary.wait_event("ready", _READY_S, tick=self._tick).get("weights", {})
+            part.hear(adversary.wait_event("ready", _READY_S, tick=self._tick))
             part.adversary_client = self._client(adversary)
         except BaseException:
             for key in new:
