@@ -142,7 +142,7 @@ def demo(
     """Play a video through a split network and reconstruct it live at the server's tap.
 
     Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is
-    printed), and leaves one folder with a video, a grid, the recording, figures and a page. Stop it there, or by Ctrl-C.
+    printed), and leaves one folder: video, grid, recording, figures, page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
 

@@ -20,7 +20,7 @@ from scenarios.defend.measure import measure
 from scenarios.defend.pictures import LEAST, Pictures, default_frames, draw
 from scenarios.defend.report import write_report
 from scenarios.processes import terminate_as_interrupt
-from scenarios.run.cluster import share_on_ray
+from scenarios.run.cluster import check_ray, share_on_ray
 from scenarios.run.progress import Reporter
 from scenarios.run.run import cores, set_threads, settle, share, train_for
 from scenarios.run.spec import Scenario, load_scenario
@@ -112,6 +112,8 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     Raises:
         UserError: a defence, an attack, the images or a model cannot be used; the folder holds another run.
     """
+    if options.ray is not None:
+        check_ray(options.ray)  # before models are loaded
     workers = options.workers or cores()
     set_threads(options.threads, workers)
     sizes = options.sizes

@@ -216,7 +216,7 @@ class WebRun:
             self.say("starting the cloud server, the adversary and the edge")
             part.cloud.child.wait_event("ready", READY_S, tick=self._tick)
             self.say("starting the adversary and the edge")
-            part.weights = adversary.wait_event("ready", READY_S, tick=self._tick).get("weights", {})
+            part.hear(adversary.wait_event("ready", READY_S, tick=self._tick))
             part.adversary_client = self._client(adversary)
             self.say("starting the edge")
             part.edge_client = self._client(edge)
