@@ -192,6 +192,56 @@ def _soak(
     print(f"{result['answers']} answers, {result['errors']} errors{growth}")
 
 
+@bench.command("faults")
+@guarded("scenarios.faults.run", "cloud_server.bench", "splitsight.targets")
+def bench_faults(
+    out: Annotated[Path, typer.Option(help="Folder for faults.jsonl; a run there goes on.")],
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable; default: all, see docs/faults.md.")
+    ] = None,
+    fps: Annotated[float, typer.Option(min=1, help="Frames a second of the edges.")] = 10.0,
+    outage: Annotated[float, typer.Option(min=0.5, help="Seconds that a fault lasts which ends.")] = 3.0,
+    answer_timeout: Annotated[
+        float, typer.Option(min=0.5, help="Seconds after which an edge takes a missing answer for a lost connection.")
+    ] = 20.0,
+    target: Target = "resnet18",
+    input_size: InputSize = None,
+    split: Split = "L8",
+    video: Video = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What is lost, said and how soon all is well again when servers, adversaries, links, clocks and disks fail.
+
+    Real processes on this machine, one fault after another. Full disks need the right to mount a small one (root);
+    without it they are left out, which their rows say.
+    """
+    from scenarios.faults.run import run_faults
+    from scenarios.faults.stage import Pace
+
+    with progress("bench faults") as report:
+        rows = run_faults(
+            out=out,
+            only=fault or (),
+            pace=Pace(fps=fps, outage=outage, answer_timeout=answer_timeout),
+            target=specify(target, input_size),
+            split=split,
+            video=video,
+            progress=lambda done, total: report(done, total, "faults"),
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [
+            row["fault"],
+            *(str(row.get(name, "")) for name in ("frames", "acknowledged_lost", "unanswered", "recover_s", "code")),
+            row.get("said") or row["note"],
+        ]
+        for row in rows
+    ]
+    table(("fault", "frames", "answers lost", "frames lost", "back after, s", "exit code", "said"), cells)
+
+
 @bench.command("link")
 @guarded("scenarios.link", "splitsight.targets")
 def bench_link(
