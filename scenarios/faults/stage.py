@@ -20,7 +20,7 @@ from splitsight.wire.certs import make_certificates
 
 __all__ = ["Edge", "Pace", "Row", "Stage", "recorded"]
 
-_START_S = 120.0
+_START_S = 300.0
 _POLL_S = 0.01
 
 
