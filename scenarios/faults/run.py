@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.faults.cases import CASES
-from scenarios.faults.stage import Pace, Stage
+from scenarios.faults.stage import NotHere, Pace, Stage
 from splitsight.errors import UserError, unknown_name
 
 __all__ = ["ROWS", "read_rows", "run_faults"]
@@ -78,7 +78,7 @@ def run_faults(
                     progress(number, len(names))
                 try:
                     row = CASES[name](stage).to_dict()
-                except UserError as error:
+                except NotHere as error:
                     row = {"fault": name, "note": f"not measured: {error}"}
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps({"case": name, **row}, ensure_ascii=False) + "\n")

@@ -18,10 +18,14 @@ from scenarios.processes import PREFIX, Child, Supervisor
 from splitsight.errors import UserError
 from splitsight.wire.certs import make_certificates
 
-__all__ = ["Edge", "Pace", "Row", "Stage", "recorded"]
+__all__ = ["Edge", "NotHere", "Pace", "Row", "Stage", "recorded"]
 
 _START_S = 300.0
 _POLL_S = 0.01
+
+
+class NotHere(UserError):
+    """A fault that cannot be brought about on this machine."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Edge:
     def row(self, fault: str, recover_s: float | None, note: str = "", timeout: float = _START_S) -> Row:
         """Once it has ended: what came of it."""
         code = self.child.process.wait(timeout)
+        if code and not self.answered:
+            raise self.child.failure()
         file = self.report.with_suffix(".summary.json")
         done = json.loads(file.read_text()) if file.exists() else {}
         rows = self.rows
@@ -271,13 +277,13 @@ class Stage:
         """A folder on a disk of its own.
 
         Raises:
-            UserError: this user may not mount one.
+            NotHere: this user may not mount one.
         """
         folder = self.folder / f"disk-{time.monotonic_ns()}"
         folder.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
-            raise UserError("a full disk needs the right to mount a small one (root): it is left out", code=1)
+            raise NotHere("a full disk needs the right to mount a small one (root): it is left out", code=1)
         try:
             yield folder
         finally:

@@ -7,7 +7,7 @@ import pytest
 
 from scenarios.faults.cases import CASES, OWN
 from scenarios.faults.run import read_rows, run_faults
-from scenarios.faults.stage import Pace, Stage
+from scenarios.faults.stage import NotHere, Pace, Stage
 from splitsight.errors import UserError
 
 PACE = Pace(fps=10.0, before=8, outage=1.5, after=12, answer_timeout=2.0)
@@ -37,7 +37,7 @@ def own(stage):
 @pytest.fixture
 def row(request, own):
     found = own[request.param]
-    if isinstance(found, UserError) and "left out" in str(found):
+    if isinstance(found, NotHere):
         pytest.skip(str(found))
     if isinstance(found, Exception):
         raise found
@@ -100,7 +100,7 @@ def test_an_adversary_that_hangs_or_is_killed_or_has_no_room_is_nobody_elses_con
     assert "recorded before are kept" in killed.note
     try:
         full = CASES["disk-adversary"](stage)
-    except UserError as error:
+    except NotHere as error:
         assert "left out" in str(error)
     else:
         assert full.code == 1 and "is full" in full.said and full.answered == full.frames
