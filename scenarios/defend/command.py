@@ -49,7 +49,8 @@ class DefendOptions:
         splits: its cuts.
         defenses: ``NAME:…`` with ``;`` between two, or a group: ``all``, ``dp``.
         images: Parquet file or folder, of images that no model was trained on; frames of the default clip by default.
-        train_data: pictures that attackers train on; by default images of ``images`` that are not attacked, if enough.
+        train_data: pictures that attackers learn from and defences are calibrated on; by default images of ``images``
+            that are not attacked, if enough.
         attacks: ``NAME[:SETTING]``; the standard ones where none is named.
         limit: images for attacks that optimise; :class:`~scenarios.defend.plan.Sizes` by default.
         count: images for attacks that are one pass; likewise.
@@ -123,8 +124,9 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
         told=max(sizes.gallery, sizes.utility),
         others=sizes.others,
         seed=options.seed,
+        train=options.train_data,
     )
-    train, notes = _training(options, sizes, pictures)
+    train, notes = _training(sizes, pictures, options.seed)
     chosen, refused = _chosen(models.target, options.splits, wanted, pictures)
     store = Store(options.out)
     chosen = _kept(store, options, wanted, chosen)
@@ -173,9 +175,9 @@ def _kept(
     return before if same else chosen
 
 
-def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> tuple[dict[str, Any] | None, list[str]]:
+def _training(sizes: plan.Sizes, pictures: Pictures, seed: int) -> tuple[dict[str, Any] | None, list[str]]:
     """The section ``train``, and what a reader has to know of it."""
-    data = options.train_data or pictures.train
+    data = pictures.train
     notes = []
     if data is None:
         notes.append(
@@ -189,7 +191,7 @@ def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> 
             "other has the package's network."
         )
     train: dict[str, Any] = {"data": str(data), "initial_minutes": sizes.initial_minutes, "queries": sizes.queries}
-    train |= {"test_queries": min(512, sizes.queries), "seed": options.seed, "minutes": sizes.minutes or 1.0}
+    train |= {"test_queries": min(512, sizes.queries), "seed": seed, "minutes": sizes.minutes or 1.0}
     return train, notes
 
 
