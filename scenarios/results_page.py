@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from scenarios.defend import committed
 from scenarios.run.figures import cell_summaries, comparisons
 from scenarios.run.spec import PaperRow, Scenario, load_scenario, read_scenario
 from splitsight.files import write_text
@@ -131,6 +132,28 @@ def _section(path: Path) -> Iterator[str]:
     yield ""
 
 
+_DEFENCES = (
+    "What each defence leaves of the network's use, and what the strongest attacker who can be found for little time "
+    "obtains. He was told the defence and its parameters, never its draws; *black-box* has only asked an oracle; *still "
+    "scene* averages 16 frames of one; *told gains* is what being told was worth in SSIM. *Words* is what a probe reads "
+    "of colours and backgrounds without any picture (balanced accuracy, 0.5 is a guess), the class itself is what the "
+    "server computes. ε is a frame's, where it is proven; bytes are packed by zstd. † another defence keeps as much and "
+    "gives away as little. Two classifiers recognise (the second one was made by others)."
+)
+
+
+def _defences(path: Path) -> Iterator[str]:
+    found, runs = committed.read(path)
+    for split in dict.fromkeys(one.split for one in found):
+        yield f"## Defences of {path.stem} at {split}"
+        yield ""
+        here = [one for one in found if one.split == split]
+        yield f"{_DEFENCES} {committed.sizes_of(here, runs)} Rows in `scenarios/results/defend/{path.name}`."
+        yield ""
+        yield from committed.table(here, split)
+        yield ""
+
+
 def page() -> str:
     """The page, in Markdown."""
     lines = [
@@ -144,6 +167,8 @@ def page() -> str:
     for path in sorted(RESULTS.glob("*.parquet")):
         if not path.stem.startswith("bench-"):
             lines += _section(path)
+    for path in sorted(committed.FOLDER.glob("*.parquet")):
+        lines += _defences(path)
     return "\n".join(lines).rstrip() + "\n"
 
 

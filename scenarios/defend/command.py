@@ -148,12 +148,13 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     for cell, why in skipped.items():
         store.skip(cell, why)
     with terminate_as_interrupt(), Reporter("defend", bench.units, store, workers) as reporter:
+        # first: of a run that is stopped what each defence leaves is known, with the attacks that were done
+        measures = _measures(store, bench, chosen, pictures, sizes, options.seed)
         if reporter.refresh():
             if workers > 1:
                 share(store, reporter, workers, options.device)
             else:
                 work(store, bench, "defend", step=reporter.step, finished=lambda unit: reporter.refresh())
-        measures = _measures(store, bench, chosen, pictures, sizes, options.seed)
     with store.locked("report"):
         store.tidy()
         write_report(store, bench, config, measures)
