@@ -133,12 +133,12 @@ def _section(path: Path) -> Iterator[str]:
 
 
 _DEFENCES = (
-    "What each defence leaves of the network's use, and what the strongest attacker who can be found for little time "
-    "obtains. He was told the defence and its parameters, never its draws; *black-box* has only asked an oracle; *still "
-    "scene* averages 16 frames of one; *told gains* is what being told was worth in SSIM. *Words* is what a probe reads "
-    "of colours and backgrounds without any picture (balanced accuracy, 0.5 is a guess), the class itself is what the "
-    "server computes. ε is a frame's, where it is proven; bytes are packed by zstd. † another defence keeps as much and "
-    "gives away as little. Two classifiers recognise (the second one was made by others)."
+    "What each defence leaves of the network's use, and what the strongest attack for its time obtains. Attackers were "
+    "told the defence and its parameters, never its draws, but where it says *not told*. *Black-box* has only asked an "
+    "oracle; *still scene* averages 16 frames of one; *told gains* is what being told was worth in SSIM. *Words*: what a "
+    "probe reads of colours and backgrounds without any picture (balanced accuracy, 0.5 is a guess); the class is what "
+    "the server computes. ε is a frame's, where it is proven; bytes are packed by zstd. † another defence keeps as much "
+    "and gives away as little."
 )
 
 
