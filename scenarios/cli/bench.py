@@ -396,7 +396,7 @@ def bench_privacy(
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
-    """Differential privacy of a split's features: noise against theory, ε of a stream, and what a distinguisher shows."""
+    """Differential privacy of a split's features: noise against theory, a stream's ε, what a distinguisher shows."""
     import torch
 
     from scenarios.defend.privacy import privacy
