@@ -163,10 +163,10 @@ def _privacy(path: Path) -> Iterator[str]:
     yield (
         f"`splitsight bench privacy --split {about['split']}`, rows in `scenarios/results/defend/{path.name}`: noise "
         "on features that are clipped at their median norm C, ε of a frame (δ = 1e-5 for Gaussian noise) and of a "
-        f"stream of {about['stream']:,} frames; the drawn noise's deviation over what theory says, and the p-value of a "
-        f"χ² test that they are equal; and the ε that a distinguisher shows at least, with 95 % confidence from "
+        f"stream of {about['stream']:,} frames; the drawn noise's deviation over what theory says, and the p-value "
+        f"of a χ² test that they are equal; and the ε that a distinguisher shows at least, with 95 % confidence from "
         f"{about['draws']:,} draws of each of two known frames: the farthest that the clip allows, the farthest of "
-        f"{len(about['names'])} real ones, and, as the half of the noise is for a sensitivity of C where it must be 2C, "
+        f"{len(about['names'])} real ones; and, as half the noise is for a sensitivity of C where it is 2C, "
         "what that gives away: more than the claim wherever so few draws can show as much."
     )
     yield ""
