@@ -485,6 +485,57 @@ def bench_averaging(
     print((out / "summary.json").read_text() if as_json else out / "index.html")
 
 
+@bench.command("privacy")
+@guarded("scenarios.defend.privacy", "splitsight.targets")
+def bench_privacy(
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for privacy.parquet and summary.json; gone on with.")],
+    split: Split = "L8",
+    draws: Annotated[int, typer.Option(min=10_000, help="Of each of two frames, for a distinguisher.")] = 20_000,
+    limit: Annotated[int, typer.Option(min=2, help="Images; the last ones of --images.")] = 64,
+    target: Target = "resnet18",
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Differential privacy of a split's features: noise against theory, a stream's ε, what a distinguisher shows."""
+    import torch
+
+    from scenarios.defend.privacy import privacy
+    from splitsight import targets
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress("privacy") as report:
+        rows = privacy(
+            target=targets.load(target, weights),
+            split=split,
+            images=images,
+            out=out,
+            draws=draws,
+            limit=limit,
+            seed=seed,
+            progress=report,
+        )
+    if as_json:
+        print((out / "summary.json").read_text())
+        return
+    shown = ("frame_epsilon", "stream_epsilon", "measured", "expected", "p", "shown_worst", "shown_real", "shown_wrong")
+    heads = [
+        "noise",
+        "ε",
+        "ε of 1,000",
+        "σ drawn",
+        "σ said",
+        "p",
+        "shown",
+        "shown, real frames",
+        "shown, half the noise",
+    ]
+    table(heads, [[row["law"], *(f"{row[key]:.4g}" for key in shown)] for row in rows])
+
+
 def _counts(text: str) -> list[int]:
     try:
         found = [int(part) for part in text.split(",")]
