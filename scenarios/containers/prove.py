@@ -103,7 +103,7 @@ class Container:
             owner = int(self.config["User"].split(":")[0])
             os.chown(folder, owner, owner)
             where = f'"$ROOT{inner}"'
-                    volumes.append(f"mount --bind '{folder}' {where}")
+            volumes.append(f"mount --bind '{folder}' {where}")
             if mode == ["ro"]:
                 volumes.append(f"mount -o remount,bind,ro {where}")
         hosts = self.work / "hosts"
