@@ -1,4 +1,4 @@
-"""``python -m scenarios.containers.health``: is the role of this container (``$ROLE``) at work? Exit code 0 or 1, and a word why.
+"""``python -m scenarios.containers.health``: is this container's role (``$ROLE``) at work? Says why not, by exit code 1.
 
 * ``cloud``: its gRPC health service says that it serves;
 * ``edge``: a frame was answered within the last half minute;
@@ -40,7 +40,9 @@ def cloud(address: str = "127.0.0.1:50051", certs: Path = CERTS) -> str | None:
     from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
 
     there = (certs / "ca.pem").is_file()
-    shown = ClientCredentials(None, certs / "ca.pem", certs / "client.pem", certs / "client.key") if there else ANONYMOUS
+    shown = (
+        ClientCredentials(None, certs / "ca.pem", certs / "client.pem", certs / "client.key") if there else ANONYMOUS
+    )
     with shown.channel(parse_address(address, "127.0.0.1:50051")) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)

@@ -1,8 +1,8 @@
-"""``python -m scenarios.containers.lock``: the exact packages of the images, with a hash of every file that may be taken.
+"""``python -m scenarios.containers.lock``: the packages of the images, with a hash of every file that may be taken.
 
 The versions are those of the environment that this runs in, which is the one that the tests ran in, so far as
-``pyproject.toml`` allows them. PyTorch is pinned apart, since its CPU builds come from an index of their own and its CUDA
-builds bring 3 GB of libraries:
+``pyproject.toml`` allows them. PyTorch is pinned apart, since its CPU builds come from an index of their own and its
+CUDA builds bring 3 GB of libraries:
 
 * ``packages.txt``: everything but PyTorch, from PyPI;
 * ``torch-cpu.txt``: ``torch`` and ``torchvision`` without CUDA, from PyTorch's index (x86-64 and ARM);
@@ -90,7 +90,9 @@ def _cpu(index: str) -> str:
                 hashes = cpu_builds(answer.read().decode(), name, version)
         except OSError as error:
             if locked("torch-cpu.txt").get(name) != f"{version}+cpu":
-                raise UserError(f"{index} cannot be reached ({error}), and no hashes of {name} {version} are here") from None
+                raise UserError(
+                    f"{index} cannot be reached ({error}), and no hashes of {name} {version} are here"
+                ) from None
             print(f"{index} cannot be reached: the hashes of {name} {version} stay as they are")
             text = (HERE / "torch-cpu.txt").read_text(encoding="utf-8")
             lines += [entry for entry in _entries(text) if entry.startswith(f"{name}==")]

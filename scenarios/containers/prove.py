@@ -1,10 +1,10 @@
 """``python -m scenarios.containers.prove``: build the images and run all roles, on a machine without a Docker engine.
 
-``podman build`` makes the images from the Dockerfile; the roles run as ``compose.yaml`` says, each from its image's own file
-system, mounted read-only, as the image's user, without capabilities and with the image's environment, entry point and
-health check. Edge, cloud and page have a network namespace of their own, the adversary shares the cloud's, and a virtual
-cable joins edge and cloud. That is what an engine does, with ``unshare``, ``mount``, ``chroot`` and ``setpriv`` from
-util-linux in its place; what it does not show is resource limits, seccomp, and the published port.
+``podman build`` makes the images from the Dockerfile; the roles run as ``compose.yaml`` says, each from its image's
+own file system, mounted read-only, as the image's user, without capabilities and with the image's environment, entry
+point and health check. Edge, cloud and page have a network namespace of their own, the adversary shares the cloud's,
+and a virtual cable joins edge and cloud. That is what an engine does, with ``unshare``, ``mount``, ``chroot`` and
+``setpriv`` from util-linux in its place; what it does not show is resource limits, seccomp, and the published port.
 
 Needs root, and ``apt-get install podman iproute2`` (``mmdebstrap`` where no ``--base`` is given; ``patchelf`` and a C
 compiler where PyTorch's index of CPU builds cannot be reached).
@@ -128,7 +128,9 @@ class Container:
     def start(self) -> None:
         """Start what the service runs."""
         command, environment = self.command([*self.config["Entrypoint"], *map(str, self.service["command"])])
-        self.process = subprocess.Popen(command, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=self.log.open("w"), stderr=subprocess.STDOUT, text=True
+        )
 
     def healthy(self) -> tuple[bool, str]:
         """What the image's health check says."""
@@ -182,7 +184,21 @@ def _network() -> Iterator[None]:
         for name in names.values():
             _run("ip", "netns", "add", name)
             _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run("ip", "-n", names["cloud"], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", names["edge"])
+        _run(
+            "ip",
+            "-n",
+            names["cloud"],
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            names["edge"],
+        )
         for role, address in _CABLE.items():
             _run("ip", "-n", names[role], "address", "add", f"{address}/30", "dev", "eth0")
             _run("ip", "-n", names[role], "link", "set", "eth0", "up")
@@ -195,20 +211,40 @@ def _network() -> Iterator[None]:
 @contextmanager
 def _cpu_index(work: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """An index of CPU builds: PyTorch's own, or one on loopback with what can be had; its hashes by file name."""
-    try:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--dry-run", "--isolated", "-q", "-d", work, "--index-url"]
-            + [CPU_INDEX, f"torch=={TORCH['torch']}+cpu"],
-            check=True, capture_output=True, timeout=60,
-        )  # fmt: skip
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--python-version",
+        "3.11",
+    ]
+    reach = [*pip, "--isolated", "--dry-run", "-d", work, "--index-url", CPU_INDEX, f"torch=={TORCH['torch']}+cpu"]
+    if subprocess.run(reach, capture_output=True).returncode == 0:
         yield CPU_INDEX, {}
         return
-    except subprocess.SubprocessError:
-        print(f"{CPU_INDEX} cannot be reached: PyTorch from where pip finds a CPU build, torchvision from PyPI without CUDA")
+    print(
+        f"{CPU_INDEX} cannot be reached: PyTorch from where pip finds a CPU build, torchvision from PyPI, CUDA cut off"
+    )
     index = work / "index"
     for name in TORCH:
         (index / name).mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--python-version", "3.11"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--python-version",
+        "3.11",
+    ]
     if not list((index / "torch").glob("*.whl")):
         _run(*pip, "-d", index / "torch", f"torch=={TORCH['torch']}+cpu")
         _run(*pip, "-d", work, f"torchvision=={TORCH['torchvision']}")
@@ -237,7 +273,9 @@ def _context(work: Path, hashes: Mapping[str, str]) -> Path:
     for name, digest in hashes.items():
         if digest not in text:
             print(f"{name}: its own hash {digest[:12]}… stands in for that of PyTorch's build")
-            text = text.replace(f"{name}=={TORCH[name]}+cpu \\\n", f"{name}=={TORCH[name]}+cpu \\\n    --hash=sha256:{digest} \\\n")
+            text = text.replace(
+                f"{name}=={TORCH[name]}+cpu \\\n", f"{name}=={TORCH[name]}+cpu \\\n    --hash=sha256:{digest} \\\n"
+            )
     lock.write_text(text)
     return context
 
@@ -262,9 +300,18 @@ def build(work: Path, base: str | None) -> None:
         arguments = ["--build-arg", f"BASE_IMAGE={base or _base(work)}", "--build-arg", f"TORCH_INDEX={index}"]
         for role in _ROLES:
             began = time.monotonic()
-            image = ["-f", str(context / "scenarios/containers/Dockerfile"), "--target", role, "-t", f"localhost/splitsight-{role}"]
+            image = [
+                "-f",
+                str(context / "scenarios/containers/Dockerfile"),
+                "--target",
+                role,
+                "-t",
+                f"localhost/splitsight-{role}",
+            ]
             with (work / f"build-{role}.log").open("w") as log:
-                done = subprocess.run([*_PODMAN, "build", *options, *arguments, *image, str(context)], stdout=log, stderr=log)
+                done = subprocess.run(
+                    [*_PODMAN, "build", *options, *arguments, *image, str(context)], stdout=log, stderr=log
+                )
             if done.returncode:
                 raise UserError(f"the image of {role} does not build: see {log.name}", code=1)
             print(f"built {role} in {time.monotonic() - began:.0f} s", flush=True)
@@ -300,7 +347,10 @@ def stream(work: Path, seconds: int, *, tls: bool) -> None:
         raise UserError(f"a role failed: {codes}, see {work}", code=1)
     summary = json.loads((reported / "summary.json").read_text())
     frames, tiers = summary["serving"]["frames"], summary["live"]["tiers"]
-    print(f"  {frames} frames answered; " + "; ".join(f"{t}: {v['n']} at {v['psnr']['mean']:.1f} dB" for t, v in tiers.items()))
+    print(
+        f"  {frames} frames answered; "
+        + "; ".join(f"{t}: {v['n']} at {v['psnr']['mean']:.1f} dB" for t, v in tiers.items())
+    )
     if frames < seconds or not tiers["window"]["n"]:
         raise UserError(f"too little came of it: see {reported}", code=1)
     print(f"  report: {reported / 'index.html'}")

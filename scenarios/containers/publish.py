@@ -1,8 +1,8 @@
-"""``python -m scenarios.containers.publish``: the report of a run whose edge and adversary wrote into folders of their own.
+"""``python -m scenarios.containers.publish``: the report of a run whose edge and adversary have a folder each.
 
-Neither role can read the other's volume; this process reads both, and is the only one that does. While a stream runs it
-says how far it is; when the adversary has ended (or this process is told to), it joins frames and reconstructions in one
-folder a session and writes the report there. A new stream makes a new folder; earlier ones stay.
+Neither role can read the other's volume; this process reads both, and is the only one that does. While a stream runs
+it says how far it is; when the adversary has ended (or this process is told to), it joins frames and reconstructions
+in one folder a session and writes the report there. A new stream makes a new folder; earlier ones stay.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from scenarios.interrupt import INTERRUPTED
-from scenarios.join import Join, Lines
+from scenarios.join import Lines
+from scenarios.rereport import ReportOptions, report_run
 from splitsight.errors import UserError
-from splitsight.recording import Session
 from splitsight.wire.channels import is_loopback
 
 __all__ = ["Publisher", "main", "serve"]
@@ -29,6 +30,12 @@ __all__ = ["Publisher", "main", "serve"]
 _OF_EDGE = ("edge.jsonl", "truth")
 _OF_ADVERSARY = ("live.jsonl", "recording", "preview", "window")
 _EVERY_S = 2.0
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="refresh" content="{pause}"><title>splitsight</title>
+<style>:root{{color-scheme:light dark}}
+body{{font:16px system-ui;margin:3rem auto;max-width:40rem;padding:0 1rem}}</style>
+<h1>splitsight</h1><p>{status}</p><h2>Reports, newest first</h2><ul>{links}</ul></html>
+"""
 
 
 class Publisher:
@@ -41,14 +48,22 @@ class Publisher:
 
     Attributes:
         status: in words, for people.
-        newest: name of the newest folder with a report; empty while there is none.
     """
 
     def __init__(self, frames: Path, tapped: Path, out: Path) -> None:
         self.frames, self.tapped, self.out = frames, tapped, out
         self.status = "waiting for a stream"
-        reports = [page for page in out.glob("run-*/index.html")]
-        self.newest = max(reports, key=lambda page: page.stat().st_mtime).parent.name if reports else ""
+        self._without: set[str] = set()
+
+    def reports(self) -> list[str]:
+        """Folders with a report, the newest first."""
+        pages = sorted(self.out.glob("run-*/index.html"), key=lambda page: page.stat().st_mtime, reverse=True)
+        return [page.parent.name for page in pages]
+
+    @property
+    def newest(self) -> str:
+        """The first of them; empty where there is none."""
+        return next(iter(self.reports()), "")
 
     def step(self, *, last: bool = False) -> bool:
         """Look once; write a report where a stream has ended.
@@ -57,27 +72,30 @@ class Publisher:
             last: report a stream that still runs, too.
 
         Returns:
-            Whether a report was written.
+            Whether a report was written; where none could be, the status says why.
         """
         events = list(Lines(self.tapped / "live.jsonl").new())
         session = next((event["session"] for event in events if event["event"] == "session"), None)
         if session is None:
             return False
         name = f"run-{session[:12]}"
-        if (self.out / name / "index.html").is_file():
+        if name in self._without or (self.out / name / "index.html").is_file():
             return False
         made = {kind: sum(event["event"] == kind for event in events) for kind in ("preview", "window")}
         self.status = f"streaming: {made['preview']} frames reconstructed, {made['window']} windows refined"
         if not last and not any(event["event"] == "end" for event in events):
             return False
         self.status = "writing the report"
-        self._report(self.out / name)
-        self.status, self.newest = "waiting for another stream", name
+        try:
+            self._report(self.out / name)
+        except UserError as error:
+            self.status = f"no report of {name}: {error}"
+            self._without.add(name)
+            return False
+        self.status = "waiting for another stream"
         return True
 
     def _report(self, folder: Path) -> None:
-        from scenarios.report import RunInfo, write_report
-
         folder.mkdir(parents=True, exist_ok=True)
         for place, names in ((self.frames, _OF_EDGE), (self.tapped, _OF_ADVERSARY)):
             for name in names:
@@ -85,23 +103,7 @@ class Publisher:
                     shutil.copytree(place / name, folder / name, dirs_exist_ok=True)
                 elif (place / name).exists():
                     shutil.copyfile(place / name, folder / name)
-        join = Join(folder)
-        join.poll()
-        about = Session.from_json((folder / "recording" / "session.json").read_text(encoding="utf-8")).about
-        at = sorted(row.capture_time_us for row in join.rows() if row.capture_time_us)
-        seconds = (at[-1] - at[0]) / 1e6 if len(at) > 1 else 0.0
-        info = RunInfo(
-            target=about.target,
-            split=about.split,
-            video="the edge's",
-            solver="window",
-            fps=round((len(at) - 1) / seconds, 2) if seconds else 1.0,
-            complete=True,
-            seconds=seconds,
-            previews=any("preview" in row.lag_ms for row in join.rows()),
-            session=about.to_dict(),
-        )
-        write_report(folder, join, info)
+        report_run(ReportOptions(folder, command="docker compose -f scenarios/containers/compose.yaml up"))
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -117,14 +119,9 @@ class _Handler(SimpleHTTPRequestHandler):
             super().do_GET()
             return
         p = self.publisher
-        streams = not p.status.startswith("waiting")
-        link = f'<p><a href="/{p.newest}/index.html">The newest report</a>; <a href="/results/">' if p.newest else "<p>"
-        text = (
-            '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="refresh" content="{2 if streams or not p.newest else 10}"><title>splitsight</title>'
-            '<style>:root{color-scheme:light dark}body{font:16px system-ui;margin:3rem auto;max-width:40rem;padding:0 1rem}'
-            f"</style><h1>splitsight</h1><p>{html.escape(p.status)}</p>{link}"
-        )
+        pause = 10 if p.newest and p.status.startswith("waiting") else 2
+        links = "".join(f'<li><a href="/{name}/index.html">{name}</a>' for name in p.reports())
+        text = _PAGE.format(pause=pause, status=html.escape(p.status), links=links or "<li>none yet")
         body = text.encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html; charset=utf-8")
@@ -136,11 +133,22 @@ class _Handler(SimpleHTTPRequestHandler):
         """Nothing: a page that asks every two seconds would fill the log."""
 
 
-def serve(publisher: Publisher, host: str, port: int, stop: threading.Event) -> None:
-    """Serve the reports until ``stop``, then report what there is."""
+def serve(
+    publisher: Publisher, host: str, port: int, stop: threading.Event, ready: Callable[[int], None] = lambda port: None
+) -> None:
+    """Serve the reports until ``stop``, then report what there is.
+
+    Args:
+        publisher: whose reports.
+        host: address to listen on.
+        port: 0 takes a free one.
+        stop: ends it.
+        ready: told the port.
+    """
     server = ThreadingHTTPServer((host, port), partial(_Handler, publisher=publisher))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({"event": "ready", "host": host, "port": server.server_address[1]}), flush=True)
+    ready(server.server_address[1])
     while not stop.wait(_EVERY_S):
         if publisher.step():
             print(json.dumps({"event": "report", "folder": str(publisher.out / publisher.newest)}), flush=True)
@@ -161,7 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument(
-        "--published", action="store_true", help="the address is a container's own, which its host publishes on loopback"
+        "--published",
+        action="store_true",
+        help="the address is a container's own, which its host publishes on loopback",
     )
     options = parser.parse_args(arguments)
     stop = threading.Event()

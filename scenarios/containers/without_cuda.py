@@ -1,10 +1,10 @@
-"""torchvision's wheel from PyPI without its links to CUDA, for machines that do not reach PyTorch's index of CPU builds.
+"""torchvision's wheel from PyPI without its links to CUDA, for machines that do not reach PyTorch's index.
 
-PyPI's ``_C.so`` holds the CPU operators (non-maximum suppression among them) beside the CUDA ones, and is not loaded where
-CUDA's libraries are missing, since it names them as needed. None of them is called on a CPU. The wheel brings
-``libcudart`` itself; what it wants of PyTorch's CUDA libraries is given by a small library whose functions end the process
-with a sentence. ``patchelf``, ``nm`` and a C compiler make that. An image that is meant to be used takes PyTorch's own CPU
-build instead.
+PyPI's ``_C.so`` holds the CPU operators (non-maximum suppression among them) beside the CUDA ones, and is not loaded
+where CUDA's libraries are missing, since it names them as needed. None of them is called on a CPU. The wheel brings
+``libcudart`` itself; what it wants of PyTorch's CUDA libraries is given by a small library whose functions end the
+process with a sentence. ``patchelf``, ``nm`` and a C compiler make that. An image that is meant to be used takes
+PyTorch's own CPU build instead.
 """
 
 from __future__ import annotations

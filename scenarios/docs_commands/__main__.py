@@ -1,8 +1,8 @@
-"""``python -m scenarios.docs_commands``: run every command of README and documentation on tiny inputs, and say which ran.
+"""``python -m scenarios.docs_commands``: run every command of the documentation on tiny inputs; a table of which ran.
 
-Each page has a folder of its own, in which its commands run in their order, so that one finds what the one before it made.
-Servers of a page run until its end; where it shows an edge or an adversary alone, the server it wants is started, too.
-Nothing is written outside ``--work``.
+Each page has a folder of its own, in which its commands run in their order, so that one finds what the one before it
+made. Servers of a page run until its end; where it shows an edge or an adversary alone, the server it wants is
+started, too. Nothing is written outside ``--work``.
 """
 
 from __future__ import annotations
@@ -142,7 +142,11 @@ def _page(page: str, own: list[Command], runner: _Page) -> list[tuple[Command, _
     rows: list[tuple[Command, _Result]] = []
     for i, command in enumerate(own):
         plan = planned(command, own[:i])
-        wrong = parsed(list(command.words[1:])) if command.words[0] == "splitsight" and "METHOD" not in command.words else None
+        wrong = (
+            parsed(list(command.words[1:]))
+            if command.words[0] == "splitsight" and "METHOD" not in command.words
+            else None
+        )
         if wrong:
             result = _Result("failed", f"does not parse: {wrong}")
         elif not plan.words:
@@ -150,10 +154,16 @@ def _page(page: str, own: list[Command], runner: _Page) -> list[tuple[Command, _
         else:
             result = runner.run(list(plan.words), server=plan.server)
         rows.append((command, result))
-        print(f"{page}:{command.line}: {result.outcome} {result.note} ({result.seconds:.0f} s)", file=sys.stderr, flush=True)
+        print(
+            f"{page}:{command.line}: {result.outcome} {result.note} ({result.seconds:.0f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
     for kind in list(runner.servers):
         if wrong := runner.end(kind):
-            rows = [(c, _Result("failed", wrong) if c.words[1:2] == (kind,) and r.outcome == "ran" else r) for c, r in rows]
+            rows = [
+                (c, _Result("failed", wrong) if c.words[1:2] == (kind,) and r.outcome == "ran" else r) for c, r in rows
+            ]
     return rows
 
 
@@ -163,7 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 1 where a command failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m scenarios.docs_commands", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scenarios.docs_commands", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--only", default="", help="pages whose name contains this")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a command may take")
     parser.add_argument("--work", type=Path, help="folder; default: a temporary one, removed at the end")
@@ -196,7 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     print("| page | command | what came of it |\n| --- | --- | --- |")
     for command, result in rows:
         took = f", {result.seconds:.0f} s" if result.seconds else ""
-        print(f"| {command.page}:{command.line} | `{command}` | {result.outcome}{took} {result.note} |".replace("\n", " "))
+        print(
+            f"| {command.page}:{command.line} | `{command}` | {result.outcome}{took} {result.note} |".replace("\n", " ")
+        )
     outcomes = Counter(result.outcome for _, result in rows)
     print("\n" + ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items())))
     if options.work is None:

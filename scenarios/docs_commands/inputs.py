@@ -61,7 +61,9 @@ def _own_network(folder: Path) -> None:
         import nets  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(folder))
-    torch.save({"state_dict": {f"module.{k}": v for k, v in nets.ResNet20().state_dict().items()}}, folder / "resnet20.th")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in nets.ResNet20().state_dict().items()}}, folder / "resnet20.th"
+    )
     save_file(mymodule.build().state_dict(), str(folder / "mine.safetensors"))
 
 

@@ -118,7 +118,12 @@ def option(words: Sequence[str], name: str, default: str = "") -> str:
 
 def implied_cloud(words: Sequence[str]) -> list[str]:
     """The server that an edge or an adversary wants which the page does not show."""
-    same = [part for name in ("--target", "--input", "--split", "--weights") if name in words for part in (name, option(words, name))]
+    same = [
+        part
+        for name in ("--target", "--input", "--split", "--weights")
+        if name in words
+        for part in (name, option(words, name))
+    ]
     return ["splitsight", "cloud", *same, "--tap-port", "50052"]
 
 

@@ -19,8 +19,12 @@ FAST = [c for c in OURS if c.words[1] == "list" and "--target" not in c.words]
 def test_commands_are_found_in_every_kind_of_block(tmp_path):
     (tmp_path / "docs" / "reference").mkdir(parents=True)
     (tmp_path / "docs" / "reference" / "commands.md").write_text("    splitsight made-from-code\n")
-    (tmp_path / "docs" / "page.md").write_text("```sh\nsplitsight b\n```\n\n```python\nsplitsight no\n```\n\n- item\n\n      pip install c\n")
-    (tmp_path / "README.md").write_text("x `splitsight inline`\n\n    A=1 splitsight a --x 'y z' \\\n        --w   # why\n    splitsight/  a tree\n")
+    (tmp_path / "docs" / "page.md").write_text(
+        "```sh\nsplitsight b\n```\n\n```python\nsplitsight no\n```\n\n- item\n\n      pip install c\n"
+    )
+    (tmp_path / "README.md").write_text(
+        "x `splitsight inline`\n\n    A=1 splitsight a --x 'y z' \\\n        --w   # why\n    splitsight/  a tree\n"
+    )
     assert [(c.page, c.line, c.words, c.settings) for c in commands(tmp_path)] == [
         ("README.md", 3, ("splitsight", "a", "--x", "y z", "--w"), ("A=1",)),
         ("docs/page.md", 2, ("splitsight", "b"), ()),
@@ -86,7 +90,9 @@ def test_tiny_sizes_take_the_place_of_the_pages():
     assert "--minutes 0.05" in words("splitsight train inversion --minutes 30 --data d")
     assert planned(Command("p", 1, ("docker", "compose", "up")), []).because
     before = [Command("p", 1, ("splitsight", "bench", "tune", "dmb", "--trials", "16", "--out", "o"))]
-    continued = planned(Command("p", 2, tuple("splitsight bench tune dmb … --objective match".split())), before)
+    continued = planned(
+        Command("p", 2, tuple(["splitsight", "bench", "tune", "dmb", "…", "--objective", "match"])), before
+    )
     assert list(continued.words)[:4] == ["splitsight", "bench", "tune", "dmb"]
     assert "--out" in continued.words and continued.words.count("dmb") == 1
 
