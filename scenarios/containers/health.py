@@ -1,4 +1,4 @@
-"""``python -m scenarios.containers.health``: is this container's role (``$ROLE``) at work? Says why not, by exit code 1.
+"""``python -m scenarios.containers.health``: is this container's role (``$ROLE``) at work? Else exit code 1, and why.
 
 * ``cloud``: its gRPC health service says that it serves;
 * ``edge``: a frame was answered within the last half minute;

@@ -227,9 +227,7 @@ def _cpu_index(work: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if subprocess.run(reach, capture_output=True).returncode == 0:
         yield CPU_INDEX, {}
         return
-    print(
-        f"{CPU_INDEX} cannot be reached: PyTorch from where pip finds a CPU build, torchvision from PyPI, CUDA cut off"
-    )
+    print(f"{CPU_INDEX} cannot be reached: PyTorch from where pip has a CPU build, torchvision from PyPI, CUDA cut off")
     index = work / "index"
     for name in TORCH:
         (index / name).mkdir(parents=True, exist_ok=True)

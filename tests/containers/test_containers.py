@@ -92,7 +92,7 @@ def test_roles_see_what_they_may():
     assert all(volumes["page"][name].endswith(":ro") for name in ("frames", "tapped"))
     assert SERVICES["adversary"]["network_mode"] == "service:cloud" and "--tap-host" not in SERVICES["cloud"]["command"]
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:8080:8080"]
+    assert published and all(port.startswith("127.0.0.1:") for port in published)
     stages = DOCKERFILE.split("\nFROM ")
     copied = {
         stage.split()[-1] if " AS " not in stage.split("\n")[0] else stage.split("\n")[0].split()[-1]: stage

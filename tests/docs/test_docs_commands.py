@@ -90,9 +90,7 @@ def test_tiny_sizes_take_the_place_of_the_pages():
     assert "--minutes 0.05" in words("splitsight train inversion --minutes 30 --data d")
     assert planned(Command("p", 1, ("docker", "compose", "up")), []).because
     before = [Command("p", 1, ("splitsight", "bench", "tune", "dmb", "--trials", "16", "--out", "o"))]
-    continued = planned(
-        Command("p", 2, tuple(["splitsight", "bench", "tune", "dmb", "…", "--objective", "match"])), before
-    )
+    continued = planned(Command("p", 2, ("splitsight", "bench", "tune", "dmb", "…", "--objective", "match")), before)
     assert list(continued.words)[:4] == ["splitsight", "bench", "tune", "dmb"]
     assert "--out" in continued.words and continued.words.count("dmb") == 1
 
