@@ -45,7 +45,9 @@ def cloud(address: str = "127.0.0.1:50051", certs: Path = CERTS) -> str | None:
     )
     with shown.channel(parse_address(address, "127.0.0.1:50051")) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # pyright: ignore[reportAttributeAccessIssue]
+                health_pb2.HealthCheckRequest(), timeout=5
+            )
         except grpc.RpcError as error:
             return f"no answer: {error}"
     return None if answer.status == health_pb2.HealthCheckResponse.SERVING else "it does not serve"
