@@ -267,7 +267,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 @contextlib.contextmanager
 def serving(**options: Any) -> Iterator[dict[str, Any]]:
-    """A server process with options of :class:`cloud_server.options.CloudOptions`; yields its ready line.
+    """A server process with options of :class:`cloud_server.options.CloudOptions`; yields its ready line and ``pid``.
 
     Raises:
         UserError: it does not start; says why.
@@ -282,7 +282,7 @@ def serving(**options: Any) -> Iterator[dict[str, Any]]:
             assert server.stderr is not None
             raise UserError(f"the server did not start: {server.stderr.read().strip() or 'no reason given'}")
         _forget(server.stderr)
-        yield ready
+        yield ready | {"pid": server.pid}
     finally:
         _end(server)
 

@@ -3,7 +3,11 @@
 Every round visits, in random order, the bound and each number of sessions. The bound calls F2 in this process, one
 batch after another, at the batch size that is fastest of those the server may use. The sessions are clients in this
 process of a real server process on loopback; each keeps as many frames in flight as the server allows. While one
-side is measured the other is idle. What the client side costs is counted against the server.
+side is measured the other is idle.
+
+The clients share the cores with the server. So two parts are given: ``part`` of what F2 alone gives, where all that the
+clients cost is counted against the server, and ``part_left``, of what F2 alone would give in the processor time that
+the clients left it: with c cores in use by clients, out of C, F2 on T threads can have ``min(T, C − c)`` cores.
 
 ``part`` is the median over rounds of frames a second by the bound's of the same round, with a 95 % percentile
 bootstrap interval over rounds. Round trips are from before a frame's message is handed to gRPC until its answer has
@@ -13,6 +17,7 @@ been read; with N sessions and F frames in flight they cannot be shorter than N 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from cloud_server.bench import Session, drawn_features, interval, resampled, serving
 from cloud_server.model import Served
@@ -45,11 +51,15 @@ class Measured:
         fps: answers a second of each round.
         seconds: round trip of each answer.
         batches: frames in the batch of each answer.
+        clients: cores that the clients kept busy, in each round.
+        server: likewise the server, F2 and all else.
     """
 
     fps: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    clients: list[float] = field(default_factory=list)
+    server: list[float] = field(default_factory=list)
 
 
 def bench_serve(
@@ -117,12 +127,12 @@ def bench_serve(
                 if count == 0:
                     bound.append(_alone(served, frame, best, seconds))
                 else:
-                    asyncio.run(_saturate(ready["port"], frame, count, seconds, measured[count]))
+                    asyncio.run(_saturate(ready, frame, count, seconds, measured[count]))
             if progress is not None:
                 progress(done + 1, rounds)
     settings = {"target": target, "split": split, "rounds": rounds, "seconds": seconds, "threads": threads}
     settings |= {"max_batch": max_batch, "max_in_flight": max_in_flight, "seed": seed}
-    figures = {"batch": best, **summarize_serving(bound, measured, seed)}
+    figures = {"batch": best, **summarize_serving(bound, measured, seed, threads=threads, cores=_cores())}
     return {
         "schema": "splitsight.bench-serve/1",
         **settings,
@@ -131,22 +141,28 @@ def bench_serve(
     }
 
 
-def summarize_serving(bound: Sequence[float], measured: dict[int, Measured], seed: int = 0) -> dict[str, Any]:
+def summarize_serving(
+    bound: Sequence[float], measured: dict[int, Measured], seed: int = 0, *, threads: int = 1, cores: int = 2
+) -> dict[str, Any]:
     """Figures from what was measured.
 
     Args:
         bound: frames a second of F2 alone, for each round.
         measured: by the number of sessions, rounds in the same order.
         seed: of the bootstrap.
+        threads: of F2.
+        cores: of this machine.
 
     Returns:
         ``bound_fps`` and ``sessions``: for each number of them ``sessions``, ``n`` (answers), ``fps`` (medians over
-        rounds, both), ``part`` (ratio, low, high), ``p50_ms``, ``p99_ms``, ``batch`` (mean size of the batches).
+        rounds, both), ``part`` and ``part_left`` (ratio, low, high), ``clients`` and ``server`` (cores in use,
+        medians), ``p50_ms``, ``p99_ms``, ``batch`` (mean size of the batches).
     """
     draws = resampled(len(bound), seed)
     rows = []
     for count, m in measured.items():
         parts = np.array(m.fps) / np.array(bound)
+        left = parts / (np.clip(cores - np.array(m.clients), 0.01, threads) / threads)
         p50, p99 = np.percentile(m.seconds, [50, 99])
         rows.append(
             {
@@ -154,6 +170,9 @@ def summarize_serving(bound: Sequence[float], measured: dict[int, Measured], see
                 "n": len(m.seconds),
                 "fps": round(float(np.median(m.fps)), 1),
                 "part": interval(float(np.median(parts)), np.median(parts[draws], axis=1)),
+                "part_left": interval(float(np.median(left)), np.median(left[draws], axis=1)),
+                "clients": round(float(np.median(m.clients)), 3),
+                "server": round(float(np.median(m.server)), 3),
                 "p50_ms": round(1e3 * float(p50), 3),
                 "p99_ms": round(1e3 * float(p99), 3),
                 # each batch of b frames is seen by b answers, so that the mean over batches is a harmonic one
@@ -174,19 +193,41 @@ def _alone(served: Served, frame: list[np.ndarray], size: int, seconds: float) -
     return done / took
 
 
-async def _saturate(port: int, frame: list[np.ndarray], count: int, seconds: float, into: Measured) -> None:
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+async def _used(seconds: float, wait: float, pid: int) -> tuple[float, float]:
+    """Cores that this process and another keep busy, for some seconds that begin after ``wait``."""
+    processes = psutil.Process(), psutil.Process(pid)
+    await asyncio.sleep(wait)
+    before = [p.cpu_times() for p in processes]
+    await asyncio.sleep(seconds)
+    mine, other = (
+        (now.user + now.system - then.user - then.system) / seconds
+        for now, then in zip([p.cpu_times() for p in processes], before, strict=True)
+    )
+    return mine, other
+
+
+async def _saturate(ready: dict[str, Any], frame: list[np.ndarray], count: int, seconds: float, into: Measured) -> None:
     """Measure ``count`` sessions that always have as many frames in flight as they may."""
-    async with aio_channel(Address("127.0.0.1", port)) as opened:
+    async with aio_channel(Address("127.0.0.1", ready["port"])) as opened:
         stub = SplitInferenceStub(opened)
         described = await stub.Describe(pb.DescribeRequest())
         sessions = [await Session.open(stub, described, frame, f"bench-{i}") for i in range(count)]
         start = time.perf_counter() + _WARM
         end = start + seconds
+        using = asyncio.ensure_future(_used(seconds, start - time.perf_counter(), ready["pid"]))
         answers = [a for of in await asyncio.gather(*(_pump(s, end) for s in sessions)) for a in of]
+        clients, server = await using
     within = [a for a in answers if start <= a[0] < end]
     if not within:
         raise UserError(f"no answer came within {seconds:g} s: give more seconds a round")
     into.fps.append(len(within) / seconds)
+    into.clients.append(clients)
+    into.server.append(server)
     into.seconds += [took for _, took, _ in within]
     into.batches += [batch for _, _, batch in within]
 

@@ -133,6 +133,8 @@ class EdgeOptions:
         for name, seconds in (("wait_s", self.wait_s), ("give_up_s", self.give_up_s), ("drain_s", self.drain_s)):
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise UserError(f"{name} must be 0 seconds or more, not {seconds:g}")
+        if not (math.isfinite(self.answer_timeout_s) and self.answer_timeout_s > 0):
+            raise UserError(f"answer_timeout_s must be more than 0 seconds, not {self.answer_timeout_s:g}")
         if self.network is not None:
             load_profile(self.network)
         if self.paused and self.operator is None:

@@ -159,15 +159,15 @@ def _groups(times: list[float], windowed: bool, frames: int, stride: float) -> I
         yield group
 
 
-def _grid(path: Path, rows: list[dict[str, Any]], originals: Tensor | None, images: Tensor, header: str) -> None:
-    """Each reconstruction under its original (where that is known), for up to twelve inputs, evenly spread."""
+def _columns(rows: list[dict[str, Any]], originals: Tensor | None, images: Tensor) -> list[list[Panel]]:
+    """Each reconstruction with its original (where that is known), for up to twelve inputs, evenly spread."""
     columns = []
     for i in spread(len(rows), 12):
         row = rows[i]
         original = [] if originals is None else [Panel(to_pixels(originals[i]), "original", row["name"])]
         figures = None if row["psnr"] is None else f"{row['psnr']:.1f} dB · SSIM {row['ssim']:.2f}"
         columns.append([*original, Panel(to_pixels(images[i]), row["method"], figures)])
-    write_png(path, grid(columns, header))
+    return columns
 
 
 @subnormals_flushed()
@@ -203,6 +203,7 @@ def run_attack(
     inversion: Path | None = None,
     network: Path | None = None,
     evaluators: Sequence[str] = (),
+    command: str = "",
     progress: Progress | None = None,
 ) -> Attacked:
     """Reconstruct every input; write figures, ``grid.png``, ``index.html`` and ``reconstructions/``.
@@ -247,6 +248,7 @@ def run_attack(
             a recording none is even loaded.
         evaluators: names or folders of independent classifiers that say whether each reconstruction is recognised
             and which original it is; none by default. None of them may be the attacked network.
+        command: that the page names as the one to repeat this run.
         progress: called with (inputs done, inputs, what is going on).
 
     Raises:
@@ -387,8 +389,10 @@ def run_attack(
     defended = (
         "" if data.about.defense == UNDEFENDED else f", {data.about.defense}" + ("" if adaptive else ", not told")
     )
-    header = f"{name} split at {split}{defended}: {method} ({attack.setting}), reconstructed from the features alone"
-    _grid(out / "grid.png", rows, data.originals, ordered, header)
+    threat = "black-box" if needs_network else "white-box"
+    header = f"{name} at {split}{defended} · {threat} · {method} ({attack.setting}) · from the features alone"
+    columns = _columns(rows, data.originals, ordered)
+    write_png(out / "grid.png", grid(columns, header))
     digests = {"head": data.about.head_digest, **models.loaded()}
     digests |= {f"evaluator:{judge.name}": judge.digest for judge in judges}
     summary = Summary.model_validate(
@@ -419,12 +423,15 @@ def run_attack(
         "stride": stride,
         "fps": fps,
         "input": str(images or video or recording),
+        "recording": recording is not None,
+        "threat": threat,
+        "command": command,
         "gallery": None if gallery is None else str(gallery),
         "evaluators": [judge.name for judge in judges],
         "seconds": time.monotonic() - start,
     }
     write_json(out / "config.json", config)
-    write_page(out, summary, rows, config)
+    write_page(out, summary, rows, config, columns, [] if known is None else list(known.aliases))
     return Attacked(out, _says(out, method, split, summary.methods[method], named(judges)))
 
 

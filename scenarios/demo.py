@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -359,10 +359,7 @@ class DemoRun:
             adversary_command(o, self.out, ready["tap_port"], self.threads),
             environment={"OMP_NUM_THREADS": str(self.threads)},
         )
-        known = adversary.wait_event("ready", READY_S, tick=draw)
-        self.weights, self.warning = known.get("weights", {}), known.get("warning", "")
-        if self.warning:
-            print(f"warning: {self.warning}", file=sys.stderr, flush=True)
+        self.hear(adversary.wait_event("ready", READY_S, tick=draw))
         # it may end with the session, before it is told to
         adversary.expected_to_end = True
         self.status = "starting the edge"
@@ -417,6 +414,12 @@ class DemoRun:
             draw()
             time.sleep(0.2)
         self.join.poll()
+
+    def hear(self, ready: Mapping[str, Any]) -> None:
+        """What the adversary says when it is ready: its models' digests, and whether it can keep up."""
+        self.weights, self.warning = ready.get("weights", {}), ready.get("warning", "")
+        if self.warning:
+            print(f"warning: {self.warning}", file=sys.stderr, flush=True)
 
     def privacy(self) -> str:
         """ε so far, in words."""

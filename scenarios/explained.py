@@ -51,9 +51,9 @@ def who_knew(threat: str) -> str:
     """What the adversary had, as HTML; for an unknown threat model no more than the features."""
     more = f" and {_KNEW[threat]}" if threat in _KNEW else ""
     return (
-        f"The adversary had the features as the server gets them{more}. It never had a frame: the originals on this "
-        "page come from a file that only the edge wrote, and are here to compare. Encryption on the way changes "
-        "nothing, since the server has to read what it computes with."
+        f"The adversary had the features as the server gets them{more}. It never had a picture: the originals on "
+        "this page were not sent, and are here to compare. Encryption on the way changes nothing, since the server has "
+        "to read what it computes with."
     )
 
 

@@ -92,15 +92,16 @@ def report_run(options: ReportOptions, progress: Callable[[str], None] | None = 
     target = targets.load(about.target, options.weights)
     join = Join(folder, truth=truth, edge=edge)
     join.poll()
-    times = [r.capture_time_us for r in join.rows() if r.capture_time_us is not None]
-    span = (max(times) - min(times)) / 1e6 if len(times) > 1 else 0.0
+    timed = [(r.sequence, r.capture_time_us / 1e6) for r in join.rows() if r.capture_time_us is not None]
+    # frames that were never answered count too
+    count, span = (b - a for a, b in zip(timed[0], timed[-1], strict=True)) if timed else (0, 0.0)
     info = RunInfo(
         target=about.target,
         split=about.split,
         video=str(said.get("video", "")),
         solver=str(said.get("attack", "")),
         threat=str(said.get("threat", "")),
-        fps=float(said.get("fps") or (round((len(times) - 1) / span, 2) if span else 2.0)),
+        fps=float(said.get("fps") or (round(count / span, 2) if span else 2.0)),
         frames=int(said.get("frames", 4)),
         stride=float(said.get("stride_s", 0.5)),
         seed=int(said.get("seed", 0)),

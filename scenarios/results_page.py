@@ -6,6 +6,7 @@ that also makes a run's own report; nothing is typed by hand, and a test holds b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from scenarios.defend import committed
 from scenarios.run.figures import cell_summaries, comparisons
 from scenarios.run.spec import PaperRow, Scenario, load_scenario, read_scenario
 from splitsight.files import write_text
@@ -141,6 +143,89 @@ def _section(path: Path) -> Iterator[str]:
     yield ""
 
 
+_DEFENCES = (
+    "What each defence leaves of the network's use, and what the strongest attack for its time obtains. Attackers were "
+    "told the defence and its parameters, never its draws, but where it says *not told*. *Black-box* has only asked an "
+    "oracle; *still scene* averages 16 frames of one; *told gains* is what being told was worth in SSIM. *Words*: what "
+    "a probe reads of colours and backgrounds without any picture (balanced accuracy, 0.5 is a guess); the class is "
+    "what the server computes. ε is a frame's, where it is proven; bytes are packed by zstd. † another defence keeps "
+    "as much and gives away as little."
+)
+
+
+def _defences(path: Path) -> Iterator[str]:
+    found, runs = committed.read(path)
+    for split in dict.fromkeys(one.split for one in found):
+        yield f"## Defences of {path.stem} at {split}"
+        yield ""
+        here = [one for one in found if one.split == split]
+        yield f"{_DEFENCES} {committed.sizes_of(here, runs)} Rows in `scenarios/results/defend/{path.name}`."
+        yield ""
+        yield from committed.table(here, split)
+        yield ""
+
+
+def _privacy(path: Path) -> Iterator[str]:
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"splitsight.about"])
+    yield f"## Differential privacy of {about['target']}'s features at {about['split']}"
+    yield ""
+    yield (
+        f"`splitsight bench privacy --split {about['split']}`, rows in `scenarios/results/defend/{path.name}`: noise "
+        "on features that are clipped at their median norm C, ε of a frame (δ = 1e-5 for Gaussian noise) and of a "
+        f"stream of {about['stream']:,} frames; the drawn noise's deviation over what theory says, and the p-value "
+        f"of a χ² test that they are equal; and the ε that a distinguisher shows at least, with 95 % confidence from "
+        f"{about['draws']:,} draws of each of two known frames: the farthest that the clip allows, the farthest of "
+        f"{len(about['names'])} real ones; and, as half the noise is for a sensitivity of C where it is 2C, "
+        "what that gives away: more than the claim wherever so few draws can show as much."
+    )
+    yield ""
+    yield "| noise | ε | scale / C | ε of the stream | drawn / said | p | shown | real frames | half the noise |"
+    yield "|" + " --- |" * 9
+    for row in table.to_pylist():
+        cells = [
+            row["law"],
+            f"{row['epsilon']:g}",
+            f"{row['scale_over_clip']:.3f}",
+            f"{row['stream_epsilon']:,.1f}",
+            f"{row['measured'] / row['expected']:.5f}",
+            f"{row['p']:.2f}",
+            *(f"{row[f'shown_{name}']:.2f}" for name in ("worst", "real", "wrong")),
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _averaging(path: Path) -> Iterator[str]:
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"splitsight.about"])
+    rows = table.to_pylist()
+    counts = sorted({row["frames"] for row in rows} - {0})
+    yield f"## A scene that stands still, {about['target']} at {about['split']}"
+    yield ""
+    yield (
+        f"`splitsight bench averaging --split {about['split']}`, rows in `scenarios/results/defend/{path.name}`: what "
+        f"{about['attack']} rebuilds of {len(about['names'])} images from the mean of T frames, each with noise of its "
+        "own. PSNR in dB; below, the error of the mean features over what σ/√T predicts."
+    )
+    yield ""
+    yield "| noise | " + " | ".join(f"T = {count}" for count in counts) + " |"
+    yield "|" + " --- |" * (len(counts) + 1)
+    for defense in dict.fromkeys(row["defense"] for row in rows if row["frames"]):
+        cells = []
+        for count in counts:
+            own = [row for row in rows if (row["defense"], row["frames"]) == (defense, count)]
+            psnr = sum(row["psnr"] for row in own) / len(own)
+            cells.append(f"{psnr:.2f} ({sum(row['error'] / row['predicted'] for row in own) / len(own):.3f})")
+        yield f"| `{defense}` | {' | '.join(cells)} |"
+    plain = [row["psnr"] for row in rows if not row["frames"]]
+    yield f"| none | {sum(plain) / len(plain):.2f} |" + " |" * (len(counts) - 1)
+    yield ""
+
+
+_KINDS = {"privacy": _privacy, "averaging": _averaging}
+
+
 def page() -> str:
     """The page, in Markdown."""
     lines = [
@@ -154,6 +239,8 @@ def page() -> str:
     for path in sorted(RESULTS.glob("*.parquet")):
         if not path.stem.startswith("bench-"):
             lines += _section(path)
+    for path in sorted(committed.FOLDER.glob("*.parquet")):
+        lines += _KINDS.get(path.stem.partition("-")[0], _defences)(path)
     return "\n".join(lines).rstrip() + "\n"
 
 

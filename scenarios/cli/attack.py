@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -148,6 +149,7 @@ def attack(
             inversion=inversion,
             network=network,
             evaluators=evaluator or [],
+            command="splitsight " + shlex.join(sys.argv[1:]),
             progress=report,
         )
     print((done.out / "summary.json").read_text() if as_json else done.says)

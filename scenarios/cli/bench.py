@@ -82,7 +82,7 @@ def bench_tap(
 
 
 @bench.command("serve")
-@guarded("cloud_server.bench_serve", "splitsight.targets")
+@guarded("cloud_server.bench_serve", "cloud_server.soak", "splitsight.targets")
 def bench_serve(
     out: Annotated[Path | None, typer.Option(help="File for the result as JSON; default: none.")] = None,
     target: Target = "resnet18",
@@ -97,13 +97,28 @@ def bench_serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Frames that the server computes together.")] = 8,
     max_in_flight: Annotated[int, typer.Option(min=1, help="Frames of one session that may wait for an answer.")] = 8,
     threads: OneThread = 1,
+    soak: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MINUTES",
+            help="Instead: paced sessions for so long; memory, errors and latency of each minute.",
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="With --soak: frames a second of all sessions together.")] = 40.0,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Frames a second and round trips of saturating sessions, as a part of what F2 alone does on the same cores.
 
-    Interleaved rounds; the server is a process of its own, the clients share the other one.
+    Interleaved rounds; the server is a process of its own, the clients share the other one. The last columns say how
+    many cores the clients had, and what part it is of what F2 would give in what they left.
     """
+    if soak is not None:
+        _soak(
+            soak, rate, (sessions or [4])[0], out, as_json, specify(target, input_size), split, weights, threads, seed
+        )
+        return
     from cloud_server.bench_serve import SESSIONS
     from cloud_server.bench_serve import bench_serve as measure
 
@@ -123,7 +138,7 @@ def bench_serve(
         )
     if _given(result, out, as_json):
         return
-    rows = [[f"F2 alone, batches of {result['batch']}", f"{result['bound_fps']:.1f}", "", "", "", ""]]
+    rows = [[f"F2 alone, batches of {result['batch']}", f"{result['bound_fps']:.1f}", *[""] * 6]]
     for row in result["sessions"]:
         part = row["part"]
         rows.append(
@@ -134,9 +149,97 @@ def bench_serve(
                 f"{row['p50_ms']:.2f}",
                 f"{row['p99_ms']:.2f}",
                 f"{row['batch']:.2f}",
+                f"{row['clients']:.2f}",
+                f"{row['part_left']['ratio']:.3f}",
             ]
         )
-    table(("sessions", "frames a second", "part of F2 alone", "p50, ms", "p99, ms", "frames a batch"), rows)
+    head = ("sessions", "frames a second", "part of F2 alone", "p50, ms", "p99, ms", "frames a batch")
+    table((*head, "clients' cores", "part of what they left"), rows)
+
+
+def _soak(
+    minutes: int,
+    rate: float,
+    sessions: int,
+    out: Path | None,
+    as_json: bool,
+    target: str,
+    split: str,
+    weights: Path | None,
+    threads: int,
+    seed: int,
+) -> None:
+    from cloud_server.soak import soak as measure
+
+    with progress("bench serve --soak") as report:
+        result = measure(
+            target=target,
+            split=split,
+            weights=weights,
+            minutes=minutes,
+            sessions=sessions,
+            rate=rate,
+            threads=threads,
+            seed=seed,
+            progress=lambda done, total: report(done, total, "minutes"),
+        )
+    if _given(result, out, as_json):
+        return
+    names = ("answers", "errors", "p50_ms", "p99_ms", "server_mib", "clients_mib", "server_cores")
+    rows = [[str(i + 1), *(str(row[name]) for name in names)] for i, row in enumerate(result["minutes"])]
+    table(("minute", *(name.replace("_", ", ") for name in names)), rows)
+    growth = "" if result["growth_mib"] is None else f", memory grew by {result['growth_mib']} MiB in the last third"
+    print(f"{result['answers']} answers, {result['errors']} errors{growth}")
+
+
+@bench.command("faults")
+@guarded("scenarios.faults.run", "cloud_server.bench", "splitsight.targets")
+def bench_faults(
+    out: Annotated[Path, typer.Option(help="Folder for faults.jsonl; a run there goes on.")],
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable; default: all, see docs/faults.md.")
+    ] = None,
+    fps: Annotated[float, typer.Option(min=1, help="Frames a second of the edges.")] = 10.0,
+    outage: Annotated[float, typer.Option(min=0.5, help="Seconds that a fault lasts which ends.")] = 3.0,
+    answer_timeout: Annotated[
+        float, typer.Option(min=0.5, help="Seconds after which an edge takes a missing answer for a lost connection.")
+    ] = 20.0,
+    target: Target = "resnet18",
+    input_size: InputSize = None,
+    split: Split = "L8",
+    video: Video = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What is lost, said and how soon all is well again when servers, adversaries, links, clocks and disks fail.
+
+    Real processes on this machine, one fault after another. Full disks need the right to mount a small one (root);
+    without it they are left out, which their rows say.
+    """
+    from scenarios.faults.run import run_faults
+    from scenarios.faults.stage import Pace
+
+    with progress("bench faults") as report:
+        rows = run_faults(
+            out=out,
+            only=fault or (),
+            pace=Pace(fps=fps, outage=outage, answer_timeout=answer_timeout),
+            target=specify(target, input_size),
+            split=split,
+            video=video,
+            progress=lambda done, total: report(done, total, "faults"),
+        )
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [
+            row["fault"],
+            *(str(row.get(name, "")) for name in ("frames", "acknowledged_lost", "unanswered", "recover_s", "code")),
+            row.get("said") or row["note"],
+        ]
+        for row in rows
+    ]
+    table(("fault", "frames", "answers lost", "frames lost", "back after, s", "exit code", "said"), cells)
 
 
 @bench.command("link")
@@ -380,6 +483,57 @@ def bench_averaging(
             progress=report,
         )
     print((out / "summary.json").read_text() if as_json else out / "index.html")
+
+
+@bench.command("privacy")
+@guarded("scenarios.defend.privacy", "splitsight.targets")
+def bench_privacy(
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for privacy.parquet and summary.json; gone on with.")],
+    split: Split = "L8",
+    draws: Annotated[int, typer.Option(min=10_000, help="Of each of two frames, for a distinguisher.")] = 20_000,
+    limit: Annotated[int, typer.Option(min=2, help="Images; the last ones of --images.")] = 64,
+    target: Target = "resnet18",
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Differential privacy of a split's features: noise against theory, a stream's ε, what a distinguisher shows."""
+    import torch
+
+    from scenarios.defend.privacy import privacy
+    from splitsight import targets
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress("privacy") as report:
+        rows = privacy(
+            target=targets.load(target, weights),
+            split=split,
+            images=images,
+            out=out,
+            draws=draws,
+            limit=limit,
+            seed=seed,
+            progress=report,
+        )
+    if as_json:
+        print((out / "summary.json").read_text())
+        return
+    shown = ("frame_epsilon", "stream_epsilon", "measured", "expected", "p", "shown_worst", "shown_real", "shown_wrong")
+    heads = [
+        "noise",
+        "ε",
+        "ε of 1,000",
+        "σ drawn",
+        "σ said",
+        "p",
+        "shown",
+        "shown, real frames",
+        "shown, half the noise",
+    ]
+    table(heads, [[row["law"], *(f"{row[key]:.4g}" for key in shown)] for row in rows])
 
 
 def _counts(text: str) -> list[int]:

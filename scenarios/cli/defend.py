@@ -70,7 +70,7 @@ def defend(
     ] = None,
     train_data: Annotated[
         Path | None,
-        typer.Option(help="Pictures that attackers train on; default: images of --images that are not attacked."),
+        typer.Option(help="Pictures that attackers learn from; default: images of --images that are not attacked."),
     ] = None,
     attack: Annotated[
         list[str] | None,

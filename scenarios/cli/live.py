@@ -142,8 +142,7 @@ def demo(
     """Play a video through a split network and reconstruct it live at the server's tap.
 
     Starts a cloud server, an adversary and an edge client, shows what each sees on a live page (its address is
-    printed), and leaves one folder with a video, a grid, the recording, figures and a page. Stop it on the page, or by
-    Ctrl-C.
+    printed), and leaves one folder: video, grid, recording, figures, page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
 
@@ -328,6 +327,9 @@ def edge(
     ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for a server that is not up yet.")] = 5.0,
     give_up: Annotated[float, typer.Option(help="Seconds to try to take up a lost connection.")] = 30.0,
+    answer_timeout: Annotated[
+        float, typer.Option(help="Seconds that an answer may take before the connection counts as lost.")
+    ] = 20.0,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: ClientCert = None,
@@ -372,6 +374,7 @@ def edge(
             truth=truth,
             wait_s=wait,
             give_up_s=give_up,
+            answer_timeout_s=answer_timeout,
             credentials=ClientCredentials.read("edge", token_file, ca, cert, key),
             network=network,
             network_seed=network_seed,
@@ -398,15 +401,20 @@ def edge(
     return done.exit_code
 
 
+_WARNINGS = {
+    "budget": "{says}",
+    "lost": "the connection is lost ({why}): {unanswered} frames wait for an answer, trying again",
+    "resumed": "the connection is back after {after_s} s: the session goes on",
+}
+
+
 def _said(line: LiveLine, event: str, details: dict[str, Any]) -> None:
     """What goes on at an edge: its newest answer in one line of a terminal, warnings as they come."""
     if event == "answer":
         line.show(f"frame {details['sequence']} · {details['rtt_ms']:.1f} ms · cloud: {details['says'] or 'no answer'}")
-    elif event == "lost":
-        line.show(f"the connection is lost ({details['why']}): {details['unanswered']} frames wait")
-    elif event == "budget":
+    elif event in _WARNINGS:
         line.close()
-        print(f"warning: {details['says']}", file=sys.stderr, flush=True)
+        print(f"warning: {_WARNINGS[event].format(**details)}", file=sys.stderr, flush=True)
 
 
 @commands.command("report")

@@ -20,7 +20,7 @@ from scenarios.defend.measure import measure
 from scenarios.defend.pictures import LEAST, Pictures, default_frames, draw
 from scenarios.defend.report import write_report
 from scenarios.processes import terminate_as_interrupt
-from scenarios.run.cluster import share_on_ray
+from scenarios.run.cluster import check_ray, share_on_ray
 from scenarios.run.progress import Reporter
 from scenarios.run.run import cores, set_threads, settle, share, train_for
 from scenarios.run.spec import Scenario, load_scenario
@@ -50,7 +50,8 @@ class DefendOptions:
         splits: its cuts.
         defenses: ``NAME:…`` with ``;`` between two, or a group: ``all``, ``dp``.
         images: Parquet file or folder, of images that no model was trained on; frames of the default clip by default.
-        train_data: pictures that attackers train on; by default images of ``images`` that are not attacked, if enough.
+        train_data: pictures that attackers learn from and defences are calibrated on; by default images of ``images``
+            that are not attacked, if enough.
         attacks: ``NAME[:SETTING]``; the standard ones where none is named.
         limit: images for attacks that optimise; :class:`~scenarios.defend.plan.Sizes` by default.
         count: images for attacks that are one pass; likewise.
@@ -112,6 +113,8 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     Raises:
         UserError: a defence, an attack, the images or a model cannot be used; the folder holds another run.
     """
+    if options.ray is not None:
+        check_ray(options.ray)  # before models are loaded
     workers = options.workers or cores()
     set_threads(options.threads, workers)
     sizes = options.sizes
@@ -126,8 +129,9 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
         told=max(sizes.gallery, sizes.utility),
         others=sizes.others,
         seed=options.seed,
+        train=options.train_data,
     )
-    train, notes = _training(options, sizes, pictures)
+    train, notes = _training(sizes, pictures, options.seed)
     chosen, refused = _chosen(models.target, options.splits, wanted, pictures)
     store = Store(options.out)
     chosen = _kept(store, options, wanted, chosen)
@@ -149,6 +153,8 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     for cell, why in skipped.items():
         store.skip(cell, why)
     with terminate_as_interrupt(), Reporter("defend", bench.units, store, workers) as reporter:
+        # first: of a run that is stopped what each defence leaves is known, with the attacks that were done
+        measures = _measures(store, bench, chosen, pictures, sizes, options.seed)
         if reporter.refresh():
             if options.ray is not None:
                 threads = options.threads or 1
@@ -159,7 +165,6 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
                 share(store, reporter, workers, options.device)
             else:
                 work(store, bench, "defend", step=reporter.step, finished=lambda unit: reporter.refresh())
-        measures = _measures(store, bench, chosen, pictures, sizes, options.seed)
     with store.locked("report"):
         store.tidy()
         write_report(store, bench, config, measures)
@@ -181,9 +186,9 @@ def _kept(
     return before if same else chosen
 
 
-def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> tuple[dict[str, Any] | None, list[str]]:
+def _training(sizes: plan.Sizes, pictures: Pictures, seed: int) -> tuple[dict[str, Any] | None, list[str]]:
     """The section ``train``, and what a reader has to know of it."""
-    data = options.train_data or pictures.train
+    data = pictures.train
     notes = []
     if data is None:
         notes.append(
@@ -197,7 +202,7 @@ def _training(options: DefendOptions, sizes: plan.Sizes, pictures: Pictures) -> 
             "other has the package's network."
         )
     train: dict[str, Any] = {"data": str(data), "initial_minutes": sizes.initial_minutes, "queries": sizes.queries}
-    train |= {"test_queries": min(512, sizes.queries), "seed": options.seed, "minutes": sizes.minutes or 1.0}
+    train |= {"test_queries": min(512, sizes.queries), "seed": seed, "minutes": sizes.minutes or 1.0}
     return train, notes
 
 

@@ -13,6 +13,7 @@ from splitsight.artifacts import home
 from splitsight.data import draw_images, encode_png, write_png
 from splitsight.files import write_parquet
 from splitsight.targets import Target
+from splitsight.training_data import TrainingSet
 from splitsight.video import default_video, open_source
 
 __all__ = ["LEAST", "Pictures", "default_frames", "draw"]
@@ -32,7 +33,8 @@ class Pictures:
         labels: ``(N,)`` int64, −1 where unknown.
         others: ``(M, S, S, 3)`` uint8, neither attacked nor told from: what a defence is calibrated on and an attacker
             learns from. Where the source has no more, those of ``images`` that are not attacked.
-        train: Parquet file of ``others``, where they are enough to train on; ``None`` where they are not.
+        train: what networks are trained on: a Parquet file of ``others``, where they are enough, or what was given;
+            ``None`` where they are too few.
     """
 
     path: Path
@@ -59,7 +61,9 @@ def default_frames(size: int) -> Path:
     return folder
 
 
-def draw(path: Path, target: Target, *, attacked: int, told: int, others: int, seed: int) -> Pictures:
+def draw(
+    path: Path, target: Target, *, attacked: int, told: int, others: int, seed: int, train: Path | None = None
+) -> Pictures:
     """Draw them, in the order in which scenarios do.
 
     Args:
@@ -69,13 +73,18 @@ def draw(path: Path, target: Target, *, attacked: int, told: int, others: int, s
         told: images that they are told from, themselves included, at most.
         others: further ones, at most.
         seed: of the draw.
+        train: pictures of the attackers' own, which the further ones are taken from; those of ``path`` by default.
 
     Raises:
         UserError: nothing readable there.
     """
     whole = max(attacked, told)
-    drawn = draw_images(path, target.input_size, whole + others, seed)
+    drawn = draw_images(path, target.input_size, whole if train else whole + others, seed)
     labels = drawn.stored_labels.known(target.synonyms)
+    if train is not None:
+        theirs = TrainingSet.open(train).images(target.input_size)[0]
+        chosen = np.random.default_rng(seed).permutation(len(theirs))[:others]
+        return Pictures(path, drawn.images, labels, theirs[np.sort(chosen)], train)
     rest = drawn.images[whole:]
     train = _filed(rest, labels[whole:]) if len(rest) >= LEAST else None
     spare = rest if len(rest) else drawn.images[min(attacked, len(drawn) // 2) : whole]

@@ -54,12 +54,14 @@ class Attacker:
         setting: its named setting; ``None`` for its own default.
         options: values laid over it.
         still: whether it is also tried on a static scene.
+        untold: whether it is also tried by somebody who was not told of the defence.
     """
 
     method: str
     setting: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     still: bool = False
+    untold: bool = True
 
     @property
     def name(self) -> str:
@@ -82,7 +84,7 @@ _BRIEFER = (("pixel_samples", 2), ("pixel_evaluations", 30), ("fit_samples", 2),
 ATTACKERS = (
     Attacker("preview", still=True),
     Attacker("best", "faithful", _BRIEF, still=True),
-    Attacker("best", "sharp", (("samples", 2),)),
+    Attacker("best", "sharp", (*_BRIEFER, ("samples", 2)), untold=False),
     Attacker("net-best", "one-pass"),
 )
 """The strongest for their time: a network's answer, posterior samples around it, the denoiser's rounds; black-box."""
@@ -151,7 +153,7 @@ def _cells(split: str, defense: str, attacker: Attacker, sizes: Sizes, *, still:
     }
     if defense == UNDEFENDED:
         return [base]
-    kinds: list[dict[str, Any]] = [{"adaptive": False}, {"adaptive": True}]
+    kinds: list[dict[str, Any]] = [{"adaptive": told} for told in ((False, True) if attacker.untold else (True,))]
     if still and attacker.still and sizes.static > 1:
         kinds.append({"adaptive": True, "static": sizes.static})
     return [base | kind for kind in kinds]

@@ -24,28 +24,32 @@ from scenarios.run.store import Store
 from splitsight.errors import UserError
 from splitsight.summary import environment
 
-__all__ = ["connected", "share_on_ray"]
+__all__ = ["check_ray", "connected", "share_on_ray"]
 
 _LOOK_S = 0.5
 _REACH_S = 5.0
 
 
-def _reach(address: str) -> None:
-    """Ask whether anything listens at ``HOST:PORT``; Ray itself would try for a minute and end the process.
+def check_ray(address: str) -> Any:
+    """Ray's module, once something listens at ``HOST:PORT``; Ray itself would try for a minute and end the process.
 
     Raises:
-        UserError: nothing does.
+        UserError: Ray is not installed, or nothing listens there.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return  # "auto", or a scheme of Ray's own
     try:
-        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), _REACH_S).close()
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: `pip install 'splitsight[ray]'` here and on each node") from error
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdecimal():  # not "auto"
+            socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
     except (OSError, OverflowError) as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({error}): start one with `ray start --head --port {port}`, or give "
             "the address that it printed"
         ) from error
+    return ray
 
 
 @contextmanager
@@ -58,11 +62,7 @@ def connected(address: str) -> Iterator[Any]:
     Raises:
         UserError: Ray is not installed, nothing answers there, or the cluster runs other versions.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--ray needs Ray: `pip install 'splitsight[ray]'` here and on each node") from error
-    _reach(address)
+    ray = check_ray(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from scenarios.processes import PREFIX, Supervisor, die_with_parent, terminate_as_interrupt
-from scenarios.run.cluster import share_on_ray
+from scenarios.run.cluster import check_ray, share_on_ray
 from scenarios.run.plan import cell_id
 from scenarios.run.progress import Reporter
 from scenarios.run.report import write_report
@@ -148,6 +148,8 @@ def run_scenario(options: RunOptions) -> Path:
     Raises:
         UserError: the scenario, the data or a model cannot be used; the folder holds another run.
     """
+    if options.ray is not None:
+        check_ray(options.ray)  # before models are loaded
     raw, name = read_scenario(options.scenario)
     scenario = load_scenario(raw, quick=options.quick, name=name)
     scenario = load_scenario(raw, quick=options.quick, name=name, changes=_changes(options, scenario))

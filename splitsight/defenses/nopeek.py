@@ -31,6 +31,8 @@ from splitsight.defenses.training import Batch, Learned, Method, Penalty, Settin
 
 __all__ = ["NoPeek", "corrected_distance_correlation", "distance_correlation"]
 
+_LEAST = 1e-12
+
 
 def _distances(rows: Tensor) -> Tensor:
     # by differences, since products lose the small distances to rounding
@@ -39,8 +41,9 @@ def _distances(rows: Tensor) -> Tensor:
 
 
 def _normalised(a: Tensor, b: Tensor) -> Tensor:
-    scale = ((a * a).sum() * (b * b).sum()).sqrt()
-    return (a * b).sum() / scale.clamp(min=1e-20)
+    # below the root, whose slope at 0 is infinite and would make the gradient NaN where all rows are equal
+    scale = ((a * a).sum() * (b * b).sum()).clamp(min=_LEAST**3).sqrt()
+    return (a * b).sum() / scale
 
 
 def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
@@ -58,8 +61,9 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
         a = _distances(rows)
         return a - a.mean(0, keepdim=True) - a.mean(1, keepdim=True) + a.mean()
 
-    # rounding may leave less than 0
-    return _normalised(centred(x), centred(z)).clamp(min=0).sqrt()
+    # rounding may leave less than 0, and the slope of the root at 0 is infinite
+    square = _normalised(centred(x), centred(z))
+    return torch.where(square > _LEAST, square.clamp(min=_LEAST).sqrt(), 0.0)
 
 
 def corrected_distance_correlation(x: Tensor, z: Tensor) -> Tensor:

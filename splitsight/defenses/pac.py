@@ -118,7 +118,7 @@ class PAC(Trained[_Parameters]):
 
     @torch.no_grad()
     def fitted(self, head: Callable[[Tensor], Features], images: Tensor, place: Place, out: Path | None = None) -> PAC:
-        """With variances of these images, written to ``out``.
+        """With variances of these images, written to ``out``, by default to ``$SPLITSIGHT_HOME/defenses``.
 
         Raises:
             UserError: fewer than two images.
@@ -133,7 +133,8 @@ class PAC(Trained[_Parameters]):
             / f"{file_stem('pac', place.target, place.split)}-{place.head_digest[:12]}.safetensors"
         )
         self.save(path, place, {"edge": spectra}, images=len(images))
-        return PAC(_Parameters(weights=str(path), budget=self.parameters.budget))
+        # by its name where it is found by that, so that a report and a session do not tell where it lies
+        return PAC(_Parameters(weights=path.stem if out is None else str(path), budget=self.parameters.budget))
 
     def build(self, specs: Sequence[FeatureSpec]) -> tuple[Protection, None]:
         """Noise on the edge, nothing on the server."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitsight.artifacts import digest, load_weights
+from splitsight.artifacts import asset, digest, load_weights
 from splitsight.data import read_classes
 from splitsight.errors import UserError, unknown_name
 from splitsight.features import FeatureSpec
@@ -298,6 +298,11 @@ def load_state(model: nn.Module, path: Path, *, name: str, classifier: str | Non
     Raises:
         UserError: missing, unreadable, or not the weights of this model; says what differs.
     """
+    if not path.is_file() and path.is_relative_to(asset()):
+        raise UserError(
+            f"the weights of {name} are not in this installation ({path}): make them with `splitsight train target "
+            f"{name} --data DIR --minutes 60 --out DIR`, and give the model.safetensors that this leaves with --weights"
+        )
     state = read_state(path)
     own = model.state_dict()
     if classifier is not None and classifier in state and state[classifier].shape[0] != own[classifier].shape[0]:

@@ -110,3 +110,15 @@ def test_the_last_window_has_as_much_time_as_any(tmp_path, frames):
     assert adversary.outcome() == told
     if frames == 6:
         assert windows[1]["lag_ms"] >= 500 > windows[0]["lag_ms"]
+
+
+def test_what_the_end_of_the_stream_leaves_has_its_time_after_it(tmp_path):
+    """Nothing follows that could be in its way, however long ago it was complete."""
+    notes = Notes()
+    reader = SimpleNamespace(events=lambda: stream(4, 0), close=lambda: None)
+    options = LiveOptions(tap="", out=tmp_path, split="L1", frames=4, stride=0.1, margin=MARGIN)
+    adversary = _Adversary(options, known(notes), reader)
+    adversary.read()
+    adversary.ready[0] -= 10
+    adversary.solve()
+    assert notes.room == [pytest.approx(PERIOD * (1 - MARGIN), abs=0.05)]

@@ -12,13 +12,15 @@ from splitsight.errors import UserError
 
 
 def test_figures_against_hand_computed_ones():
-    one = Measured(fps=[40, 90, 120], seconds=[0.01, 0.02, 0.03, 0.04, 0.05], batches=[1, 3, 3, 3, 2, 2])
-    result = summarize_serving([100, 100, 200], {1: one})
+    one = Measured([40, 90, 120], [0.01, 0.02, 0.03, 0.04, 0.05], [1, 3, 3, 3, 2, 2], [1.5, 1.5, 0.5], [1, 1, 1])
+    result = summarize_serving([100, 100, 200], {1: one}, threads=1, cores=2)
     assert result["bound_fps"] == 100
     [row] = result["sessions"]
     # parts 0.4, 0.9 and 0.6; of six frames in batches of 1, 3 and 2
     assert row["part"]["ratio"] == 0.6 and row["part"]["low"] == 0.4 and row["part"]["high"] == 0.9
     assert (row["sessions"], row["n"], row["fps"], row["batch"]) == (1, 5, 90, 2)
+    # of the first two rounds' bounds the clients left half: 0.8, 1.8 and 0.6
+    assert (row["part_left"]["ratio"], row["clients"], row["server"]) == (0.8, 1.5, 1)
     assert row["p50_ms"] == 30 and row["p99_ms"] == pytest.approx(49.6)
     json.dumps(result)
 
@@ -26,7 +28,7 @@ def test_figures_against_hand_computed_ones():
 def test_parts_are_paired_by_round():
     rng = np.random.default_rng(0)
     bound = rng.lognormal(5, 1, 20)  # the machine's speed varies far more than what is asked about
-    figures = summarize_serving(bound, {2: Measured(fps=list(0.9 * bound), seconds=[1], batches=[1])})
+    figures = summarize_serving(bound, {2: Measured(list(0.9 * bound), [1], [1], [0] * 20, [1] * 20)})
     assert figures["sessions"][0]["part"] == {"ratio": 0.9, "low": 0.9, "high": 0.9}
 
 
@@ -55,6 +57,7 @@ def test_rounds_against_a_real_server():
     for row in result["sessions"]:
         assert row["n"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] and 1 <= row["batch"] <= 4
         assert 0 < row["part"]["low"] <= row["part"]["ratio"] <= row["part"]["high"]
+        assert row["clients"] > 0 and row["server"] > 0 and row["part_left"]["ratio"] >= row["part"]["ratio"]
     json.dumps(result)
 
 

@@ -91,6 +91,14 @@ def test_distance_correlation_has_its_known_properties():
     assert float(distance_correlation(line, line**2)) > 0.4
 
 
+@pytest.mark.parametrize("measure", [distance_correlation, corrected_distance_correlation])
+def test_distance_correlation_of_equal_features_has_a_gradient(measure):
+    z = torch.ones(8, 3, requires_grad=True)
+    found = measure(torch.rand(8, 5), z)
+    found.backward()
+    assert float(found.detach()) == 0 and torch.isfinite(z.grad).all()
+
+
 def test_distance_correlation_has_the_gradient_of_its_values():
     x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     z = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_(True)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from diffusers import DDIMInverseScheduler
 from safetensors.torch import save_file
-from saved import clip, stable_diffusion, vit
+from saved import clip, stable_diffusion, vit, yolov2
 
 from adversary.priors.prior import load_prior
 from scenarios import cli
@@ -74,6 +74,13 @@ def test_clip_end_to_end(attack, tmp_path):
     target = ("--target", f"transformers:{tmp_path / 'clip'}", "--split", "output")
     found = attack("do", *target, "--set", "iterations=2")
     assert found["environment"]["session"]["task"] == "embed" and psnr(found) > 0
+
+
+def test_yolov2_folder(attack, tmp_path):
+    yolov2(tmp_path / "garden")
+    found = attack("db", "--target", f"yolov2:{tmp_path / 'garden'}", "--split", "L12", "--set", "iterations=2")
+    assert found["target"] == "yolov2:garden" and found["environment"]["session"]["task"] == "detect"
+    assert psnr(found) > 0
 
 
 @pytest.mark.parametrize("options", ["", ":slicing,checkpointing"])

@@ -13,11 +13,13 @@ import pytest
 from scenarios.demo import prepare_folder
 from scenarios.join import Join, Lines, quick_psnr, read_png
 from scenarios.report import RunInfo, panels_of, write_report
+from scenarios.rereport import ReportOptions, report_run
 from splitsight.data import write_png
 from splitsight.errors import UserError
 from splitsight.network import NetworkProfile
 
-INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps=2.0, options={"a": "<b>"})
+INFO = RunInfo(target="resnet18", split="L8", video="made up", solver="pnp", fps=2.0, options={"a": "<b>"}, classes=200)
+INFO = replace(INFO, points=("L4", "L8", "L12", "L16"))
 
 
 def png(path: Path, image: np.ndarray) -> None:
@@ -151,10 +153,20 @@ def test_report(run: Path) -> None:
     assert read_png(run / "grid.png") is not None
 
     page = (run / "index.html").read_text()
+    assert page.count('{"when": ') == 10 and "frame 9, 4.5 s" in page  # every frame can be played
+    for words in (
+        "white-box",
+        "splitsight demo --split L12",
+        "demo.mp4",
+        "grid.png",
+        "of 200 classes",
+        "knows 200 things",
+    ):
+        assert words in page, words
     without_script = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.search(r"""(src|href)=["']https?:""", without_script)
     assert "ox &amp; cart" in page and "&lt;b&gt;" in page
-    assert "found first" not in page and "match" not in summary["methods"]["window"]
+    assert "found first</b>" not in page and "match" not in summary["methods"]["window"]
     assert not list(run.glob(".*partial*")) and not list(run.glob("*.partial"))
 
 
@@ -187,7 +199,7 @@ def test_report_with_a_gallery(run: Path, tmp_path_factory: pytest.TempPathFacto
     assert [r["window_rank"] for r in rows] == [1] * 8 + [None] * 2
     assert rows[0]["preview_rank"] > 1 and rows[9]["preview_rank"] is None
     page = (run / "index.html").read_text()
-    assert "29 other images, compared in pixels-16x16" in page and "found first" in page
+    assert "29 other images" in page and "found first (pixels-16x16)" in page and "100 % found first" in page
 
 
 def test_report_with_an_evaluator(run: Path) -> None:
@@ -203,6 +215,60 @@ def test_report_with_an_evaluator(run: Path) -> None:
     column = pq.read_table(run / "rows.parquet")["window_recognised:mbconv"].to_pylist()
     assert set(column[:8]) <= {0.0, 1.0} and column[8:] == [None, None]
     assert "recognised (mbconv)" in (run / "index.html").read_text()
+
+
+def test_captions_say_what_a_person_asks_before_decibels(run: Path) -> None:
+    from splitsight import evaluators
+
+    join = Join(run)
+    join.poll()
+    write_report(run, join, INFO, evaluators=[evaluators.load()])
+    original, preview, window = panels_of(join, join.row(0), INFO)
+    assert original.detail == "cloud, of 200 classes: ox & cart 50 %"
+    assert (preview.title, window.title) == ("preview, +30 ms", "window, +1.5 s")
+    assert window.detail is not None and re.fullmatch(r"(not )?recognised · [\d.]+ dB", window.detail)
+    assert panels_of(join, join.row(4), INFO)[-1].title == "window, +2.5 s (late)"
+    join.row(4).iterations = join.row(4).model_evaluations = 0
+    assert panels_of(join, join.row(4), INFO)[-1].title == "window, no time for a step, +2.5 s (late)"
+    assert replace(INFO, threat="black-box").title == "resnet18 at L8 · black-box · window: pnp"
+
+
+def test_report_of_parts_started_by_hand(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The adversary's folder, and the edge's two places elsewhere; the recording says what was attacked."""
+    import torch
+
+    from splitsight import targets
+    from splitsight.pipeline import EdgePipeline
+    from splitsight.recording import RecordingWriter, Session
+    from splitsight.wire import tensors
+    from splitsight.wire.v1 import split_inference_pb2, tap_pb2
+
+    elsewhere = tmp_path_factory.mktemp("edge")
+    (run / "truth").rename(elsewhere / "truth")
+    edge = EdgePipeline(targets.load("resnet18"), "L8")
+    with pytest.raises(UserError, match="no such recording"):
+        report_run(ReportOptions(run))
+    with RecordingWriter(run / "recording", Session("s", edge.description())) as writer:
+        (features,) = edge(torch.zeros(1, 3, 64, 64))
+        tensor = tensors.encode(features[0].numpy(), tensors.CodecSpec(), edge.specs[0])
+        frame = split_inference_pb2.Frame(sequence=0, features=[tensor])
+        writer.append(tap_pb2.TappedFrame(session_id="s", frame=frame.SerializeToString()))
+    with pytest.raises(UserError, match=r"holds no originals.*--truth"):
+        report_run(ReportOptions(run))
+    (run / "edge.jsonl").rename(elsewhere / "answers.jsonl")
+    with pytest.raises(UserError, match="--edge-report"):
+        report_run(ReportOptions(run, truth=elsewhere / "truth"))
+    setup = {"event": "setup", "attack": "dmb-multi:live", "threat": "white-box", "frames": 4, "stride_s": 0.5}
+    lines = (run / "live.jsonl").read_text()
+    (run / "live.jsonl").write_text(json.dumps(setup) + "\n" + lines)
+    options = ReportOptions(run, truth=elsewhere / "truth", edge=elsewhere / "answers.jsonl", gallery_size=20)
+    assert report_run(options) == run / "index.html"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["methods"]["window"]["match"]["gallery"] == 20
+    assert "recognised:mbconv" in summary["methods"]["window"]
+    assert summary["environment"]["run"]["solver"] == "dmb-multi:live" and summary["environment"]["run"]["fps"] == 2
+    assert "resnet18 at L8 · white-box · dmb-multi:live" in (run / "index.html").read_text()
+    assert read_png(run / "grid.png") is not None and (run / "demo.mp4").is_file()
 
 
 def test_report_of_an_empty_run(tmp_path: Path) -> None:

@@ -88,9 +88,10 @@ def test_a_session_goes_on_at_another_replica(replicas, tmp_path, how):
     report, servers = tmp_path / "edge.jsonl", ",".join(f"127.0.0.1:{r.port}" for r in replicas)
     arguments = ["--server", servers, "--report", report, "--fps", 20, "--seconds", 4, "--session-id", session]
     edge = subprocess.Popen(
-        [sys.executable, "-m", "edge_client", *map(str, arguments), "--answer-timeout-s", "1"],
+        [sys.executable, "-m", "edge_client", *map(str, arguments), "--answer-timeout-s", "2"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_ENV,
     )  # fmt: skip
+    first = replicas[0]
     try:
         _until(lambda: len(_lines(report)) >= 15 and any(len(r.frames(session)) > 8 for r in replicas), edge)
         first, second = sorted(replicas, key=lambda r: -len(r.frames(session)))

@@ -132,8 +132,15 @@ def test_some_tokens_of_an_image():
     assert torch.allclose(encode(model, x, kept), encode(model, other, kept), atol=1e-5)
 
 
-SHIPPED = ("resnet50-small",)
+SHIPPED = sorted(name for name in SHAPES if (asset("targets", name) / "model.safetensors").is_file())
 """Whose weights are in the package; the others have a recipe."""
+
+
+def test_what_is_in_the_package():
+    assert "resnet50-small" in SHIPPED
+    files = [path for path in asset().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 60e6
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in files), "a package's files are for every user"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -142,11 +149,13 @@ def test_embedded_weights(name):
     target = load(name)
     assert file.stat().st_size < 2_000_000 and len(target.digest) == 64
     # the card's figures are of these weights
-    assert f"| digest | {target.digest[:12]} |" in file.with_name("README.md").read_text(encoding="utf-8")
+    card = file.with_name("README.md").read_text(encoding="utf-8")
+    # CLIP's has the digest of both encoders together
+    assert ("| unseen_top1 |" if name == "clip-small" else f"| digest | {target.digest[:12]} |") in card
 
 
 @pytest.mark.parametrize("name", sorted({*SHAPES} - {*SHIPPED}))
 def test_weights_that_are_not_in_the_package(name):
     assert name in RECIPES.names()
-    with pytest.raises(UserError, match=r"no weights at .*: check the path, or make them with `splitsight train`"):
+    with pytest.raises(UserError, match=rf"are not in this installation .*`splitsight train target {name} --data DIR"):
         load(name)

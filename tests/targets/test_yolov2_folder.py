@@ -1,4 +1,4 @@
-"""A YOLOv2-style detector out of a folder: its files, its halves, one attack by the public command."""
+"""A YOLOv2-style detector out of a folder: its files, its halves, what its output means."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from saved import yolov2
 from torchvision.models import resnet50
 
-from scenarios.cli import main
 from splitsight.errors import UserError
 from splitsight.targets import load
 from splitsight.targets.yolo_small import ResNet50Yolo
@@ -102,14 +100,3 @@ def test_what_is_missing(tmp_path):
     (tmp_path / "garden" / "config.json").unlink()
     with pytest.raises(UserError, match=r"config.json is not there"):
         load(f"yolov2:{tmp_path / 'garden'}")
-
-
-def test_an_attack_by_the_public_command(tmp_path, capsys):
-    yolov2(tmp_path / "garden")
-    (tmp_path / "pictures").mkdir()
-    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "pictures" / "a.png")
-    words = f"attack do --target yolov2:{tmp_path / 'garden'} --split L12 --images {tmp_path / 'pictures'}"
-    with pytest.raises(SystemExit) as ended:
-        main([*words.split(), "--out", str(tmp_path / "out"), "--set", "iterations=3", "--json"])
-    assert ended.value.code in (0, None)
-    assert '"target": "yolov2:garden"' in capsys.readouterr().out

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import save_prior
 
-from scenarios.defend import plan, standard
+from scenarios.defend import committed, plan, standard
 from scenarios.defend.command import DefendOptions, defend
 from splitsight.errors import UserError
 
@@ -53,6 +53,40 @@ def test_a_whole_evaluation(fast, pictures, tmp_path):
     assert "their failure is not strength" in page and "noise:ratio=0.5" in page and "Give --train-data" in page
     assert len(list((out / "grids").glob("*.png"))) == 2
     assert "http://" not in page.split("<main>")[1] and "https://" not in page.split("<main>")[1]
+
+
+def test_a_committed_file_has_the_figures_of_its_runs(fast, pictures, tmp_path):
+    runs = [
+        defend(_options(pictures, tmp_path / name, defenses=text))
+        for name, text in (("a", "noise:ratio=0.5"), ("b", "topk:keep=0.3;noise:ratio=0.5"))
+    ]
+    assert committed.collect(runs, tmp_path / "tiny.parquet") == 3 * 6
+    found, sizes = committed.read(tmp_path / "tiny.parquet")
+    assert [one.defense for one in found] == ["identity", "noise:ratio=0.5", "topk:keep=0.3"]
+    wanted = {d["defense"]: d for run in runs for d in json.loads((run / "summary.json").read_text())["defenses"]}
+    for one in found:
+        same = wanted[one.defense]
+        assert one.attacks.keys() == same["attacks"].keys()
+        assert one.strongest.ssim == pytest.approx(same["strongest"]["ssim"], abs=1e-6)
+        assert one.utility.accuracy == same["utility"]["accuracy"]
+    lines = list(committed.table(found, "S1"))
+    assert len(lines) == 5 and lines[2].startswith("| `identity`")
+    assert f"{found[1].strongest.ssim:.3f}" in next(line for line in lines if "noise" in line)
+    assert "3 images" in committed.sizes_of(found, sizes) and not list(committed.table(found, "S2"))[2:]
+
+
+def test_of_a_run_that_was_stopped_what_is_there_is_filed(fast, pictures, tmp_path):
+    out = defend(_options(pictures, tmp_path / "out"))
+    for part in sorted((out / "parts").glob("*.parquet"))[1:]:
+        part.unlink()
+    assert committed.collect([out], tmp_path / "tiny.parquet") == 3
+    found, _ = committed.read(tmp_path / "tiny.parquet")
+    assert [one.strongest is None for one in found] == [False, True, True]
+
+
+def test_a_file_of_weights_is_named_without_its_folder():
+    assert committed._named("pac:weights=/a/b.c/pac-x.safetensors,budget=1") == "pac:weights=pac-x,budget=1"
+    assert committed._named("vib:weights=vib-L8+clip:norm=1") == "vib:weights=vib-L8+clip:norm=1"
 
 
 def test_going_on_computes_nothing_again_and_other_defences_are_refused(fast, pictures, tmp_path):
