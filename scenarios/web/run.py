@@ -59,6 +59,10 @@ _TRIES, _WITHIN_S = 4, 60.0
 """How often a lost process is started again within so many seconds."""
 
 
+class _Ended(Exception):
+    """Somebody asked for the end while processes were being started."""
+
+
 @dataclass
 class _Cloud:
     """A cloud server that serves whatever has the same key."""
@@ -133,7 +137,7 @@ class WebRun:
         self.comparison = Comparison()
         self._losses: deque[float] = deque(maxlen=_TRIES)
         self._settings: dict[str, Any] = {}  # of the edge, carried from part to part
-        self._stop = False
+        self._stop = self._starting = False
         self._listed: tuple[float, list[dict[str, str]]] = -_LISTED_S, []
         self._children: Supervisor
         self._tell()
@@ -153,12 +157,13 @@ class WebRun:
             KeyboardInterrupt: Ctrl-C; the children still run.
         """
         self._children = children
-        self._begin(self.options, *self._first)
-        while not self._stop:
-            self._tick()
-            self._mend()
-            if (request := self._requests.take(_TICK_S)) is not None:
-                self._answer(request)
+        with suppress(_Ended):
+            self._begin(self.options, *self._first)
+            while not self._stop:
+                self._tick()
+                self._mend()
+                if (request := self._requests.take(_TICK_S)) is not None:
+                    self._answer(request)
         self.say("stopping")
         self.halt(drain=True)
 
@@ -204,6 +209,7 @@ class WebRun:
         part.adversary, part.edge = f"adversary{suffix}", f"edge{suffix}"
         remaining = self._remaining(before)
         new: list[str] = []
+        self._starting = True
         try:
             # all at once: most of what they do first is to load the same libraries
             part.cloud = self._cloud(part, pipeline, new)
@@ -224,6 +230,8 @@ class WebRun:
             for key in new:
                 children.stop(key, grace=0)
             raise
+        finally:
+            self._starting = False
         edge.expected_to_end = True
         if before is not None:
             self.say("changing over")
@@ -391,7 +399,13 @@ class WebRun:
     # ---------------------------------------------------------------- watching
 
     def _tick(self) -> None:
-        """Show what is new; called all the time."""
+        """Show what is new; called all the time.
+
+        Raises:
+            _Ended: while processes are being started, the end is asked for.
+        """
+        if self._starting and self._requests.ending:
+            raise _Ended
         if (part := self.part) is not None:
             part.join.poll()
             part.screen.update()
