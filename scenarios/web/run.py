@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,6 +328,9 @@ class WebRun:
         except UserError as error:
             self.say("streaming")
             request.done.set_exception(error)
+        except _Ended:
+            request.done.set_exception(UserError("the run ends"))
+            raise
         except BaseException as error:
             request.done.set_exception(error)
             raise
