@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", help="pages whose name contains this")
     parser.add_argument(
-        "--limit", type=float, default=300.0, help="seconds that a command, or a server's start, may take"
+        "--limit", type=float, default=300.0, help="seconds that a command, or a start, may take"
     )
     parser.add_argument("--work", type=Path, help="folder; default: a temporary one, removed at the end")
     options = parser.parse_args(arguments)
