@@ -236,7 +236,8 @@ def disk_full_edge(s: Stage) -> Row:
     """No room for the edge's report."""
     with s.small_disk(16) as disk:
         edge = s.edge(report=disk / "edge.jsonl")
-        return edge.row("disk of the edge's report full", None, "the report holds every answer that was counted")
+        note = "every line of the report reads; what came later had no room"
+        return edge.row("disk of the edge's report full", None, note)
 
 
 @_case("disk-adversary")

@@ -57,9 +57,7 @@ DEFENSES = {
     ),
     "topk": Strength("largest values only", "topk:keep={}", (0.5, 0.25, 0.1, 0.05, 0.02), "of the values kept"),
     "quantise": Strength("few bits", "quantise:bits={}", (8, 4, 3, 2, 1), "bits a value"),
-    "dropout": Strength(
-        "values left out at random", "dropout:p={}", (0.25, 0.5, 0.75, 0.9), "of the values dropped"
-    ),
+    "dropout": Strength("values left out at random", "dropout:p={}", (0.25, 0.5, 0.75, 0.9), "of the values dropped"),
 }
 """Defences that the page offers; any other is typed in."""
 
