@@ -246,7 +246,7 @@ def test_report_of_parts_started_by_hand(run: Path, tmp_path_factory: pytest.Tem
     elsewhere = tmp_path_factory.mktemp("edge")
     (run / "truth").rename(elsewhere / "truth")
     edge = EdgePipeline(targets.load("resnet18"), "L8")
-    with pytest.raises(UserError, match="no such recording"):
+    with pytest.raises(UserError, match="holds no run: give the folder"):
         report_run(ReportOptions(run))
     with RecordingWriter(run / "recording", Session("s", edge.description())) as writer:
         (features,) = edge(torch.zeros(1, 3, 64, 64))
