@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -66,6 +67,7 @@ _OURS = frozenset(
         "index.html",
     ]
 )
+_PART = re.compile(r"part-\d{2,}")
 """What a demo writes, and all that ``--overwrite`` removes."""
 
 
@@ -179,7 +181,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
         if any(out.iterdir()) and not overwrite:
             raise UserError(f"{out} is not empty: give another --out, or --overwrite to replace the run in it")
         for entry in out.iterdir():
-            if entry.name in _OURS:
+            if entry.name in _OURS or _PART.fullmatch(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         probe = out / ".writable"
         probe.write_bytes(b"x")

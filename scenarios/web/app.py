@@ -7,19 +7,19 @@ import secrets
 import sys
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scenarios.demo import DemoOptions, check, prepare_folder, report
 from scenarios.interrupt import interruptible
-from scenarios.processes import Supervisor, terminate_as_interrupt
+from scenarios.processes import PREFIX, Supervisor, terminate_as_interrupt
 from scenarios.web.choices import Catalogue
 from scenarios.web.judge import Judge
 from scenarios.web.run import WebRun
 from scenarios.web.server import WebServer
 from scenarios.web.state import Board, Requests
-from splitsight import evaluators
 from splitsight.errors import UserError
 from splitsight.wire.credentials import ServerCredentials, read_token
 
@@ -39,14 +39,14 @@ def run_with_page(options: DemoOptions, out: Path) -> Path:
     Raises:
         UserError: bad input, a page that would be open to anyone, a port in use, a process that cannot be started, or
             (exit status 3) a budget that is spent; whatever exists is reported before.
-        KeyboardInterrupt: Ctrl-C or SIGTERM before anything was recorded.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; whatever exists is reported before.
     """
     credentials = ServerCredentials(read_token(options.token_file, "page"), options.cert, options.key)
     credentials.check("page", "let anyone on the network steer it", options.host)
     first = check(options)
     prepare_folder(out, overwrite=options.overwrite)
-    board, requests = Board(), Requests()
-    judge = Judge(evaluators.load() if evaluators.EMBEDDED in evaluators.evaluator_names() else None)
+    options = replace(options, split=first[0].split)
+    board, requests, judge = Board(), Requests(), Judge()
     with interruptible(), terminate_as_interrupt(), _operator_token() as token_file:
         children = Supervisor(out / "logs")
         run = WebRun(options, out, *first, judge, board, requests, token_file)
@@ -65,6 +65,7 @@ def run_with_page(options: DemoOptions, out: Path) -> Path:
                     except KeyboardInterrupt:
                         run.say("interrupted: stopping")
                         run.halt()
+                        raise
             finally:
                 _reports(run, children)
     if run.ended is not None:
@@ -91,7 +92,11 @@ def _reports(run: WebRun, children: Supervisor) -> None:
     """A report of each part that has anything to report; the problems of one must not hide the others."""
     for part in run.parts:
         run.say("writing the report")
-        with suppress(UserError):
-            part.join.poll()
-            if any(row.answered for row in part.join.rows()):
-                report(part, children, complete=True)
+        part.join.poll()
+        if not any(row.answered for row in part.join.rows()):
+            continue
+        try:
+            report(part, children, complete=True)
+            print(f"the report: {part.out / 'index.html'}", file=sys.stderr, flush=True)
+        except UserError as error:
+            print(f"{PREFIX}{error}", file=sys.stderr, flush=True)

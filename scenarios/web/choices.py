@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -103,9 +104,15 @@ def chosen(options: DemoOptions, changes: Mapping[str, Any]) -> DemoOptions:
         made = replace(made, preview=has_preview(made))
     if made.preview != options.preview and "attack" not in changes:
         made = replace(made, attack="")  # what suits previews, or their absence
-    if moved:
-        made = replace(made, epsilon_budget=made.epsilon_budget, overwrite=False)
-    return made
+    return replace(made, command=_command(made))
+
+
+def _command(o: DemoOptions) -> str:
+    """What starts with these options, as far as they can be changed on the page."""
+    words = ["splitsight", "demo", "--target", o.target, "--split", o.split, "--threat", o.threat]
+    words += ["--defense", o.defense, "--attack", o.solver, *(["--prompt", o.prompt] if o.prompt else [])]
+    words += [] if o.preview else ["--no-preview"]
+    return shlex.join([*words, *(["--video", o.video] if o.video else [])])
 
 
 class Catalogue:

@@ -91,14 +91,10 @@ class Tally:
 
 
 class Judge:
-    """Judges in a thread; tells also how often the cloud answers what the whole network would.
+    """Judges in a thread; tells also how often the cloud answers what the whole network would."""
 
-    Args:
-        evaluator: who is asked; ``None`` judges nothing.
-    """
-
-    def __init__(self, evaluator: Evaluator | None) -> None:
-        self._evaluator = evaluator
+    def __init__(self) -> None:
+        self._evaluator: Evaluator | None = None
         self._gallery: Gallery | None = None
         self._whole: Callable[[np.ndarray], str] | None = None
         self._answers: deque[bool] = deque(maxlen=_TALLIED)
@@ -131,15 +127,16 @@ class Judge:
         first = sum(rank == 1 for rank in ranked) if ranked else None
         return Tally(len(found), sum(v.recognised for v in found), first)
 
-    def begin(self, gallery: Gallery | None, whole: Callable[[np.ndarray], str]) -> None:
+    def begin(self, evaluator: Evaluator | None, gallery: Gallery | None, whole: Callable[[np.ndarray], str]) -> None:
         """Another stream begins.
 
         Args:
+            evaluator: who is asked; ``None`` judges nothing.
             gallery: see :func:`judged`.
             whole: the class that the whole, undefended network sees in an image; empty for none.
         """
         with self._changed:
-            self._gallery, self._whole = gallery, whole
+            self._evaluator, self._gallery, self._whole = evaluator, gallery, whole
             self._waiting.clear()
             self._verdicts.clear()
             self._answers.clear()
@@ -180,14 +177,15 @@ class Judge:
                 if self._closed:
                     return
                 key, image, truth = self._waiting.pop()
-                gallery, whole = self._gallery, self._whole
+                evaluator, gallery, whole = self._evaluator, self._gallery, self._whole
             tier, what = key
             if isinstance(what, str):
                 if whole is not None and (right := whole(truth)):
                     self._answers.append(right == what)
                 continue
-            assert self._evaluator is not None
-            verdict = judged(image, truth, self._evaluator, gallery)
+            if evaluator is None:
+                continue
+            verdict = judged(image, truth, evaluator, gallery)
             with self._changed:
                 self._verdicts[tier, what] = verdict
                 while len(self._verdicts) > _KEPT:

@@ -258,7 +258,7 @@ class _Page:
         paused = ", paused" if s["paused"] else "" if s["speed"] == 1 else f", {s['speed']:g} × as fast"
         frames = f" · {s['frames']} frames" if "frames" in s else ""
         _say(self._phase, f"{s['phase']}{paused}{frames}")
-        _say(self._problem, s["problem"])
+        _say(self._problem, " ".join(filter(None, [s["problem"], s.get("warning", "")])))
         _say(self._words, _sentence(s))
         names = {"cloud": "Cloud server", "adversary": "Adversary", "edge": "Edge"}
         for label, (role, how) in zip(self._processes, s["processes"].items(), strict=False):

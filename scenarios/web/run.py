@@ -231,7 +231,7 @@ class WebRun:
             if before.cloud is not part.cloud:
                 children.stop(before.cloud.name, grace=5)
         part.watch = TapWatch(str(Address("127.0.0.1", tap_port)), part.steered.session)
-        self.judge.begin(gallery, _whole(pipeline.target))
+        self.judge.begin(next(iter(evaluators), None), gallery, _whole(pipeline.target))
         part.judge, part.children = self.judge, children
         part.screen = Screen(self.board, part.join, part.watch, self.judge, lambda: part.solving, 1 / options.fps)
         clients = {"adversary": part.adversary_client, "edge": part.edge_client}

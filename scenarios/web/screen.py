@@ -63,9 +63,9 @@ class Screen:
         for window in [w for n, w in self._join.windows.items() if n >= self._windows]:
             self._queue.extend(window["sequences"])
             self._windows = window["window"] + 1
-        newest = max((n for n in list(rows)[-8:] if "preview" in rows[n].lag_ms), default=None)
-        if newest is None and rows:
-            newest = max(rows)
+        newest = next((n for n in reversed(rows) if "preview" in rows[n].lag_ms), None)
+        if newest is None:
+            newest = next((n for n in reversed(rows) if rows[n].answered), None)
         if newest is not None:
             self._show("newest", rows[newest])
         self._compare()

@@ -117,7 +117,7 @@ class WebServer(AbstractContextManager["WebServer"]):
         self._server = uvicorn.Server(
             uvicorn.Config(
                 guarded,
-                log_level="warning",
+                log_level="critical",  # tabs that are open at the end are no news
                 ws_max_size=1 << 20,
                 lifespan="on",
                 timeout_graceful_shutdown=2,
@@ -130,9 +130,10 @@ class WebServer(AbstractContextManager["WebServer"]):
 
     @property
     def address(self) -> str:
-        """Of the page."""
+        """Of the page, as another machine may type it where it listens for others."""
         scheme = "http" if self._credentials.cert is None else "https"
-        return f"{scheme}://{Address(self._host, self.port)}/"
+        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else self._host
+        return f"{scheme}://{Address(host, self.port)}/"
 
     def _serve(self) -> None:
         # it looks through all objects of the process for its own, and PyTorch has some that complain of being looked at

@@ -23,8 +23,8 @@ __all__ = ["Numbers", "recordings", "stated"]
 
 _EVERY_S = 1.0
 _WORDS = {"cloud": "Cloud server", "adversary": "Adversary", "edge": "Edge"}
-_LAST = 30
-"""Frames that a share is taken over."""
+_BEHIND_S = 15.0
+"""Longest that an adversary may be behind before the page says so; a window takes a few seconds."""
 
 
 class Numbers:
@@ -113,10 +113,6 @@ def recordings(out: Path) -> list[dict[str, str]]:
     return listed
 
 
-def _share(values: list[bool]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def stated(run: WebRun) -> dict[str, Any]:
     """What the page says, in plain data (it is also what ``/live/status.json`` answers)."""
     o, part = run.options, run.part
@@ -146,6 +142,7 @@ def stated(run: WebRun) -> dict[str, Any]:
     if part is None:
         return status
     status["defense"] = part.session.defense
+    status["warning"] = part.warning
     rows = part.join.rows()
     answered = [row for row in rows if row.answered]
     status["frames"] = len(answered)
@@ -164,6 +161,13 @@ def stated(run: WebRun) -> dict[str, Any]:
         status |= {"attack": adversary.attack, "prompt": adversary.prompt, "busy": adversary.busy}
         status["attack_problem"] = adversary.problem
     status["tap"] = {"frames": part.watch.frames, "dropped": part.watch.dropped}
+    seen = next((row.sequence for row in reversed(rows) if row.lag_ms), 0)
+    status["behind_s"] = round(max(0, (answered[-1].sequence if answered else 0) - seen) / o.fps, 1)
+    if status["behind_s"] > _BEHIND_S and not run.problem:
+        status["problem"] = (
+            f"The adversary is {status['behind_s']:.0f} s behind the stream: this machine has too little time for it. "
+            "Close what else runs, or start with fewer frames a second (--fps)."
+        )
     tallies = {tier: run.judge.tally(tier) for tier in TIERS}
     status["quality"] = {
         tier: {

@@ -18,7 +18,7 @@ from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 __all__ = ["TapWatch"]
 
-_KEPT = 64
+_KEPT = 512
 _RING = 4  # frames that wait for us on the server: the latest are enough
 _MAX_BYTES = 256 << 20
 

@@ -51,8 +51,8 @@ class Bright:
 
 
 def test_a_judge_says_what_a_person_would_ask():
-    judge = Judge(Bright())
-    judge.begin(None, lambda image: "car")
+    judge = Judge()
+    judge.begin(Bright(), None, lambda image: "car")
     light, dark = np.full((8, 8, 3), 250, np.uint8), np.zeros((8, 8, 3), np.uint8)
     judge.submit("window", 1, light, light)
     judge.submit("window", 2, dark, light)
@@ -65,7 +65,7 @@ def test_a_judge_says_what_a_person_would_ask():
     assert right.recognised and right.sentence == "Recognised: a classifier sees “bright”, as in the original."
     assert wrong.sentence == "Not recognised: a classifier sees “dark”, in the original “bright”."
     assert judge.tally("window").recognised == 1 and judge.tally("preview") is None and judge.agreement() == 0.5
-    judge.begin(None, lambda image: "")
+    judge.begin(None, None, lambda image: "")
     assert judge.verdict("window", 1) is None and judge.agreement() is None
     judge.close()
 

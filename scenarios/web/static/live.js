@@ -24,6 +24,7 @@ async function draw(img) {
     text(figure.querySelector(".detail"), "nothing yet");
     if (tags.has(img)) {
       tags.delete(img);
+      URL.revokeObjectURL(img.src);
       img.removeAttribute("src");
     }
     return;
