@@ -177,9 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m scenarios.docs_commands", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--only", default="", help="pages whose name contains this")
-    parser.add_argument(
-        "--limit", type=float, default=300.0, help="seconds that a command, or a start, may take"
-    )
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a command, or a start, may take")
     parser.add_argument("--work", type=Path, help="folder; default: a temporary one, removed at the end")
     options = parser.parse_args(arguments)
     work = options.work or Path(tempfile.mkdtemp(prefix="splitsight-docs-"))
