@@ -261,7 +261,7 @@ def adversary_killed(s: Stage) -> Row:
     """SIGKILL, and another process on the same folder."""
     out = s.folder / f"adversary-{time.monotonic_ns()}"
     first = s.adversary(out)
-    edge = s.edge()
+    edge = s.edge("--seconds", 3600)  # until it is told to end: nobody knows how long another adversary takes to start
     edge.reach(s.pace.before)
     recorded(out, lambda found: len(found) >= 3)
     s.kill(first)
@@ -270,8 +270,11 @@ def adversary_killed(s: Stage) -> Row:
     begin = time.monotonic()
     found = recorded(out, lambda now: len(now) > len(before))
     took = time.monotonic() - begin
+    had = edge.answered
+    edge.reach(had + s.pace.after)
+    edge.child.process.terminate()
     row = edge.row("adversary killed, started again on its folder", took)
-    missed = row.frames - len(_frames_of(out))
+    missed = row.frames - len(recorded(out, lambda now: now[-1] == row.frames - 1))
     assert set(before) <= set(found)
     note = f"the {len(before)} frames recorded before are kept; {missed} that came while it was away are missing"
     return replace(row, note=note)
