@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,10 @@ _DRAIN_S = 20.0
 _TICK_S, _TOLD_S, _LISTED_S = 0.1, 0.5, 5.0
 _TRIES, _WITHIN_S = 4, 60.0
 """How often a lost process is started again within so many seconds."""
+
+
+class _Ended(Exception):
+    """Somebody asked for the end while processes were being started."""
 
 
 @dataclass
@@ -133,7 +138,7 @@ class WebRun:
         self.comparison = Comparison()
         self._losses: deque[float] = deque(maxlen=_TRIES)
         self._settings: dict[str, Any] = {}  # of the edge, carried from part to part
-        self._stop = False
+        self._stop = self._starting = False
         self._listed: tuple[float, list[dict[str, str]]] = -_LISTED_S, []
         self._children: Supervisor
         self._tell()
@@ -153,12 +158,13 @@ class WebRun:
             KeyboardInterrupt: Ctrl-C; the children still run.
         """
         self._children = children
-        self._begin(self.options, *self._first)
-        while not self._stop:
-            self._tick()
-            self._mend()
-            if (request := self._requests.take(_TICK_S)) is not None:
-                self._answer(request)
+        with suppress(_Ended):
+            self._begin(self.options, *self._first)
+            while not self._stop:
+                self._tick()
+                self._mend()
+                if (request := self._requests.take(_TICK_S)) is not None:
+                    self._answer(request)
         self.say("stopping")
         self.halt(drain=True)
 
@@ -204,6 +210,7 @@ class WebRun:
         part.adversary, part.edge = f"adversary{suffix}", f"edge{suffix}"
         remaining = self._remaining(before)
         new: list[str] = []
+        self._starting = True
         try:
             # all at once: most of what they do first is to load the same libraries
             part.cloud = self._cloud(part, pipeline, new)
@@ -224,6 +231,8 @@ class WebRun:
             for key in new:
                 children.stop(key, grace=0)
             raise
+        finally:
+            self._starting = False
         edge.expected_to_end = True
         if before is not None:
             self.say("changing over")
@@ -319,6 +328,9 @@ class WebRun:
         except UserError as error:
             self.say("streaming")
             request.done.set_exception(error)
+        except _Ended:
+            request.done.set_exception(UserError("the run ends"))
+            raise
         except BaseException as error:
             request.done.set_exception(error)
             raise
@@ -391,7 +403,13 @@ class WebRun:
     # ---------------------------------------------------------------- watching
 
     def _tick(self) -> None:
-        """Show what is new; called all the time."""
+        """Show what is new; called all the time.
+
+        Raises:
+            _Ended: while processes are being started, the end is asked for.
+        """
+        if self._starting and self._requests.ending:
+            raise _Ended
         if (part := self.part) is not None:
             part.join.poll()
             part.screen.update()

@@ -98,9 +98,14 @@ class Request:
 
 
 class Requests:
-    """Requests wait here until the supervising thread takes them."""
+    """Requests wait here until the supervising thread takes them.
+
+    Attributes:
+        ending: whether somebody has asked for the end, which waits for nothing else.
+    """
 
     def __init__(self) -> None:
+        self.ending = False
         self._queue: queue.Queue[Request] = queue.Queue(_MOST)
 
     def ask(self, action: str, **values: Any) -> Future[str]:
@@ -111,6 +116,7 @@ class Requests:
         """
         request = Request(action, values)
         self._queue.put_nowait(request)
+        self.ending = self.ending or action == "stop"
         return request.done
 
     def take(self, timeout: float) -> Request | None:

@@ -26,7 +26,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is miss
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 
 class Demo:
@@ -51,7 +51,7 @@ class Demo:
         return f"http://127.0.0.1:{self.port}"
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=PATIENCE) as answer:
             return answer.read()
 
     def status(self) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def tab(browser, demo):
 def test_the_stream_is_shown_side_by_side(tab, demo):
     for name in ("original", "features", "reconstruction"):
         tab.drawn(name)
+    tab.page.wait_for_function("document.querySelector('.panels').innerText.includes('ecognised')")
     words = tab.page.locator(".panels").inner_text()
     assert "Original, frame" in words and "What left the device, 32.0 KiB" in words
     assert "Reconstruction refined (window:live), after" in words and "ecognised" in words and "PSNR" in words
