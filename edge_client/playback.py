@@ -181,9 +181,13 @@ class Player:
             self._changed.notify_all()
 
     def _open(self, name: str) -> _Playing:
-        if is_recording(name):
-            return _Playing(name, _recorded(Path(name).expanduser(), self.about), None)
-        source = open_source(name, fps=self._fps, loop=True) if name else self._again()
+        try:
+            if is_recording(name):
+                return _Playing(name, _recorded(Path(name).expanduser(), self.about), None)
+            source = open_source(name, fps=self._fps, loop=True) if name else self._again()
+        except (OSError, RuntimeError) as error:  # a name that no file can have, the home of nobody
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"'{name[:80]}' cannot be played ({why}): give another source") from error
         self._opened.append(source)
         return _Playing(name or self._first_name, _images(source), source)
 

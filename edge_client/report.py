@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import re
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ class Report:
     def __init__(self, lines: Path | None, truth: Path | None) -> None:
         self.lines = lines
         self.truth = truth
-        self._file = None
+        self._file, self._whole = None, 0  # bytes of whole lines
         try:
             if truth is not None:
                 truth.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ class Report:
                         old.unlink()
             if lines is not None:
                 lines.parent.mkdir(parents=True, exist_ok=True)
-                self._file = lines.open("w", encoding="utf-8")
+                self._file = lines.open("wb", buffering=0)
         except OSError as error:
             raise _problem(lines if truth is None or truth.is_dir() else truth, error) from error
 
@@ -85,9 +86,13 @@ class Report:
             "batch_size": done.answer.batch_size,
         }
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            data = json.dumps(line).encode() + b"\n"
+            if self._file.write(data) != len(data):  # unbuffered: a disk that fills up takes a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._whole += len(data)
         except OSError as error:
+            with contextlib.suppress(OSError):  # so that every line that is left can be read
+                self._file.truncate(self._whole)
             raise _problem(self.lines, error) from error
 
     def finish(self, summary: dict[str, Any]) -> None:

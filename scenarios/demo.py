@@ -38,10 +38,9 @@ if TYPE_CHECKING:
     from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
     from splitsight.pipeline import EdgePipeline
-    from splitsight.targets import Target
     from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo", "run_info"]
+__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo", "run_info", "with_split"]
 
 THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
@@ -82,7 +81,7 @@ class DemoOptions:
         fps: frames a second, > 0.
         video: file, image folder, camera index or URL; ``None`` for the default clip.
         target: the split network; see :mod:`splitsight.specification`.
-        split: name of the split point; ``auto`` for :func:`~scenarios.splits.auto.auto_split`'s.
+        split: name of the split point; ``auto`` is resolved by :func:`with_split`.
         weights: of the target; those that come with it by default.
         prior: name or folder of the generative prior.
         inversion: file of an inversion network; the embedded one by default.
@@ -226,7 +225,6 @@ def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery, list[Evaluator]]
     from splitsight.pipeline import EdgePipeline
 
     target = targets.load(options.target, options.weights)
-    options = _with_split(options, target)
     pipeline = EdgePipeline(target, options.split, options.defense)
     if options.compare and not pipeline.defense:
         raise UserError("--compare shows a defence beside none: name one with --defense")
@@ -263,21 +261,22 @@ def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery, list[Evaluator]]
     return pipeline, gallery, judges
 
 
-def _with_split(options: DemoOptions, target: Target) -> DemoOptions:
+def with_split(options: DemoOptions) -> DemoOptions:
     """With a split point in place of ``auto``: where previews are asked for, one that has a network for them."""
     from adversary.blackbox.inversion import inversion_kept
     from adversary.priors import prior_options
     from scenarios.splits.auto import AUTO, auto_split
+    from splitsight import targets
 
     if options.split != AUTO:
         return options
-    prior = Path(prior_options(options.prior)[0]).name
-    split, says = auto_split(
-        target,
-        (lambda point: inversion_kept(target.name, point, prior, head_digest=target.cut(point).head_digest))
-        if options.preview and options.threat == "white-box" and options.inversion is None
-        else None,
-    )
+    target, prior = targets.load(options.target, options.weights), Path(prior_options(options.prior)[0]).name
+
+    def kept(point: str) -> bool:
+        return inversion_kept(target.name, point, prior, head_digest=target.cut(point).head_digest)
+
+    previewed = options.preview and options.threat == "white-box" and options.inversion is None
+    split, says = auto_split(target, kept if previewed else None)
     print(f"splitsight: {says}", file=sys.stderr)
     return replace(options, split=split)
 
@@ -532,6 +531,7 @@ def run_demo(options: DemoOptions) -> Path:
             reported before.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the children are gone and whatever exists is reported before.
     """
+    options = with_split(options)
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
     if options.web and not options.compare:
@@ -539,7 +539,6 @@ def run_demo(options: DemoOptions) -> Path:
 
         return run_with_page(options, out)
     pipeline, gallery, evaluators = check(options)
-    options = replace(options, split=pipeline.split)
     prepare_folder(out, overwrite=options.overwrite)
     demo = DemoRun(options, out, pipeline, gallery, evaluators)
     if options.compare:

@@ -58,7 +58,8 @@ class Headline:
             return "Nobody was asked what can be seen: look at the pictures."
         parts = []
         if self.found is not None:
-            parts.append(f"Whoever reads the features {_FOUND(self.found)} picture was sent")
+            which = f"which of {self.gallery:,} pictures" if self.gallery else "which picture"
+            parts.append(f"Whoever reads the features {_FOUND(self.found)} {which} was sent")
         if self.recognised is not None:
             what = "what it shows" if parts else "What a picture shows"
             parts.append(f"{what} is {_RECOGNISED(self.recognised)} recognised by a classifier")
@@ -72,10 +73,10 @@ def _step(*steps: tuple[float, str]) -> Any:
 
 
 _FOUND = _step(
-    (0.9, "can tell which"),
-    (0.5, "can mostly tell which"),
-    (0.1, "can sometimes tell which"),
-    (0.0, "cannot tell which"),
+    (0.9, "can tell"),
+    (0.5, "can mostly tell"),
+    (0.1, "can sometimes tell"),
+    (0.0, "cannot tell"),
 )
 _RECOGNISED = _step((0.7, "nearly always"), (0.4, "often"), (0.15, "sometimes"), (0.0, "hardly ever"))
 

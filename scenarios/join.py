@@ -117,6 +117,11 @@ class FrameRow:
         """Per tier, dB."""
         return self.measured.setdefault("psnr", {})
 
+    @property
+    def stepped(self) -> bool:
+        """Whether its window's solver had time for anything but to start."""
+        return bool(self.iterations or self.model_evaluations)
+
     def best_tier(self) -> str | None:
         """The best tier that has an image for this frame."""
         return next((tier for tier in reversed(TIERS) if tier in self.lag_ms), None)

@@ -15,6 +15,8 @@ __all__ = ["READY_S", "Steered", "adversary_command", "cloud_command", "cores", 
 READY_S = 180.0
 """Seconds that a process may take to start."""
 
+_PATIENCE_S = 60
+
 
 @dataclass(frozen=True)
 class Steered:
@@ -86,8 +88,10 @@ def adversary_command(
     # a black-box adversary has a name for the target and nothing else of it
     arguments += weights if o.threat == "white-box" else []
     arguments += ["--prompt", o.prompt] if o.prompt else []
+    # the server is there, but both may be slow on a busy machine
+    arguments += ["--patience", _PATIENCE_S if steered is None else steered.patience]
     if steered is not None:
-        arguments += ["--session", steered.session, "--patience", steered.patience, *steered.options]
+        arguments += ["--session", steered.session, *steered.options]
     return _cli(*arguments)
 
 

@@ -240,6 +240,17 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def _idle(rows: Sequence[FrameRow], threat: str) -> list[str]:
+    """A sentence on windows without a step; a black-box network takes none."""
+    idle = {r.window for r in rows if r.window >= 0 and threat == "white-box" and not r.stepped}
+    if not idle:
+        return []
+    which = "One window" if len(idle) == 1 else f"{len(idle)} windows"
+    return [
+        f"{which} had no time for a single step and show what they started from, the previews: the machine was busy."
+    ]
+
+
 def render_page(
     out: Path,
     rows: Sequence[FrameRow],
@@ -302,7 +313,7 @@ def render_page(
         diagram=diagram(summary["target"], summary["split"], defense),
         knew=who_knew(run.get("threat", "")),
         classes=run.get("classes"),
-        notes=_notes(summary),
+        notes=_notes(summary) + _idle(rows, run.get("threat", "")),
         shown=[{"panels": framed(row)} for row in shown],
         next=try_next(known, points),
         command=run.get("command") or "",

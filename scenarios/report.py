@@ -97,7 +97,7 @@ class RunInfo:
     @property
     def title(self) -> str:
         """What was attacked by whom: target, split, defence, threat model and solver, for headings."""
-        return f"{self.target} at {self.split}{self.defended} · {self.threat} · window: {self.solver}"
+        return f"{self.target} at {self.split}{self.defended} · {self.threat} · {self.solver}"
 
     @property
     def defended(self) -> str:
@@ -362,14 +362,14 @@ def panels_of(join: Join, row: FrameRow, info: RunInfo) -> list[Panel]:
 
     A run without any previews has no panel for them.
     """
-    known = f", of {info.classes} classes" if info.classes and row.says else ""
-    cloud = f"cloud{known}: {row.says}" if row.says else "no answer from the cloud"
+    known = f" (of {info.classes} classes)" if info.classes else ""
+    cloud = f"cloud: {row.says}{known}" if row.says else "no answer from the cloud"
     preview, window = join.image("preview", row.sequence), join.image("window", row.sequence)
     figures = _figures(row, "preview")
     if window is not None:
         late = "" if row.on_time else " (late)"
         # a window without time for one step is what it starts from
-        name = "window" if row.iterations or row.model_evaluations else "window, no time for a step"
+        name = "window" if row.stepped or info.threat != "white-box" else "window, no step"
         last = Panel(window, f"{name}{_lag(row, 'window')}{late}", _figures(row, "window"))
     elif preview is not None:
         last = Panel(preview, "no window: preview shown", figures)

@@ -71,6 +71,8 @@ def report_run(options: ReportOptions, progress: Callable[[str], None] | None = 
         UserError: no run there, or the originals are missing.
     """
     folder = options.folder
+    if not (folder / "recording").is_dir():
+        raise UserError(f"{folder} holds no run: give the folder that `splitsight adversary --out` or `demo` wrote")
     session = Recording.open(folder / "recording").session
     truth = options.truth or folder / "truth"
     if not any(truth.glob("*.png")):

@@ -206,7 +206,7 @@ def _averaging(path: Path) -> Iterator[str]:
     yield (
         f"`splitsight bench averaging --split {about['split']}`, rows in `scenarios/results/defend/{path.name}`: what "
         f"{about['attack']} rebuilds of {len(about['names'])} images from the mean of T frames, each with noise of its "
-        "own. PSNR in dB; below, the error of the mean features over what σ/√T predicts."
+        "own. PSNR in dB; in brackets the error of the mean features over what σ/√T predicts."
     )
     yield ""
     yield "| noise | " + " | ".join(f"T = {count}" for count in counts) + " |"

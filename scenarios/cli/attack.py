@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,12 @@ commands = typer.Typer()
 def attack(
     method: Annotated[str, typer.Argument(help="Attack; see `splitsight list attacks`.")],
     out: Annotated[
-        Path, typer.Option(help="Folder for index.html, summary.json, rows.parquet, grid.png, reconstructions/.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Folder for index.html, summary.json, rows.parquet, grid.png, reconstructions/; default: "
+            "runs/METHOD-TIMESTAMP."
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of PNG/JPEG, or a Parquet file in Hugging Face image format.")
     ] = None,
@@ -132,7 +137,7 @@ def attack(
             seed=seed,
             setting=setting,
             time_budget=time_budget,
-            out=out,
+            out=out or Path("runs") / f"{method}-{datetime.now():%Y%m%d-%H%M%S}",
             prior=prior,
             threads=threads,
             device=device,

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -91,6 +91,7 @@ class Container:
         self.health = image.get("Healthcheck") or self.config.get("Healthcheck")
         self.root = _run(*_PODMAN, "image", "mount", f"localhost/{service['image']}").strip()
         self.process: subprocess.Popen[str] | None = None
+        self.peak_mb = 0.0
         self.log = work / f"{name}.log"
 
     def command(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -166,6 +167,26 @@ class Container:
         if said[0] == "0" or "writable" in said or "0000000000000000" not in said:
             raise UserError(f"{self.name} is not confined: {' '.join(said)}", code=1)
         return f"user {said[0]}, root file system read-only, no capability"
+
+    def look(self) -> None:
+        """Note the most memory that it has had so far."""
+        with suppress(OSError, AttributeError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()  # type: ignore[union-attr]
+            self.peak_mb = max(self.peak_mb, int(status.partition("VmHWM:")[2].split()[0]) / 1e3)
+
+    def ended(self, seconds: float) -> int:
+        """Wait for its own end; its exit code.
+
+        Raises:
+            UserError: it goes on.
+        """
+        end = time.monotonic() + seconds
+        while self.process is not None and self.process.poll() is None:
+            if time.monotonic() > end:
+                raise UserError(f"{self.name} does not end: {self.log.read_text()[-2000:]}", code=1)
+            self.look()
+            time.sleep(0.3)
+        return self.stop()
 
     def stop(self, grace: float = 30.0) -> int:
         """SIGTERM, and its exit code."""
@@ -337,10 +358,14 @@ def stream(work: Path, seconds: int, *, tls: bool) -> None:
             print(f"  {name:10} {container.wait_healthy()}: {container.confined()}", flush=True)
         elsewhere = made["edge"].run(["python3", "-c", _KNOCK.format(port=50052)])
         print(f"  the tap from the edge's machine: {elsewhere.stdout.strip()}")
-        codes = {name: made[name].process.wait(seconds + 180) for name in ("edge", "adversary")}  # type: ignore[union-attr]
+        codes = {name: made[name].ended(seconds + 240) for name in ("edge", "adversary")}
         reported = _report(made["page"])
+        for name in ("cloud", "page"):
+            made[name].look()
         codes |= {name: made[name].stop() for name in ("cloud", "page")}
     print(f"  exit codes: {codes}")
+    peaks = ", ".join(f"{n} {made[n].peak_mb:.0f} of {found[n]['mem_limit']}" for n in _ROLES)
+    print(f"  most memory, MB: {peaks}")
     if any(codes.values()):
         raise UserError(f"a role failed: {codes}, see {work}", code=1)
     summary = json.loads((reported / "summary.json").read_text())

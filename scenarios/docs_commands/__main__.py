@@ -24,9 +24,9 @@ from typing import IO, NamedTuple
 from scenarios.docs_commands.found import ROOT, Command, commands, parsed
 from scenarios.docs_commands.inputs import install, make_inputs
 from scenarios.docs_commands.plan import implied_cloud, names, option, planned
+from scenarios.processes import terminate_as_interrupt
 
 _HOSTS = {"cloud.example": "localhost"}
-_READY_S = 90.0
 
 
 class _Result(NamedTuple):
@@ -64,14 +64,14 @@ class _Page:
             self._command(words), stdout=out, stderr=out, cwd=self.folder, env=self.environment, text=True
         )
         self.servers[kind] = process, out, words
-        end = time.monotonic() + _READY_S
+        end = time.monotonic() + self.limit
         while time.monotonic() < end:
             if '"ready"' in Path(out.name).read_text():
                 return ""
             if process.poll() is not None:
                 return _last(out)
             time.sleep(0.2)
-        return "it is not ready"
+        return f"not ready within {self.limit:.0f} s"
 
     def _wanted(self, words: list[str]) -> None:
         """Start the server that an edge or an adversary wants and the page has not started."""
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m scenarios.docs_commands", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--only", default="", help="pages whose name contains this")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a command may take")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a command, or a start, may take")
     parser.add_argument("--work", type=Path, help="folder; default: a temporary one, removed at the end")
     options = parser.parse_args(arguments)
     work = options.work or Path(tempfile.mkdtemp(prefix="splitsight-docs-"))
@@ -204,7 +204,12 @@ def main(arguments: list[str] | None = None) -> int:
         folder.mkdir()
         for entry in inputs.iterdir():
             (folder / entry.name).symlink_to(entry)
-        rows += _page(page, own, _Page(folder, environment, options.limit))
+        runner = _Page(folder, environment, options.limit)
+        try:
+            rows += _page(page, own, runner)
+        finally:
+            for kind in list(runner.servers):
+                runner.end(kind)
     print("| page | command | what came of it |\n| --- | --- | --- |")
     for command, result in rows:
         took = f", {result.seconds:.0f} s" if result.seconds else ""
@@ -219,4 +224,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with terminate_as_interrupt():
+        sys.exit(main())

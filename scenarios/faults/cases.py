@@ -236,7 +236,8 @@ def disk_full_edge(s: Stage) -> Row:
     """No room for the edge's report."""
     with s.small_disk(16) as disk:
         edge = s.edge(report=disk / "edge.jsonl")
-        return edge.row("disk of the edge's report full", None, "the report holds every answer that was counted")
+        note = "every line of the report reads; what came later had no room"
+        return edge.row("disk of the edge's report full", None, note)
 
 
 @_case("disk-adversary")
@@ -260,7 +261,7 @@ def adversary_killed(s: Stage) -> Row:
     """SIGKILL, and another process on the same folder."""
     out = s.folder / f"adversary-{time.monotonic_ns()}"
     first = s.adversary(out)
-    edge = s.edge()
+    edge = s.edge("--seconds", 3600)  # until it is told to end: nobody knows how long another adversary takes to start
     edge.reach(s.pace.before)
     recorded(out, lambda found: len(found) >= 3)
     s.kill(first)
@@ -269,8 +270,11 @@ def adversary_killed(s: Stage) -> Row:
     begin = time.monotonic()
     found = recorded(out, lambda now: len(now) > len(before))
     took = time.monotonic() - begin
+    had = edge.answered
+    edge.reach(had + s.pace.after)
+    edge.child.process.terminate()
     row = edge.row("adversary killed, started again on its folder", took)
-    missed = row.frames - len(_frames_of(out))
+    missed = row.frames - len(recorded(out, lambda now: now[-1] == row.frames - 1))
     assert set(before) <= set(found)
     note = f"the {len(before)} frames recorded before are kept; {missed} that came while it was away are missing"
     return replace(row, note=note)

@@ -38,8 +38,8 @@ as well.
 """
 _FUZZ = """## Malformed messages
 
-`python tests/fuzz/run.py --out FOLDER` changes valid messages in structure and in bytes and sends them to the three
-services and to the codec, most of them in one process, some over connections to real servers. Each ends in a status
+`python tests/fuzz/run.py --out FOLDER` changes valid messages in structure and in bytes and sends them to the services
+and to the codec, most of them in one process, some over connections to real servers. Each ends in a status
 that [the page on untrusted networks](untrusted-network.md#statuses) lists, with one sentence; nothing is left of a
 stream that was refused. What was found is kept in `tests/fuzz/test_fuzz.py`. `python tests/fuzz/codec.py` runs the
 codec under atheris (`pip install -e '.[fuzz]'`).

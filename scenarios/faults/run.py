@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from splitsight.errors import UserError, unknown_name
 
 __all__ = ["ROWS", "read_rows", "run_faults"]
 
+_OWN_FOLDER = re.compile(rf"{re.escape(tempfile.gettempdir())}/splitsight-faults-[^/]+/([\w-]+/)?")
 ROWS = "faults.jsonl"
 """Name of the file, in the folder of a run."""
 
@@ -80,6 +82,7 @@ def run_faults(
                     row = CASES[name](stage).to_dict()
                 except NotHere as error:
                     row = {"fault": name, "note": f"not measured: {error}"}
+                line = json.dumps({"case": name, **row}, ensure_ascii=False)
                 with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps({"case": name, **row}, ensure_ascii=False) + "\n")
+                    lines.write(_OWN_FOLDER.sub("…/", line) + "\n")
     return read_rows(file)

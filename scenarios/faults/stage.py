@@ -244,7 +244,7 @@ class Stage:
         assert self.server
         report = report or self.folder / f"edge-{next(self._numbers):02d}.jsonl"
         frames = self.pace.before + self.pace.outage * self.pace.fps + self.pace.after
-        stream = ("--fps", self.pace.fps, "--seconds", frames / self.pace.fps, "--give-up", 60)
+        stream = ("--fps", self.pace.fps, "--seconds", frames / self.pace.fps, "--give-up", 600)
         patience = ("--answer-timeout", self.pace.answer_timeout)
         where = ("--server", f"127.0.0.1:{port or self.port}", "--report", report)
         child = self.start("edge", *self._network, *self._video, *where, *stream, *patience, *arguments, wrap=wrap)
@@ -253,7 +253,7 @@ class Stage:
     def adversary(self, out: Path, *arguments: object) -> Child:
         """An adversary that is ready."""
         assert self.server
-        where = ("--tap", f"127.0.0.1:{self.tap_port}", "--out", out, "--patience", 60, "--stride", 0.25)
+        where = ("--tap", f"127.0.0.1:{self.tap_port}", "--out", out, "--patience", 600, "--stride", 0.25)
         child = self.start("adversary", *self._network, *where, *self.models, *arguments)
         child.wait_event("ready", _START_S)
         return child

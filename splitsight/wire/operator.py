@@ -21,11 +21,13 @@ import grpc
 from splitsight.errors import UserError
 from splitsight.wire.channels import Address
 from splitsight.wire.credentials import ClientCredentials, ServerCredentials, read_token
-from splitsight.wire.ports import add_port
+from splitsight.wire.fields import parsed
+from splitsight.wire.ports import add_port, server_options
+from splitsight.wire.tensors import WireError
 from splitsight.wire.v1 import operator_pb2 as pb
 from splitsight.wire.v1 import operator_pb2_grpc as rpc
 
-__all__ = ["Handler", "OperatorClient", "OperatorOptions", "only", "served"]
+__all__ = ["Handler", "OperatorClient", "OperatorOptions", "answer", "only", "served"]
 
 NAME = "splitsight.v1.Operator"
 _LONGEST = 4096  # characters of a name that a change may carry
@@ -96,19 +98,39 @@ def only(wanted: pb.ChangeRequest, known: set[str], role: str) -> None:
         raise UserError(f"the speed must be between 0.05 and 20, not {wanted.speed:g}")
 
 
-class _Service(rpc.OperatorServicer):
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+def answer(handler: Handler, method: str, raw: bytes) -> pb.OperatorStatus:
+    """What a handler says to the bytes of a call of ``Status`` or ``Change``.
 
-    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.OperatorStatus:
-        return self._handler.status()
+    Raises:
+        WireError: ``INVALID_ARGUMENT`` for what cannot be, ``INTERNAL`` where changing failed otherwise.
+    """
+    if method == "Status":
+        parsed(pb.StatusRequest, raw)
+        return handler.status()
+    wanted = parsed(pb.ChangeRequest, raw)
+    try:
+        handler.change(wanted)
+    except UserError as error:
+        raise WireError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+    except Exception as error:  # the process goes on; the operator reads why
+        raise WireError(grpc.StatusCode.INTERNAL, f"the change failed ({type(error).__name__}: {error})") from error
+    return handler.status()
 
-    def Change(self, request: pb.ChangeRequest, context: grpc.ServicerContext) -> pb.OperatorStatus:
-        try:
-            self._handler.change(request)
-        except UserError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return self._handler.status()
+
+def _handlers(handler: Handler) -> grpc.GenericRpcHandler:
+    def method(name: str) -> grpc.RpcMethodHandler:
+        def call(raw: bytes, context: grpc.ServicerContext) -> pb.OperatorStatus:
+            try:
+                return answer(handler, name, raw)
+            except WireError as error:
+                context.abort(error.code, error.message)
+                raise AssertionError("abort raises") from error
+
+        return grpc.unary_unary_rpc_method_handler(
+            call, request_deserializer=None, response_serializer=pb.OperatorStatus.SerializeToString
+        )
+
+    return grpc.method_handlers_generic_handler(NAME, {name: method(name) for name in ("Status", "Change")})
 
 
 @contextmanager
@@ -132,11 +154,11 @@ def served(handler: Handler, options: OperatorOptions | None) -> Iterator[int | 
         # one: changes are made one after another
         ThreadPoolExecutor(1, thread_name_prefix="operator"),
         interceptors=options.credentials.interceptors("operator's port"),
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 1 << 16)],
+        options=server_options(1 << 17),
         maximum_concurrent_rpcs=16,
     )
     port = add_port(server, options.host, options.port, what="operator", credentials=options.credentials)
-    rpc.add_OperatorServicer_to_server(_Service(handler), server)
+    server.add_generic_rpc_handlers((_handlers(handler),))
     server.start()
     try:
         with suppress(OSError):  # whoever started us need not listen

@@ -283,6 +283,12 @@ def test_windows_take_every_fifth_frame_at_ten_frames_a_second_and_survive_jitte
     assert [f.sequence for f in windows[0].frames] == [0, 5, 10, 15]
 
 
+def test_windows_go_on_when_the_edges_clock_is_set_back():
+    hour = 3_600_000
+    windows = _observe(Windower(4, 0.5), [hour, hour + 500, *range(0, 3000, 500)])
+    assert [[f.sequence for f in w.frames] for w in windows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 def test_windows_drop_repeats_survive_gaps_and_flush_the_rest():
     windower = Windower(4, 0.5)
     assert _observe(windower, [0, 500, 9000]) == []

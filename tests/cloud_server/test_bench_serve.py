@@ -57,7 +57,8 @@ def test_rounds_against_a_real_server():
     for row in result["sessions"]:
         assert row["n"] > 0 and 0 < row["p50_ms"] <= row["p99_ms"] and 1 <= row["batch"] <= 4
         assert 0 < row["part"]["low"] <= row["part"]["ratio"] <= row["part"]["high"]
-        assert row["clients"] > 0 and row["server"] > 0 and row["part_left"]["ratio"] >= row["part"]["ratio"]
+        # processor time comes in steps of 10 ms, of which a busy machine may grant none
+        assert 0 <= row["clients"] < 8 and 0 <= row["server"] < 8 and row["part_left"]["ratio"] >= row["part"]["ratio"]
     json.dumps(result)
 
 

@@ -98,8 +98,9 @@ def test_roles_see_what_they_may():
         stage.split()[-1] if " AS " not in stage.split("\n")[0] else stage.split("\n")[0].split()[-1]: stage
         for stage in stages
     }
-    assert "/src/adversary" not in copied["edge"] and "/weights " not in copied["edge"]
+    assert "/src/adversary" not in copied["edge"] and "/all/adversary" not in copied["edge"]
     assert "/src/adversary" not in copied["cloud"] and "/src/edge_client" not in copied["adversary"]
+    assert "/opt/prior" not in copied["edge"] and "/opt/prior" not in copied["cloud"]
     assert set(prove._ROLES) <= set(copied)
 
 

@@ -39,7 +39,6 @@ def test_commands_are_found_in_every_kind_of_block(tmp_path):
         ("bench nonsense", "no command"),
         ("demo --sceonds 3", "--sceonds"),
         ("demo --seconds three", "--seconds"),
-        ("attack do", "--out"),
     ],
 )
 def test_a_command_that_is_none_does_not_parse(arguments, says):

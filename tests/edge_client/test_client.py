@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_cloud import FakeCloud, description
 
 from edge_client.client import EdgeOptions, run_edge
+from edge_client.link import Answered, Sent
+from edge_client.report import Report
 from splitsight import targets
 from splitsight.data import fit
 from splitsight.errors import UserError
@@ -24,6 +27,7 @@ from splitsight.pipeline import EdgePipeline
 from splitsight.video import open_source
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import decode
+from splitsight.wire.v1 import split_inference_pb2 as pb
 from splitsight.wire.v1 import tensor_pb2
 
 
@@ -266,6 +270,26 @@ def test_report_that_cannot_be_written(cloud, clip, tmp_path):
         run_edge(EdgeOptions(server.address, str(clip), report=tmp_path / "file" / "r.jsonl"))
     with pytest.raises(UserError, match="cannot be written"):
         run_edge(EdgeOptions(server.address, str(clip), truth=tmp_path / "file"))
+
+
+def test_a_report_whose_disk_fills_up_ends_with_a_whole_line(tmp_path):
+    class Full(io.FileIO):
+        room = 1000
+
+        def write(self, data):
+            part = data[: self.room]
+            self.room -= len(part)
+            return super().write(part)
+
+    report, path = Report(tmp_path / "r.jsonl", None), tmp_path / "r.jsonl"
+    report._file.close()
+    report._file = Full(path, "w")
+    with pytest.raises(UserError, match="is full: free some space"):
+        for i in range(99):
+            report.add_answer(Answered(Sent(pb.Frame(sequence=i)), pb.Answer(sequence=i), 0, 1.0))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["sequence"] for row in rows] == list(range(i)) and 0 < i < 99
+    report.close()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

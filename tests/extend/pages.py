@@ -3,18 +3,17 @@
 import re
 from pathlib import Path
 
+from scenarios.docs_commands.found import examples
+
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "extend"
 KINDS = ("attack", "defense", "metric", "prior", "recipe", "scenario", "target", "task")
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r'^(?:"""|# )(outside/[\w.]+)')
-"""How an example begins: with the file that it is."""
 
 
 def blocks(kind: str) -> dict[str, str]:
     """File name → text, of a page's examples."""
-    text = (PAGES / f"{kind}.md").read_text(encoding="utf-8")
-    return {_FILE.match(code)[1]: code for _, code in _BLOCK.findall(text)}
+    return examples(PAGES / f"{kind}.md")
 
 
 def write_package(folder: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from splitsight.features import FeatureSpec
 from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, encode
-from splitsight.wire.v1 import oracle_pb2, tap_pb2, tensor_pb2
+from splitsight.wire.v1 import operator_pb2, oracle_pb2, tap_pb2, tensor_pb2
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
 SPECS = (FeatureSpec("map", (4, 3, 3)), FeatureSpec("tokens", (5, 6)), FeatureSpec("vector", (7,)))
@@ -123,6 +123,25 @@ class Mutator:
         """A request for the tap."""
         text = self._text() if changes else ""
         return tap_pb2.SubscribeRequest(session_id=text, ring=self.r.choice(_NUMBERS) % 2**32).SerializeToString()
+
+    def change(self, changes: int = 0) -> bytes:
+        """What an operator asks of an edge."""
+        request = operator_pb2.ChangeRequest()
+        for _ in range(changes):
+            which = self.r.randrange(5)
+            if which == 0:
+                request.source = self.r.choice(
+                    (self._text(), "~nobody", "/", "/dev/null", "file:///x", "a\nb", "x" * 300)
+                )
+            elif which == 1:
+                request.speed = self.r.choice((*_FLOATS, 2.0, 1e300))
+            elif which == 2:
+                request.step = self.r.choice(_NUMBERS) % 2**32
+            elif which == 3:
+                request.paused = self.r.random() < 0.5
+            else:
+                setattr(request, self.r.choice(("attack", "prompt")), self._text())
+        return request.SerializeToString()
 
     def tensor(self, codec: CodecSpec, index: int, changes: int = 1) -> bytes:
         """One tensor, changed so many times in structure."""

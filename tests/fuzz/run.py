@@ -23,12 +23,12 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from messages import CODECS, SPECS, Mutator, opening_of
-from services import Cloud, Oracle, Tap, check_status, decoded
+from services import Cloud, Operator, Oracle, Tap, check_status, decoded
 
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
 BLOCK = 5_000
-SHARES = {"inference": 0.33, "codec": 0.30, "oracle": 0.22, "tap": 0.15}
+SHARES = {"inference": 0.33, "codec": 0.30, "oracle": 0.22, "tap": 0.15, "operator": 0.02}
 _TOGETHER = 100  # streams at once
 
 
@@ -76,13 +76,22 @@ async def tap(m: Mutator, count: int) -> Counter:
     return Counter(map(service.call, raws))
 
 
+async def operator(m: Mutator, count: int) -> Counter:
+    """Changes of what an edge plays."""
+    found, service = Counter(), Operator()
+    for _ in range(count):
+        raw = m.change(m.r.randint(1, 3))
+        found[service.call(m.spoilt(raw) if m.r.random() < 0.5 else raw)] += 1
+    return found
+
+
 async def codec(m: Mutator, count: int) -> Counter:
     """Tensors, each of a shape that was agreed on."""
     chosen = (m.r.randrange(len(SPECS)) for _ in range(count))
     return Counter(decoded(m.tensor(m.r.choice(CODECS), i, m.r.randint(1, 2)), i) for i in chosen)
 
 
-SERVICES = {"inference": inference, "codec": codec, "oracle": oracle, "tap": tap}
+SERVICES = {"inference": inference, "codec": codec, "oracle": oracle, "tap": tap, "operator": operator}
 
 
 def block(service: str, number: int, seed: int, count: int) -> Counter:

@@ -1,4 +1,4 @@
-"""The three services without a network: real servicers, a context that answers as gRPC's does, and what must hold."""
+"""The four services without a network: real servicers, a context that answers as gRPC's does, and what must hold."""
 
 import asyncio
 from collections import Counter
@@ -19,11 +19,13 @@ from cloud_server.tap import Hub, TapService, frame_bytes
 from edge_client.oracle import Allowance, OracleService
 from edge_client.oracle import Metrics as OracleMetrics
 from edge_client.oracle_server import handlers as oracle_handlers
+from edge_client.playback import Player
 from splitsight.defenses import parse_defense
 from splitsight.tasks.classify import Classify
+from splitsight.wire.operator import answer
 from splitsight.wire.peers import Peers
 from splitsight.wire.tensors import COMPRESSIONS, DTYPES, CodecSpec, WireError, decode, encode
-from splitsight.wire.v1 import oracle_pb2, tensor_pb2
+from splitsight.wire.v1 import operator_pb2, oracle_pb2, tensor_pb2
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
 STATUSES = {
@@ -199,6 +201,35 @@ class _Closing(Hub):
         done = super().subscribe(subscription, most)
         self.publish(pb.SessionOpen(session_id="a"), pb.InferRequest(frame=pb.Frame()).SerializeToString(), 0)
         return done
+
+
+class Operator:
+    """``splitsight.v1.Operator`` of an edge that plays a clip of two pictures."""
+
+    def __init__(self) -> None:
+        self.player = Player(_Still(), name="still", again=_Still, fps=2.0, pace=True)
+
+    def status(self):
+        return operator_pb2.OperatorStatus(role="edge", speed=self.player.clock.speed)
+
+    def call(self, raw: bytes) -> str:
+        handler = SimpleNamespace(status=self.status, change=self.player.change)
+        try:
+            answer(handler, "Change", raw).SerializeToString()
+        except WireError as error:
+            return check_status(error.code, error.message)
+        assert 0.05 <= self.player.clock.speed <= 20
+        return "OK"
+
+
+class _Still:
+    live, fps, skipped, lost = False, 2.0, 0, 0
+
+    def __iter__(self):
+        return iter(())
+
+    def close(self) -> None:
+        pass
 
 
 def decoded(raw: bytes, index: int) -> str:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from messages import ABOUT, SPECS, Mutator, frame_messages, opening_messages, query_messages, tensor_messages
 from run import SERVICES, block, summary
-from services import Cloud, Context, Oracle, Tap, decoded
+from services import Cloud, Context, Operator, Oracle, Tap, decoded
 
 from cloud_server.tap import frame_bytes
 from splitsight.wire.fields import fields
 from splitsight.wire.peers import Peers
 from splitsight.wire.tensors import CodecSpec, WireError
-from splitsight.wire.v1 import oracle_pb2
+from splitsight.wire.v1 import operator_pb2, oracle_pb2
 from splitsight.wire.v1 import split_inference_pb2 as pb
 
 CODEC = CodecSpec()
@@ -166,6 +166,11 @@ def test_empty_parts_are_refused_before_memory_is_spent_on_them():
     large = oracle_pb2.QueryRequest(pictures=[oracle_pb2.Picture(rgb=bytes(1 << 17))])
     assert asyncio.run(oracle.call(large.SerializeToString())) == "RESOURCE_EXHAUSTED"
     oracle.close()
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "~nobody/clip.mp4", "a\0b"])
+def test_names_that_no_file_has_were_unknown_errors_of_the_operators_port(source):
+    assert Operator().call(operator_pb2.ChangeRequest(source=source).SerializeToString()) == "INVALID_ARGUMENT"
 
 
 # -- deadlines and rates, without waiting ------------------------------------------------------------------

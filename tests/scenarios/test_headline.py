@@ -21,22 +21,38 @@ def summary(recognised=None, found=None, **more):
 @pytest.mark.parametrize(
     ("recognised", "found", "says"),
     [
-        (0.9, 1.0, "can tell which picture was sent, and what it shows is nearly always recognised by a classifier."),
-        (0.0, 1.0, "can tell which picture was sent, but what it shows is hardly ever recognised by a classifier."),
-        (0.1, 0.0, "cannot tell which picture was sent, and what it shows is hardly ever recognised by a classifier."),
-        (0.5, 0.2, "can sometimes tell which picture was sent, but what it shows is often recognised by a classifier."),
+        (
+            0.9,
+            1.0,
+            "can tell which of 1,000 pictures was sent, and what it shows is nearly always recognised",
+        ),
+        (
+            0.0,
+            1.0,
+            "can tell which of 1,000 pictures was sent, but what it shows is hardly ever recognised",
+        ),
+        (
+            0.1,
+            0.0,
+            "cannot tell which of 1,000 pictures was sent, and what it shows is hardly ever recognised",
+        ),
+        (
+            0.5,
+            0.2,
+            "can sometimes tell which of 1,000 pictures was sent, but what it shows is often recognised",
+        ),
     ],
 )
 def test_one_sentence_on_what_can_be_seen(recognised, found, says):
     told = headline(summary(recognised, found), ("preview", "window"))
-    assert told.says == f"Whoever reads the features {says}"
+    assert told.says == f"Whoever reads the features {says} by a classifier."
     assert (told.method, told.gallery, told.evaluator) == ("window", 1000, "mbconv")
 
 
 def test_without_an_evaluator_the_gallery_answers_and_without_any_image_nobody():
     told = headline(summary())
     assert (told.recognised, told.found) == (None, 0.5) and told.says.endswith(
-        "can mostly tell which picture was sent."
+        "can mostly tell which of 1,000 pictures was sent."
     )
     assert headline({"methods": {}}) is None
     assert headline({"methods": {"preview": {"n": 1}}}).says.startswith("Nobody was asked")

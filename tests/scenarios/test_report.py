@@ -159,7 +159,7 @@ def test_report(run: Path) -> None:
         "splitsight demo --split L12",
         "demo.mp4",
         "grid.png",
-        "of 200 classes",
+        "(of 200 classes)",
         "knows 200 things",
     ):
         assert words in page, words
@@ -224,13 +224,13 @@ def test_captions_say_what_a_person_asks_before_decibels(run: Path) -> None:
     join.poll()
     write_report(run, join, INFO, evaluators=[evaluators.load()])
     original, preview, window = panels_of(join, join.row(0), INFO)
-    assert original.detail == "cloud, of 200 classes: ox & cart 50 %"
+    assert original.detail == "cloud: ox & cart 50 % (of 200 classes)"
     assert (preview.title, window.title) == ("preview, +30 ms", "window, +1.5 s")
     assert window.detail is not None and re.fullmatch(r"(not )?recognised · [\d.]+ dB", window.detail)
     assert panels_of(join, join.row(4), INFO)[-1].title == "window, +2.5 s (late)"
     join.row(4).iterations = join.row(4).model_evaluations = 0
-    assert panels_of(join, join.row(4), INFO)[-1].title == "window, no time for a step, +2.5 s (late)"
-    assert replace(INFO, threat="black-box").title == "resnet18 at L8 · black-box · window: pnp"
+    assert panels_of(join, join.row(4), INFO)[-1].title == "window, no step, +2.5 s (late)"
+    assert replace(INFO, threat="black-box").title == "resnet18 at L8 · black-box · pnp"
 
 
 def test_report_of_parts_started_by_hand(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -246,7 +246,7 @@ def test_report_of_parts_started_by_hand(run: Path, tmp_path_factory: pytest.Tem
     elsewhere = tmp_path_factory.mktemp("edge")
     (run / "truth").rename(elsewhere / "truth")
     edge = EdgePipeline(targets.load("resnet18"), "L8")
-    with pytest.raises(UserError, match="no such recording"):
+    with pytest.raises(UserError, match="holds no run: give the folder"):
         report_run(ReportOptions(run))
     with RecordingWriter(run / "recording", Session("s", edge.description())) as writer:
         (features,) = edge(torch.zeros(1, 3, 64, 64))

@@ -40,3 +40,16 @@ def test_every_file_of_rows_has_its_section():
     text = page()
     for path in RESULTS.glob("*.parquet"):
         assert (f"scenarios/results/{path.name}" in text) != path.stem.startswith("bench-")
+    for path in (RESULTS / "defend").glob("*.parquet"):
+        assert f"scenarios/results/defend/{path.name}" in text
+
+
+def test_figures_of_privacy_and_of_still_scenes_are_those_of_their_rows():
+    text = page()
+    for row in pq.read_table(RESULTS / "defend" / "privacy-L8.parquet").to_pylist():
+        assert row["shown_worst"] < row["epsilon"] and row["shown_real"] < row["epsilon"] and row["p"] > 1e-3
+        assert f"| {row['law']} | {row['epsilon']:g} | {row['scale_over_clip']:.3f} |" in text
+        assert row["closed_form"] is None or abs(row["closed_form"] - row["stream_epsilon"]) < 1e-6
+    rows = pq.read_table(RESULTS / "defend" / "averaging-L8.parquet").to_pylist()
+    own = [row["psnr"] for row in rows if (row["defense"], row["frames"]) == ("noise:ratio=1", 64)]
+    assert f"{sum(own) / len(own):.2f} (" in text.split("## A scene that stands still, resnet18 at L8")[1]

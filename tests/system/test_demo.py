@@ -101,7 +101,7 @@ def test_demo(start, models: list[str], tmp_path: Path) -> None:
     run = summary.environment.model_extra["run"]
     assert set(run["peak_rss_mb"]) == {"cloud", "adversary", "edge", "demo"}
     assert all(0 < mb < 2500 for mb in run["peak_rss_mb"].values())
-    assert set(summary.environment.weights) == {"target", "prior"}
+    assert set(summary.environment.weights) == {"target", "prior", "evaluator:mbconv"}
 
     rows = pq.read_table(out / "rows.parquet").to_pylist()
     assert [r["sequence"] for r in rows] == list(range(frames))
@@ -114,7 +114,10 @@ def test_demo(start, models: list[str], tmp_path: Path) -> None:
         shown += 1
     assert shown == frames
     assert cv2.imread(str(out / "grid.png")) is not None
-    assert "data:video/mp4" in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    command = summary.environment.model_extra["run"]["command"]
+    assert command.startswith("splitsight demo --seconds 8 ") and f"--out {out}" in command and command in page
+    assert "recognised:mbconv" in summary.methods["window"].model_extra and "white-box" in page
     assert {"cloud.log", "edge.log", "adversary.log"} <= {p.name for p in (out / "logs").iterdir()}
     for tier in summary.live.tiers.values():
         assert (tier.match.gallery, tier.match.features) == (8, "pixels-16x16")

@@ -80,7 +80,7 @@ def test_sequence_numbers_out_of_turn_are_refused_and_cost_nothing(row):
 
 @pytest.mark.parametrize("row", ["disk-edge"], indirect=True)
 def test_a_full_disk_ends_the_edge_with_a_sentence(row):
-    assert row.code == 1 and row.answered < row.frames
+    assert row.code == 1 and row.answered > 3
     assert "is full: free some space; what was written so far is readable" in row.said
 
 

@@ -309,3 +309,16 @@ def test_a_name_of_several_addresses_is_balanced(two, monkeypatch):
         assert _who(address) == {"127.0.0.2"}
     finally:
         names.socket.close()
+
+
+def test_a_client_inflates_nothing_that_a_server_packed():
+    server = grpc.server(ThreadPoolExecutor(1), compression=grpc.Compression.Gzip)
+    handler = grpc.unary_unary_rpc_method_handler(lambda _, context: bytes(1 << 20))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("x.Y", {"Ask": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with channel(Address("127.0.0.1", port)) as opened, pytest.raises(grpc.RpcError, match="not supported: gzip"):
+            opened.unary_unary("/x.Y/Ask")(b"", timeout=10)
+    finally:
+        server.stop(0).wait()

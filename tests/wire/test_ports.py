@@ -2,13 +2,16 @@
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
 from splitsight.errors import UserError
-from splitsight.wire.ports import add_port, serve_metrics
+from splitsight.wire import channels
+from splitsight.wire.channels import parse_addresses
+from splitsight.wire.ports import add_port, serve_metrics, server_options
 
 
 def test_metrics_ports_are_not_shared():
@@ -41,3 +44,13 @@ def test_hosts_to_listen_on(host):
         except OSError:
             pytest.skip("no IPv6 here")
     assert add_port(grpc.server(ThreadPoolExecutor(1)), host, 0, what="oracle") > 0
+
+
+def test_grpc_knows_every_option():
+    """One that it does not know it ignores: a tap closed quiet connections because of a misspelt one."""
+    from grpc._cython import cygrpc
+
+    library = Path(cygrpc.__file__).read_bytes()
+    clients = channels._options(parse_addresses("10.0.0.1:1,10.0.0.2:1", "--server x:1"), 1, keepalive=True)
+    for name, _ in [*server_options(1), *clients]:
+        assert name.encode() in library, name

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from scenarios.cli import main
-from scenarios.demo import DemoOptions, _with_split
+from scenarios.demo import DemoOptions, with_split
 from scenarios.splits.auto import auto_split
 from splitsight.errors import UserError
 from splitsight.targets import Target
@@ -42,9 +42,8 @@ def test_an_embedded_network():
 
     resnet = load("resnet18")
     assert auto_split(resnet)[0] == "L8"
-    options = DemoOptions(split="auto")
-    assert _with_split(options, resnet).split == "L8"  # which has a network for previews
-    assert _with_split(DemoOptions(split="L4"), resnet).split == "L4"
+    assert with_split(DemoOptions(split="auto")).split == "L8"  # which has a network for previews
+    assert with_split(DemoOptions(split="L4")).split == "L4"
 
 
 def test_the_command(tmp_path, capsys):
