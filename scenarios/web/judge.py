@@ -117,6 +117,11 @@ class Judge:
         with self._changed:
             return self._verdicts.get((tier, sequence))
 
+    def latest(self, tier: str) -> tuple[int, Verdict] | None:
+        """The frame of a tier that was judged last, and what was said; ``None`` before the first."""
+        with self._changed:
+            return next(((n, v) for (of, n), v in reversed(self._verdicts.items()) if of == tier), None)
+
     def tally(self, tier: str) -> Tally | None:
         """Of the last reconstructions of a tier; ``None`` before the first."""
         with self._changed:

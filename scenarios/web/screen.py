@@ -62,6 +62,8 @@ class Screen:
         rows = self._join.frames
         for window in [w for n, w in self._join.windows.items() if n >= self._windows]:
             self._queue.extend(window["sequences"])
+            for sequence in window["sequences"]:
+                self._submit("window", sequence)
             self._windows = window["window"] + 1
         newest = next((n for n in reversed(rows) if "preview" in rows[n].lag_ms), None)
         if newest is None:
@@ -94,10 +96,8 @@ class Screen:
         if truth is None and image is None:
             return
         self._shown[view] = sequence
-        key = (tier, sequence)
-        if image is not None and truth is not None and key not in self._submitted:
-            self._submitted = {k for k in self._submitted if k[1] > sequence - 200} | {key}
-            self._judge.submit(tier, sequence, image, truth)
+        if tier in row.lag_ms:
+            self._submit(tier, sequence)
         features = self._watch.picture(sequence)
         sent = f"{row.bytes / 1024:.1f} KiB" if row.bytes else ""
         pictures = {
@@ -109,11 +109,22 @@ class Screen:
         }
         self._board.show(**{f"{view}-{name}": picture for name, picture in pictures.items()})
 
+    def _submit(self, tier: str, sequence: int) -> None:
+        """Have a reconstruction judged, once."""
+        if (tier, sequence) in self._submitted:
+            return
+        truth, image = self._join.image("truth", sequence), self._join.image(tier, sequence)
+        if image is not None and truth is not None:
+            self._submitted = {k for k in self._submitted if k[1] > sequence - 200} | {(tier, sequence)}
+            self._judge.submit(tier, sequence, image, truth)
+
     def _words(self, tier: str, row: FrameRow, image: np.ndarray) -> tuple[str, str]:
         lag = row.lag_ms[tier] / 1e3
         after = f"{1e3 * lag:.0f} ms" if lag < 1 else f"{lag:.1f} s"
         what = "at once (preview)" if tier == "preview" else f"refined ({self._attack()})"
-        verdict = self._judge.verdict(tier, row.sequence)
+        said = self._judge.verdict(tier, row.sequence)
+        # frames may pass faster than they are judged
+        last = self._judge.latest(tier) if said is None else None
+        verdict = said.sentence if said is not None else f"Frame {last[0]}: {last[1].sentence}" if last else ""
         decibels = f"PSNR {row.psnr[tier]:.1f} dB" if tier in row.psnr else ""
-        said = [] if verdict is None else [verdict.sentence]
-        return f"Reconstruction {what}, after {after}", " ".join([*said, decibels]).strip()
+        return f"Reconstruction {what}, after {after}", " ".join(filter(None, [verdict, decibels]))
