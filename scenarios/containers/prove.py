@@ -42,6 +42,9 @@ _PODMAN = ("podman", "--storage-driver=overlay")
 _CABLE = {"cloud": "192.0.2.1", "edge": "192.0.2.2"}
 """Addresses for documentation (RFC 5737), in namespaces that nothing else is in."""
 
+_INDEX_PORT = 38431
+"""The same each time: layers are kept by the address that they were made with."""
+
 _INSIDE = """
 set -e
 mount --make-rprivate /
@@ -272,7 +275,7 @@ def _cpu_index(work: Path) -> Iterator[tuple[str, dict[str, str]]]:
     hashes = {w.name.split("-")[0]: sha256(w.read_bytes()).hexdigest() for w in index.glob("*/*.whl")}
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(index))
     handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", _INDEX_PORT), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", hashes
         server.shutdown()

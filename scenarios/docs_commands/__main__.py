@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -56,14 +57,14 @@ class _Page:
 
     def _start(self, words: list[str]) -> str:
         """Start a server; returns what is wrong with it, in a few words."""
-        kind = words[1]
-        if kind in self.servers:
-            self.end(kind)
+        key = _key(words)
+        if key in self.servers:
+            self.end(key)
         out = self._open()
         process = subprocess.Popen(
             self._command(words), stdout=out, stderr=out, cwd=self.folder, env=self.environment, text=True
         )
-        self.servers[kind] = process, out, words
+        self.servers[key] = process, out, words
         end = time.monotonic() + self.limit
         while time.monotonic() < end:
             if '"ready"' in Path(out.name).read_text():
@@ -75,12 +76,12 @@ class _Page:
 
     def _wanted(self, words: list[str]) -> None:
         """Start the server that an edge or an adversary wants and the page has not started."""
-        if words[1] == "adversary" and "cloud" not in self.servers:
+        clouds = [server for server in self.servers.values() if server[2][1] == "cloud" and server[0].poll() is None]
+        if words[1] == "adversary" and not clouds:
             self._start(implied_cloud(words))
         if words[1] == "edge":
-            there = self.servers.get("cloud")
-            same = there and all(option(there[2], o) == option(words, o) for o in ("--target", "--split"))
-            if not same or (there and there[0].poll() is not None):
+            same = ("--target", "--split")
+            if not any(all(option(there, o) == option(words, o) for o in same) for _, _, there in clouds):
                 self._start(implied_cloud(words))
 
     def run(self, words: list[str], *, server: bool) -> _Result:
@@ -118,9 +119,9 @@ class _Page:
         found = sorted(glob.glob(str(self.folder / word.replace("…", "*"))))
         return [found[-1] if found else word]
 
-    def end(self, kind: str) -> str:
+    def end(self, key: str) -> str:
         """End a server; returns what went wrong with it."""
-        process, out, _ = self.servers.pop(kind)
+        process, out, _ = self.servers.pop(key)
         if process.poll() is None:
             process.terminate()
         try:
@@ -130,6 +131,11 @@ class _Page:
             return "does not end"
         with out:
             return "" if code == 0 else f"{code}: {_last(out)}"
+
+
+def _key(words: Sequence[str]) -> str:
+    """What a server is known by: another one by that name takes its place."""
+    return " ".join([*words[1:2], option(words, "--port", "50051")])
 
 
 def _last(out: IO[str]) -> str:
@@ -159,10 +165,10 @@ def _page(page: str, own: list[Command], runner: _Page) -> list[tuple[Command, _
             file=sys.stderr,
             flush=True,
         )
-    for kind in list(runner.servers):
-        if wrong := runner.end(kind):
+    for key in list(runner.servers):
+        if wrong := runner.end(key):
             rows = [
-                (c, _Result("failed", wrong) if c.words[1:2] == (kind,) and r.outcome == "ran" else r) for c, r in rows
+                (c, _Result("failed", wrong) if _key(c.words) == key and r.outcome == "ran" else r) for c, r in rows
             ]
     return rows
 
@@ -208,8 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             rows += _page(page, own, runner)
         finally:
-            for kind in list(runner.servers):
-                runner.end(kind)
+            for key in list(runner.servers):
+                runner.end(key)
     print("| page | command | what came of it |\n| --- | --- | --- |")
     for command, result in rows:
         took = f", {result.seconds:.0f} s" if result.seconds else ""

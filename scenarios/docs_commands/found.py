@@ -67,13 +67,13 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def commands(root: Path = ROOT) -> list[Command]:
-    """All commands, in the order of the pages; those that ``&&`` joins are commands of their own."""
+    """All commands, in the order of the pages; those that ``&&`` or ``&`` part are commands of their own."""
     found = []
     for page in pages(root):
         for number, shown in _lines(page.read_text(encoding="utf-8")):
             words = shlex.split(shown, comments=True)
             while words:
-                end = words.index("&&") if "&&" in words else len(words)
+                end = next((i for i, word in enumerate(words) if word in ("&&", "&")), len(words))
                 part, words = words[:end], words[end + 1 :]
                 first = next(i for i, word in enumerate(part) if not re.fullmatch(r"[A-Z_]+=.*", word))
                 found.append(Command(str(page.relative_to(root)), number, tuple(part[first:]), tuple(part[:first])))
