@@ -141,7 +141,7 @@ class Container:
         done = self.run(self.health["Test"][1:])
         return done.returncode == 0, (done.stdout or done.stderr).strip()
 
-    def wait_healthy(self, seconds: float = 120.0) -> str:
+    def wait_healthy(self, seconds: float = 300.0) -> str:
         """Ask until it is.
 
         Raises:
