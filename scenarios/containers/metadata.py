@@ -1,4 +1,4 @@
-"""``python metadata.py PYPROJECT FOLDER``: name and version of the package, as an installer would leave them in a folder.
+"""``python metadata.py PYPROJECT FOLDER``: name and version of the package, as an installer leaves them.
 
 The images hold the packages of a role, not an installation, and sessions, rows and summaries name the version. Only the
 standard library is there when this runs.
