@@ -7,6 +7,7 @@ import threading
 import time
 import tomllib
 import urllib.request
+from importlib.metadata import distributions, version
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from scenarios.containers import health, lock, prove, publish
+from scenarios.containers import health, lock, metadata, prove, publish
 from scenarios.docs_commands.found import ROOT, parsed
 from splitsight import targets
 from splitsight.data import write_png
@@ -51,6 +52,12 @@ def test_only_the_gpus_lock_brings_cuda():
     assert lock.locked("torch-cpu.txt") == {name: f"{version}+cpu" for name, version in lock.TORCH.items()}
     assert any("nvidia" in name for name in lock.locked("torch-gpu.txt"))
     assert not any(n.startswith(("nvidia", "cuda", "triton", "torch=")) for n in lock.locked("packages.txt"))
+
+
+def test_the_package_is_known_by_its_version(tmp_path):
+    metadata.write_metadata(ROOT / "pyproject.toml", tmp_path)
+    (found,) = distributions(path=[str(tmp_path)])
+    assert found.name == "splitsight" and found.version == version("splitsight")
 
 
 def test_hashes_are_read_from_an_index():
