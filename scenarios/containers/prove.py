@@ -175,7 +175,9 @@ class Container:
         """Note the most memory that it has had so far."""
         with suppress(OSError, AttributeError):
             status = Path(f"/proc/{self.process.pid}/status").read_text()  # type: ignore[union-attr]
-            self.peak_mb = max(self.peak_mb, int(status.partition("VmHWM:")[2].split()[0]) / 1e3)
+            # a process that is just ending has none
+            for kilobytes in re.findall(r"VmHWM:\s+(\d+)", status):
+                self.peak_mb = max(self.peak_mb, int(kilobytes) / 1e3)
 
     def ended(self, seconds: float) -> int:
         """Wait for its own end; its exit code.
@@ -191,7 +193,7 @@ class Container:
             time.sleep(0.3)
         return self.stop()
 
-    def stop(self, grace: float = 30.0) -> int:
+    def stop(self, grace: float = 120.0) -> int:
         """SIGTERM, and its exit code."""
         if self.process is None:
             return 0
