@@ -113,4 +113,6 @@ def test_a_session_goes_on_at_another_replica(replicas, tmp_path, how):
         time.sleep(0.02)
     one, other = first.frames(session), second.frames(session)
     assert second.ended(session) and other == list(range(other[0], 80))
-    assert one == list(range(len(one))) and other[0] <= len(one)
+    assert one == list(range(len(one)))
+    # a server that is killed takes along what its tap had not handed out yet
+    assert how == signal.SIGKILL or other[0] <= len(one)
