@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scenarios.docs_commands.found import ROOT, examples, pages
+from splitsight.wire.certs import make_certificates
 
 __all__ = ["install", "make_inputs"]
 
@@ -89,6 +91,10 @@ def make_inputs(folder: Path) -> None:
         _clip(folder / name)
     _own_network(folder)
     _packages(folder)
+    made = folder / "certificates"
+    make_certificates(made, ["cloud.example"])
+    for name in ("operator.token", "server.pem", "server.key"):
+        shutil.copy(made / name, folder / name)
 
 
 def _packages(folder: Path) -> None:

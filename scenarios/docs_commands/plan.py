@@ -59,6 +59,8 @@ def _tiny(words: list[str]) -> list[str]:
                     words[words.index(option) + 1] = value
                 elif option not in words and option not in _ONLY_IF_THERE:
                     words += [option] if value is None else [option, value]
+    if words[1] == "attack" and "multi" in words[2]:
+        words[words.index("--limit") + 1] = "4"
     if words[1] == "attack" and words[2].partition(":")[0] in _FEW and "--set" not in words:
         words += ["--set", "iterations=4"]
     if words[1] == "splits" and "--images" not in words:
