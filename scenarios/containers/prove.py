@@ -257,18 +257,6 @@ def _cpu_index(work: Path) -> Iterator[tuple[str, dict[str, str]]]:
     index = work / "index"
     for name in TORCH:
         (index / name).mkdir(parents=True, exist_ok=True)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--python-version",
-        "3.11",
-    ]
     if not list((index / "torch").glob("*.whl")):
         _run(*pip, "-d", index / "torch", f"torch=={TORCH['torch']}+cpu")
         _run(*pip, "-d", work, f"torchvision=={TORCH['torchvision']}")

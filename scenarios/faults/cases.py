@@ -98,9 +98,7 @@ def memory_pressure(s: Stage) -> Row:
 @_case("link-cut", own=True)
 def link_cut(s: Stage) -> Row:
     """All connections reset, and new ones too, until it is restored."""
-    with s.gate() as gate:
-        edge = s.edge(port=gate.port)
-        edge.reach(s.pace.before)
+    with s.linked() as (gate, edge):
         gate.cut()
         time.sleep(s.pace.outage)
         had = edge.answered
@@ -111,9 +109,7 @@ def link_cut(s: Stage) -> Row:
 @_case("link-slow", own=True)
 def link_slow(s: Stage) -> Row:
     """A tenth of what the frames need."""
-    with s.gate() as gate:
-        edge = s.edge(port=gate.port)
-        edge.reach(s.pace.before)
+    with s.linked() as (gate, edge):
         size = edge.rows[0]["bytes"]
         gate.bytes_per_second = size * s.pace.fps / 10
         time.sleep(s.pace.outage)
@@ -125,9 +121,7 @@ def link_slow(s: Stage) -> Row:
 @_case("half-open", own=True)
 def half_open(s: Stage) -> Row:
     """The connection is there, and nothing comes through it any more; a new one does."""
-    with s.gate() as gate:
-        edge = s.edge(port=gate.port)
-        edge.reach(s.pace.before)
+    with s.linked() as (gate, edge):
         gate.strand()
         had, begin = edge.answered, time.monotonic()
         edge.reach(had + 3)

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -233,11 +233,19 @@ class Stage:
         return "--ca", str(self._certs / "ca.pem")
 
     @contextmanager
-    def gate(self, port: int | None = None):  # noqa: ANN201  a gate
+    def gate(self, port: int | None = None) -> Iterator[Gate]:
         """A link to the server, or to another port."""
         assert self.server
         with Gate(port or self.port) as gate:
             yield gate
+
+    @contextmanager
+    def linked(self) -> Iterator[tuple[Gate, Edge]]:
+        """A link to the server and an edge behind it, of whose frames some are answered."""
+        with self.gate() as gate:
+            edge = self.edge(port=gate.port)
+            edge.reach(self.pace.before)
+            yield gate, edge
 
     def edge(self, *arguments: object, port: int | None = None, report: Path | None = None, wrap: str = "") -> Edge:
         """An edge that streams as many frames as the pace says, once it has been started."""
