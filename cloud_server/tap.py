@@ -196,10 +196,15 @@ class TapService:
         while active():
             subscription.wake.clear()
             closing, live = self._hub.closing, self._hub.live
+            # the ring is emptied after this look: what had ended by now has no frame left there. A session that only the
+            # ring tells of may be newer than the look; the next one decides.
+            ended = {session_id: opening for session_id, opening in told.items() if session_id not in live}
             for session_id, opening in live.items():
                 if not subscription.session_id or subscription.session_id == session_id:
                     yield from _announce(told, opening)
+            took = False
             while active() and (entry := subscription.take()) is not None:
+                took = True
                 yield from _announce(told, entry.opening)
                 frame = tap_pb2.TappedFrame(
                     session_id=entry.opening.session_id,
@@ -212,10 +217,12 @@ class TapService:
                     self._metrics.dropped.inc(subscription.dropped - counted)
                     counted = subscription.dropped
                 yield tap_pb2.TapEvent(frame=frame)
-            # `live` was read before the ring was emptied: whatever had ended by then has no frame left here
-            for session_id in [s for s in told if s not in live]:
-                del told[session_id]
-                yield tap_pb2.TapEvent(end=tap_pb2.SessionEnd(session_id=session_id))
+            for session_id, opening in ended.items():
+                if told[session_id] is opening:
+                    del told[session_id]
+                    yield tap_pb2.TapEvent(end=tap_pb2.SessionEnd(session_id=session_id))
+            if took:
+                continue
             if closing:
                 return bool(told)
             subscription.wake.wait(_POLL)

@@ -136,6 +136,23 @@ def test_a_session_that_ended_before_it_was_read_is_still_announced():
     assert reader.interrupted is False
 
 
+def test_a_session_that_starts_between_the_look_at_the_sessions_and_the_ring_has_not_ended():
+    hub = Hub()
+    reader = Reader(hub)
+    opening = pb.SessionOpen(session_id="a")
+
+    class Late(Subscription):
+        def take(self):
+            if not hub.live:
+                hub.opened(opening)
+                hub.publish(opening, request(0), 0)
+            return super().take()
+
+    reader.subscription.__class__ = Late
+    assert reader.finish(hub) == [("session", None), ("frame", 0)]
+    assert reader.interrupted is True
+
+
 def test_subscribers_are_limited():
     hub = Hub()
     assert hub.subscribe(Subscription("", 1), 1) and hub.listening
