@@ -1,4 +1,5 @@
-"""The live window tier, with or without a stream: a fit of a window's frames, started from their previews."""
+"""The live window tier, with or without a stream: a window's frames are fitted together, started from their previews,
+and the prior's denoiser of pixels takes off what a fit of features alone leaves."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from adversary.attacks.base import ATTACKS, Attack, Callback, Problem, Reconstruction, Settings, option
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
+from adversary.priors.prior import Prior
 from adversary.whitebox.noise import seen_through
 from adversary.whitebox.solvers import UNAIDED_LEVELS, plug_and_play
 from adversary.whitebox.terms import FeatureMatch, agreement, coupling
@@ -31,12 +33,14 @@ class WindowState:
         correction: what the fit changed on its preview's latent, ``(1, C, h, w)``; ``None`` without a preview.
         detail: what the pixels added to the latent's image, ``(1, 3, H, W)``; ``None`` where they had no turn.
         step_seconds: time of one evaluation; ``None`` where there was none.
+        denoising_seconds: time that its pixels' denoising took after the fit.
     """
 
     features: list[Tensor]
     correction: Tensor | None
     detail: Tensor | None
     step_seconds: float | None
+    denoising_seconds: float = 0.0
 
     def still(self, problem: Problem, size: int) -> Tensor:
         """Where each frame of a window agrees with this one, ``(K, 1, size, size)`` in [0, 1]."""
@@ -49,9 +53,12 @@ class Window(Attack):
     """White-box, the live tier: most probable latents, then pixels, around the preview, several frames at once.
 
     ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`);
-    without F1 or a surrogate of it, frames correct each other where their features agree. ``pnp`` is plug-and-play with
-    the denoiser; it runs without previews too. Both carry the temporal smoothing term, and start from what is known:
-    the preview's answer, corrected by what the last window's fit changed where the features still agree.
+    without F1 or a surrogate of it, frames correct each other where their features agree. Its images are then taken for
+    ``x_σ``, the truth under noise, at falling σ, and each replaced by ``E[x | x_σ]`` of the prior's diffusion model of
+    pixels (:mod:`adversary.priors.pixels`): what the features left open, above all the pattern of F1's strides, is
+    decided by what images look like. The setting ``map`` leaves that out. ``pnp`` is plug-and-play with
+    the denoiser of latents; it runs without previews too. Both carry the temporal smoothing term, and start from what
+    is known: the preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
 
     class Settings(Settings):
@@ -66,6 +73,12 @@ class Window(Attack):
         likelihood_weight: float = option(
             1.0, "map: of the feature loss; 1 takes its measured errors at their word", ge=0
         )
+        pixel_levels: tuple[float, ...] = option(
+            (0.04, 0.02), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"
+        )
+        pixel_share: float = option(
+            0.3, "map: the largest level is at most this part of the preview's measured error of a pixel", gt=0
+        )
         levels: tuple[float, ...] = option((0.3, 0.2, 0.12, 0.06, 0.0), "pnp: noise levels, one a round")
         unaided_levels: tuple[float, ...] = option(UNAIDED_LEVELS, "pnp: the same without a preview to start from")
         samples: int = option(1, "pnp: independent answers that are averaged", ge=1)
@@ -74,6 +87,7 @@ class Window(Attack):
     name = "window"
     presets: ClassVar = {
         "live": {},
+        "map": {"pixel_levels": ()},
         "single": {"smoothing": 0.0},
         "denoised": {"solver": "pnp", "inner": 15, "smoothing": 1e-4, "samples": 2},
     }
@@ -88,6 +102,15 @@ class Window(Attack):
         aided = self.settings.solver == "map"
         self.needs = frozenset({"prior", "initial" if aided else "pipeline"})
         self.uses = frozenset({"pipeline" if aided else "initial"})
+
+    def check(self, known: Any) -> None:
+        """As :meth:`Attack.check`; pixels are denoised only by a prior that can."""
+        super().check(known)
+        if self.settings.solver == "map" and self.settings.pixel_levels and known.prior.pixel_denoiser is None:
+            raise UserError(
+                f"the prior '{known.prior.name}' has no denoiser of pixels, which {self.name}:{self.setting} needs: "
+                "train one with `splitsight train prior --part pixels`, or choose window:map, which does without"
+            )
 
     def reconstruct(self, problem: Problem, state: Any = None, callback: Callback | None = None) -> Reconstruction:
         """Reconstruct a window.
@@ -107,9 +130,14 @@ class Window(Attack):
         with torch.no_grad():
             preview = None if network is None else network(tuple(problem.features))
             start = self._start(problem, preview, state)
+        denoising_seconds = 0.0
         if self.settings.solver == "map":
             assert network is not None and preview is not None
-            fit = self._fit(problem, network, preview, start, state, callback)
+            reserved = 0.0 if state is None else state.denoising_seconds
+            fit = self._fit(problem, network, preview, start, state, callback.earlier(reserved))
+            fitted = callback.now()
+            fit.outcome.images = self._denoised(problem.generator, network, fit.outcome.images)
+            denoising_seconds = callback.now() - fitted
         else:
             fit = self._plug_and_play(problem, preview, start, state, callback)
         outcome = fit.outcome
@@ -127,8 +155,23 @@ class Window(Attack):
                 None if preview is None else outcome.value[-1:] - preview[-1:],
                 None if fit.detail is None else fit.detail[-1:],
                 seconds / outcome.iterations if outcome.iterations else None,
+                denoising_seconds,
             ),
         )
+
+    @torch.no_grad()
+    def _denoised(self, prior: Prior, network: InversionNetwork, images: Tensor) -> Tensor:
+        """``E[x | x_σ]`` at each level in turn."""
+        s, denoiser = self.settings, prior.pixel_denoiser
+        if not s.pixel_levels:
+            return images
+        assert denoiser is not None
+        # where previews are good so are fits, and a level above their error takes away what was found
+        known = math.inf if network.pixels is None else s.pixel_share * network.pixels.deviation
+        scale = min(1.0, known / max(s.pixel_levels))
+        for sigma in s.pixel_levels:
+            images = denoiser(images.clamp(0, 1), scale * sigma)
+        return images
 
     def _network(self, problem: Problem) -> InversionNetwork | None:
         if self.settings.solver == "map":

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,9 +23,11 @@ SIGMAS = (0.01, 0.3)
 """Noise levels that it is trained for, in units of images in [0, 1]."""
 
 
-def build_pixel_denoiser(widths: tuple[int, ...] = (48, 64, 96), layers: int = 1, factor: int = 2) -> UNet2DModel:
+def build_pixel_denoiser(
+    widths: tuple[int, ...] = (48, 64, 96), layers: int = 1, factor: int = 2
+) -> diffusers.UNet2DModel:
     """A small convolutional U-Net on ``factor × factor`` blocks of pixels (pixel-unshuffle), without attention."""
-    return UNet2DModel(
+    return diffusers.UNet2DModel(
         in_channels=3 * factor**2,
         out_channels=3 * factor**2,
         block_out_channels=widths,
@@ -44,7 +46,7 @@ class PixelDenoiser(nn.Module):
         network: takes blocks of pixels in [−1, 1] and the time ``1000 σ``, gives the noise in units of ``σ``.
     """
 
-    def __init__(self, network: UNet2DModel) -> None:
+    def __init__(self, network: diffusers.UNet2DModel) -> None:
         super().__init__()
         self.network = network
         self.factor = round((network.config["in_channels"] / 3) ** 0.5)
@@ -58,7 +60,7 @@ class PixelDenoiser(nn.Module):
             UserError: a file is missing or damaged.
         """
         try:
-            return cls(UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval())
+            return cls(diffusers.UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).float().eval())
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"the denoiser of pixels at {folder} cannot be loaded: restore it or retrain it") from error
 
@@ -78,14 +80,18 @@ class PixelDenoiser(nn.Module):
         h, w = x.shape[-2:]
         right, below = -w % self.multiple, -h % self.multiple
         padded = functional.pad(2 * x - 1, (0, right, 0, below), mode="replicate")
-        t = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)) * 1000
+        t = _levels(sigma, x) * 1000
         blocks = self.network(functional.pixel_unshuffle(padded, self.factor), t, return_dict=False)[0]
         return functional.pixel_shuffle(blocks, self.factor)[..., :h, :w]
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Denoised images; arguments as for :meth:`noise`."""
-        scale = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-        return x - scale * self.noise(x, sigma)
+        return x - _levels(sigma, x).view(-1, 1, 1, 1) * self.noise(x, sigma)
+
+
+def _levels(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """One level an image, ``(B,)``, where the images are."""
+    return sigma.to(x).expand(len(x)) if isinstance(sigma, Tensor) else torch.full((len(x),), sigma).to(x)
 
 
 def pixel_deviation(images: Tensor) -> Tensor:

@@ -21,22 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers  # which loads a class when it is first asked for: most commands need a prior's type alone
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PixArtTransformer2DModel,
-    UNet2DConditionModel,
-)
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.utils import logging as diffusers_logging
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from adversary.priors import PRIORS, prior_options
 from adversary.priors.pixels import PixelDenoiser
@@ -83,11 +72,11 @@ class Prior(nn.Module):
 
     def __init__(
         self,
-        vae: AutoencoderDC | AutoencoderKL | AutoencoderTiny,
-        denoiser: PixArtTransformer2DModel | UNet2DConditionModel,
-        scheduler: FlowMatchEulerDiscreteScheduler | DDIMScheduler,
-        text_encoder: CLIPTextModel,
-        tokenizer: PreTrainedTokenizerBase,
+        vae: diffusers.AutoencoderDC | diffusers.AutoencoderKL | diffusers.AutoencoderTiny,
+        denoiser: diffusers.PixArtTransformer2DModel | diffusers.UNet2DConditionModel,
+        scheduler: diffusers.FlowMatchEulerDiscreteScheduler | diffusers.DDIMScheduler,
+        text_encoder: transformers.CLIPTextModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
         name: str = "prior",
         pixel_denoiser: PixelDenoiser | None = None,
     ) -> None:
@@ -95,10 +84,10 @@ class Prior(nn.Module):
         self.vae, self.denoiser, self.text_encoder = vae, denoiser, text_encoder
         self.scheduler, self.tokenizer, self.name = scheduler, tokenizer, name
         self.pixel_denoiser = pixel_denoiser
-        self.flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        self.flow = isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler)
         self.scaling = float(vae.config["scaling_factor"])
         # Stable Diffusion's U-Net was trained to attend to padding too
-        self.masked = self.flow or isinstance(denoiser, PixArtTransformer2DModel)
+        self.masked = self.flow or isinstance(denoiser, diffusers.PixArtTransformer2DModel)
         self.evaluations = 0
         self.cells = size = int(denoiser.config["sample_size"])
         self.latent_shape = (int(denoiser.config["in_channels"]), size, size)
@@ -126,34 +115,34 @@ class Prior(nn.Module):
         if not folder.is_dir():
             raise UserError(f"no prior at {folder}: give a folder in diffusers layout or '{EMBEDDED}'")
         kinds: dict[str, tuple[type[Any], ...]] = {
-            "vae": (AutoencoderDC, AutoencoderTiny, AutoencoderKL),
+            "vae": (diffusers.AutoencoderDC, diffusers.AutoencoderTiny, diffusers.AutoencoderKL),
             "transformer" if (folder / "transformer").is_dir() else "unet": (
-                PixArtTransformer2DModel,
-                UNet2DConditionModel,
+                diffusers.PixArtTransformer2DModel,
+                diffusers.UNet2DConditionModel,
             ),
-            "scheduler": (FlowMatchEulerDiscreteScheduler, DDIMScheduler),
+            "scheduler": (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.DDIMScheduler),
         }
         parts: dict[str, Any] = {}
-        diffusers_logging.get_verbosity()
-        diffusers_logging.set_verbosity_error()
+        diffusers.utils.logging.get_verbosity()
+        diffusers.utils.logging.set_verbosity_error()
         # neither library's bars belong into a user's terminal for files that load in milliseconds
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
         try:
             for part, options in kinds.items():
                 config = options[0].load_config(folder / part)
                 # Stable Diffusion names PNDM or DDIM here; both describe the same noise schedule
                 kind = next((k for k in options if k.__name__ == config.get("_class_name")), options[-1])
                 how: dict[str, Any] = {"low_cpu_mem_usage": False} if part != "scheduler" else {}
-                if kind is DDIMScheduler:
+                if kind is diffusers.DDIMScheduler:
                     # its default, for images in [-1, 1], where PNDM's configuration has no such key; latents go beyond
                     how["clip_sample"] = False
                 loaded = kind.from_pretrained(folder / part, **how)
                 parts["denoiser" if part in ("transformer", "unet") else part] = (
                     loaded.float() if isinstance(loaded, nn.Module) else loaded
                 )
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            text_encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
@@ -168,7 +157,7 @@ class Prior(nn.Module):
         """Write the folder that :meth:`from_folder` reads; weights as float16 safetensors."""
         # copies, because .half() works in place
         copy.deepcopy(self.vae).half().save_pretrained(folder / "vae")
-        part = "transformer" if isinstance(self.denoiser, PixArtTransformer2DModel) else "unet"
+        part = "transformer" if isinstance(self.denoiser, diffusers.PixArtTransformer2DModel) else "unet"
         copy.deepcopy(self.denoiser).half().save_pretrained(folder / part)
         copy.deepcopy(self.text_encoder).half().save_pretrained(folder / "text_encoder")
         if self.pixel_denoiser is not None:
@@ -193,7 +182,7 @@ class Prior(nn.Module):
         """
         stride = self.image_size // self.latent_shape[-1]
         cells = max(self.cells, math.ceil(side / stride))
-        if not isinstance(self.vae, AutoencoderDC) or cells == self.latent_shape[-1]:
+        if not isinstance(self.vae, diffusers.AutoencoderDC) or cells == self.latent_shape[-1]:
             return self
         other = copy.copy(self)
         other.latent_shape, other.image_size = (self.latent_shape[0], cells, cells), cells * stride
@@ -229,6 +218,11 @@ class Prior(nn.Module):
         return digest(self.state_dict())
 
     @property
+    def generator_digest(self) -> str:
+        """SHA-256 over what makes an image of noise and text: all weights but those of the denoiser of pixels."""
+        return digest({k: v for k, v in self.state_dict().items() if not k.startswith("pixel_denoiser.")})
+
+    @property
     def latent_digest(self) -> str:
         """SHA-256 over the autoencoder's weights: what fixes the meaning of a latent."""
         return digest(self.vae.state_dict())
@@ -242,7 +236,7 @@ class Prior(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Images ``(B, 3, H, W)`` in [0, 1] → scaled latents ``(B, C, h, w)`` (the mean, where there is one)."""
         out = self.vae.encode((2 * x - 1).to(self.vae.dtype), return_dict=False)[0]
-        u = out.mean if isinstance(out, DiagonalGaussianDistribution) else out
+        u = out if isinstance(out, Tensor) else out.mean
         return u.to(x.dtype) * self.scaling
 
     def embed_text(self, prompts: list[str]) -> Text:

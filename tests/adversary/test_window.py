@@ -155,3 +155,54 @@ def test_a_prior_of_another_size_than_the_target(flow_prior, network):
     pixels = Problem(z, Resizing(), image_size=32)
     brief = _window("do", "tuned", iterations=2).reconstruct(pixels)
     assert brief.images.shape == (4, 3, 32, 32)
+
+
+def test_pixels_are_denoised_after_the_fit_at_levels_that_suit_the_preview(flow_prior, network, z):
+    asked = []
+
+    class _Halves(nn.Module):
+        def forward(self, x, sigma):
+            asked.append(sigma)
+            return x / 2
+
+    def answer(setting="live", **changes):
+        asked.clear()
+        problem = Problem(z, _Head(), SPECS, prior=flow_prior, initial=lambda: network)
+        return _window("window", setting, inner=2, pixels=4, **changes).reconstruct(problem)
+
+    fitted = answer("map")
+    flow_prior.pixel_denoiser = _Halves()
+    denoised = answer(pixel_levels=(0.04, 0.02), pixel_share=1.0)
+    assert asked == [0.04, 0.02] and network.pixels.deviation > 0.04
+    torch.testing.assert_close(denoised.images, fitted.images.clamp(0, 1) / 4)
+    # what the fit found is what the next window starts from
+    torch.testing.assert_close(denoised.state.detail, fitted.state.detail)
+    answer(pixel_levels=(0.04, 0.02), pixel_share=0.1)
+    assert asked == pytest.approx([0.1 * network.pixels.deviation, 0.05 * network.pixels.deviation])
+    torch.testing.assert_close(answer("map").images, fitted.images)
+    assert asked == []
+
+
+def test_time_for_denoising_is_kept_before_the_deadline(flow_prior, network, z):
+    clock, cost = _Clock(), 2.0
+
+    class _Slow(nn.Module):
+        def forward(self, x, sigma):
+            clock.at += cost
+            return x
+
+    flow_prior.pixel_denoiser = _Slow()
+    attack, state, ends = _window(inner=10**6, pixels=10**6, pixel_levels=(0.04,)), None, []
+    for _ in range(2):  # the second one knows what it takes
+        clock.at = 0.0
+        problem = Problem(z, _Head(), SPECS, prior=flow_prior, initial=lambda: network)
+        state = attack.reconstruct(problem, state, Callback(6.0, clock=clock)).state
+        ends.append(clock.at)
+    assert ends[0] > 8 and ends[1] < 7.5
+
+
+def test_a_prior_without_a_denoiser_of_pixels_is_told_before_the_stream(flow_prior, network):
+    flow_prior.pixel_denoiser = None
+    with pytest.raises(UserError, match="window:map"):
+        _engine(_window(), flow_prior, network)
+    _engine(_window("window", "map"), flow_prior, network)
