@@ -20,12 +20,12 @@ from scenarios.defend.measure import measure
 from scenarios.defend.pictures import LEAST, Pictures, default_frames, draw
 from scenarios.defend.report import write_report
 from scenarios.processes import terminate_as_interrupt
-from scenarios.run.cluster import check_ray, share_on_ray
+from scenarios.run.cluster import check_ray
 from scenarios.run.progress import Reporter
-from scenarios.run.run import cores, set_threads, settle, share, train_for
+from scenarios.run.run import Place, compute, cores, set_threads, settle, train_for
 from scenarios.run.spec import Scenario, load_scenario
 from scenarios.run.store import Store
-from scenarios.run.work import Bench, work
+from scenarios.run.work import Bench
 from scenarios.workbench import Workbench
 from splitsight.data import to_tensor
 from splitsight.errors import UserError
@@ -40,7 +40,7 @@ _PROBED = 1024
 
 
 @dataclass(frozen=True)
-class DefendOptions:
+class DefendOptions(Place):
     """What to evaluate.
 
     Attributes:
@@ -61,11 +61,8 @@ class DefendOptions:
         prior: name or folder of the generative prior.
         quick: a small form, in minutes.
         seed: of all draws.
-        workers: processes that share the work; by default one a core.
-        threads: compute threads of each; by default the cores are shared out.
-        device: where to compute.
+        workers: without ``ray`` one a core where not given.
         overwrite: replace an earlier run in ``out``.
-        ray: address of a Ray cluster whose nodes share the attacks; see :mod:`scenarios.run.cluster`.
     """
 
     out: Path
@@ -84,11 +81,7 @@ class DefendOptions:
     prior: str = EMBEDDED
     quick: bool = False
     seed: int = 0
-    workers: int | None = None
-    threads: int | None = None
-    device: str = "cpu"
     overwrite: bool = False
-    ray: str | None = None
 
     @property
     def sizes(self) -> plan.Sizes:
@@ -155,16 +148,7 @@ def defend(options: DefendOptions, *, said: Callable[[str], object] = lambda tex
     with terminate_as_interrupt(), Reporter("defend", bench.units, store, workers) as reporter:
         # first: of a run that is stopped what each defence leaves is known, with the attacks that were done
         measures = _measures(store, bench, chosen, pictures, sizes, options.seed)
-        if reporter.refresh():
-            if options.ray is not None:
-                threads = options.threads or 1
-                share_on_ray(
-                    store, reporter, options.ray, workers=options.workers, threads=threads, device=options.device
-                )
-            elif workers > 1:
-                share(store, reporter, workers, options.device)
-            else:
-                work(store, bench, "defend", step=reporter.step, finished=lambda unit: reporter.refresh())
+        compute(store, bench, reporter, options, workers)
     with store.locked("report"):
         store.tidy()
         write_report(store, bench, config, measures)

@@ -135,14 +135,15 @@ def _still(one: DefenseSummary) -> str:
 
 def _line(one: DefenseSummary) -> str:
     top, gain = one.strongest, one.adapting
-    others = [] if top is None else [v for n, a in one.attacks.items() if n == top.attack for v in _others(a)]
+    most = {} if top is None else top.most
+    recognised = [most.get("recognised"), *(v for k, v in most.items() if k.startswith(f"{_PER_EVALUATOR}:"))]
     cells = [
         f"`{one.defense}`" + (" †" if one.dominated else ""),
         _percent(one.utility.accuracy),
         "" if top is None else f"{top.ssim:.3f} / {top.psnr:.1f}",
         "" if top is None else top.attack,
-        "" if top is None else _percent(top.matched_top1),
-        "" if top is None else " / ".join(map(_percent, [top.recognised, *others])),
+        _percent(most.get("matched_top1")),
+        " / ".join(map(_percent, recognised)),
         _ssim(_best(one, black_box=True)),
         _still(one),
         "" if gain is None or gain.mean is None else f"{gain.mean:+.3f}",
@@ -151,11 +152,6 @@ def _line(one: DefenseSummary) -> str:
         f"{one.bytes_zstd:,.0f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _others(attack: DefenseAttack) -> list[float]:
-    """Recognition by the evaluators after the first."""
-    return [v for k, v in (attack.model_extra or {}).items() if k.startswith(_PER_EVALUATOR) and v is not None]
 
 
 def table(found: Sequence[DefenseSummary], split: str) -> Iterator[str]:

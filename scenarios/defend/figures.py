@@ -21,6 +21,7 @@ _NO_IMAGE = "it gave numbers that are no image"
 
 Row = Mapping[str, Any]
 _SHOWN = ("psnr", "ssim", "matched_top1", "recognised")
+_MOST = ("matched_top1", "recognised")
 
 
 def attack_name(cell: Cell) -> str:
@@ -56,7 +57,12 @@ def _strongest(attacks: Mapping[str, Sequence[Row]]) -> tuple[Strongest | None, 
         return None, shared
     best = max(known, key=lambda name: known[name][MEASURE] or 0.0)
     values = {key: value for key, value in known[best].items() if key in _SHOWN}
-    return Strongest.model_validate({"attack": best, "n": len(shared), **values}), shared
+    most: dict[str, float] = {}
+    for found in means.values():
+        for key, value in found.items():
+            if key.partition(":")[0] in _MOST and value is not None:
+                most[key] = max(value, most.get(key, 0.0))
+    return Strongest.model_validate({"attack": best, "n": len(shared), **values, "most": most}), shared
 
 
 def _adapting(

@@ -77,16 +77,18 @@ def utility(models: Workbench, pipeline: EdgePipeline, images: Tensor, labels: n
         models: with the target.
         pipeline: the edge with its defence, and the tail that goes with it.
         images: ``(N, 3, S, S)`` in [0, 1].
-        labels: ``(N,)``, −1 where unknown.
+        labels: ``(N,)``, −1 where unknown: accuracy is that over the others.
         seed: of the defence's draws.
     """
     plain = models.pipeline(pipeline.split)
     defended, undefended = (_outputs(models, p, images, seed) for p in (pipeline, plain))
     task = models.target.task
-    if (labels >= 0).all() and labels.max() < len(task.labels) and isinstance(defended, Tensor):
-        truth = torch.from_numpy(labels)
-        found = [float(task.utility(out, truth)["top1"].mean()) for out in (defended, undefended)]
-        return {"name": "accuracy", "n": len(images), "accuracy": found[0], "accuracy_undefended": found[1]}
+    known = torch.from_numpy(labels >= 0)
+    if known.any() and labels.max() < len(task.labels) and isinstance(defended, Tensor):
+        assert isinstance(undefended, Tensor)
+        truth = torch.from_numpy(labels)[known]
+        found = [float(task.utility(out[known], truth)["top1"].mean()) for out in (defended, undefended)]
+        return {"name": "accuracy", "n": int(known.sum()), "accuracy": found[0], "accuracy_undefended": found[1]}
     same = _same(task, defended, undefended)
     return {
         "name": "agreement with the undefended answer",

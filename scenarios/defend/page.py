@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,18 @@ def _epsilon(one: DefenseSummary) -> str:
     return "–" if one.epsilon is None else f"{one.epsilon:.3g}" + (f", δ {one.delta:.0e}" if one.delta else "")
 
 
+def _breakable(name: str) -> str:
+    """A long name that a narrow column may break between its parts (zero-width spaces), and nowhere else."""
+    return re.sub(r"(?<=[+:,=/])", "\u200b", name)
+
+
 def _line(one: DefenseSummary, colour: str) -> dict[str, Any]:
     top, gain = one.strongest, one.adapting
-    adapted = "–" if gain is None or gain.mean is None else f"{gain.mean:+.2f}"
+    adapted = "–" if gain is None or gain.mean is None else f"{round(gain.mean, 2) + 0.0:+.2f}"  # never -0.00
     ssim = "–" if top is None else f"{top.ssim:.2f}"
-    found = "–" if top is None else _share(top.matched_top1)
+    found = "–" if top is None else _share(top.most.get("matched_top1"))
     return {
-        "defense": "none (reference)" if one.defense == UNDEFENDED else one.defense,
+        "defense": "none (reference)" if one.defense == UNDEFENDED else _breakable(one.defense),
         "dominated": one.dominated,
         "reference": one.defense == UNDEFENDED,
         "colour": colour,
@@ -53,7 +59,7 @@ def _line(one: DefenseSummary, colour: str) -> dict[str, Any]:
             ssim,
             "–" if top is None else _number(top.psnr, 1),
             found,
-            "–" if top is None else _share(top.recognised),
+            "–" if top is None else _share(top.most.get("recognised")),
             adapted,
             _number(None if one.attribute is None else one.attribute.value),
             _epsilon(one),
@@ -140,7 +146,7 @@ def _finding(found: Sequence[DefenseSummary]) -> str:
         else:
             text += (
                 f" Of the defences that keep nine tenths of that, {best.defense} takes most from him: SSIM "
-                f"{best.strongest.ssim:.2f}, found first {_share(best.strongest.matched_top1)}."
+                f"{best.strongest.ssim:.2f}, found first {_share(best.strongest.most.get('matched_top1'))}."
             )
         parts.append(text)
     return " ".join(parts)

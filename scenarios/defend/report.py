@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenarios.defend.figures import attack_name, summaries
+from scenarios.defend.figures import MEASURE, attack_name, summaries
 from scenarios.defend.page import render
 from scenarios.run.figures import by_cell
 from scenarios.run.report import picture
@@ -81,11 +81,11 @@ def _grids(
             continue
         shared = sorted(set.intersection(*({row["index"] for row in own} for _, own in here)))
         plain = [(cell, own) for cell, own in here if cell.defense == UNDEFENDED]
-        reference = _best(plain, [one for one in found if (one.split, one.defense) == (split, UNDEFENDED)], told=True)
+        reference = _best(plain, told=True)
         for one in found:
             if one.split == split and one.defense != UNDEFENDED:
                 mine = [(cell, own) for cell, own in here if cell.defense == one.defense]
-                bands = [("undefended", reference), *((w, _best(mine, [one], told=t)) for w, t in _SIDES.items())]
+                bands = [("undefended", reference), *((w, _best(mine, told=t)) for w, t in _SIDES.items())]
                 grids[split, one.defense] = _grid(store, one, here[0][1], shared, bands)
     return grids
 
@@ -93,16 +93,16 @@ def _grids(
 _SIDES = {"attacker not told": False, "attacker told": True}
 
 
-def _best(
-    cells: Sequence[tuple[Cell, Sequence[Row]]], summary: Sequence[DefenseSummary], *, told: bool
-) -> tuple[str, Sequence[Row]] | None:
-    """The attack of one side with the highest SSIM."""
-    side = {attack_name(cell): own for cell, own in cells if cell.adaptive == told}
-    known = {name: a.ssim for one in summary for name, a in one.attacks.items() if name in side and a.ssim is not None}
-    if not known:
-        return None
-    best = max(known, key=lambda name: known[name])
-    return best, side[best]
+def _best(cells: Sequence[tuple[Cell, Sequence[Row]]], *, told: bool) -> tuple[str, Sequence[Row]] | None:
+    """The attack of one side with the highest SSIM on the images that all attacks on the defence have in common."""
+    shared = set.intersection(*({row["index"] for row in own} for _, own in cells)) if cells else set()
+    means = {}
+    for cell, own in cells:
+        values = [row[MEASURE] for row in own if row["index"] in shared]
+        if cell.adaptive == told and values and None not in values:
+            means[attack_name(cell)] = sum(values) / len(values), own
+    best = max(means, key=lambda name: means[name][0], default=None)
+    return None if best is None else (best, means[best][1])
 
 
 def _grid(

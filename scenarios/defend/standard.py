@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -73,7 +74,7 @@ def standard(target: Target, split: str, images: Tensor, group: str = ALL) -> li
         group: one of :data:`GROUPS`.
     """
     frames = torch.cat([z.flatten(1) for z in target.cut(split).head(images)], 1)
-    norms = {f"l{p}": f"{float(frames.norm(p, dim=1).median()):.4g}" for p in (1, 2)}
+    norms = {f"l{p}": _decimal(float(frames.norm(p, dim=1).median())) for p in (1, 2)}
     trained = _trained(target, split)
     if group == DP:
         private = [f"clip:norm={norms['l2']}+gaussian:epsilon={e},delta=1e-05" for e in _EPSILONS]
@@ -84,11 +85,12 @@ def standard(target: Target, split: str, images: Tensor, group: str = ALL) -> li
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(secrets.token_bytes(32))
     known = [text.format(**norms, key=_KEY) for text in _TEMPLATES]
-    return [*(text for text in known if _registered(text)), *_others(known), *trained]
+    return [*known, *_others(known), *trained]
 
 
-def _registered(text: str) -> bool:
-    return all(part.partition(":")[0] in DEFENSES.names() for part in text.split("+"))
+def _decimal(value: float) -> str:
+    """Four digits without an exponent, whose plus sign would part a chain."""
+    return np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
 def _others(known: Sequence[str]) -> list[str]:

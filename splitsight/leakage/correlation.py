@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 __all__ = ["rank_correlation"]
 
@@ -40,6 +39,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, flo
     n = len(pairs)
     if n < LEAST or (pairs == pairs[0]).all(0).any():
         return None
+    from scipy.stats import rankdata  # here, since it takes half a second to load
+
     ranks = np.asarray(rankdata(pairs, axis=0))
     rho = float(np.clip(np.corrcoef(ranks.T)[0, 1], -1, 1))
     inner = math.copysign(min(abs(rho), 1 - 12 / (n * (n**2 - 1))), rho)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from splitsight.defenses import Features
 from splitsight.features import FeatureSpec
@@ -76,6 +75,9 @@ class Inverter(nn.Module):
 
 def image_similarity(images: Tensor, originals: Tensor) -> Tensor:
     """Mean structural similarity of a batch, differentiable, at most 1; both ``(B, 3, H, W)`` in [0, 1]."""
+    # it loads the libraries of all its metrics, of text and of sound, too
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     found = structural_similarity_index_measure(images, originals, data_range=1.0)
     assert isinstance(found, Tensor)
     return found

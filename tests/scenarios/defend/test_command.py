@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from tiny import save_prior
 
 from scenarios.defend import committed, plan, standard
 from scenarios.defend.command import DefendOptions, defend
+from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,6 +139,17 @@ def test_all_defences_suit_the_split(tiny_target, tmp_path):
     assert [standard.fitted(tiny_target, "S1", text, images) for text in found] == found
     private = standard.standard(tiny_target, "S1", images, standard.DP)
     assert [text.partition("epsilon=")[2].partition(",")[0] for text in private] == ["1", "2", "4", "8", "16"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_norms_of_any_size_make_a_chain(scale, tiny_target, monkeypatch):
+    import torch
+
+    head = tiny_target.cut("S1").head
+    monkeypatch.setattr(tiny_target, "cut", lambda split: SimpleNamespace(head=lambda x: [scale * z for z in head(x)]))
+    monkeypatch.setattr(standard, "_trained", lambda target, split: [])
+    found = standard.standard(tiny_target, "S1", torch.rand(4, 3, 16, 16))
+    assert sum(str(parse_defense(text)).startswith("clip:") for text in found) == 3
 
 
 CODE = """

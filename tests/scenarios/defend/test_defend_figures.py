@@ -65,6 +65,18 @@ def test_the_strongest_is_found_on_the_images_that_all_attacks_have(found):
     assert one.strongest.ssim == pytest.approx(0.55) and one.strongest.matched_top1 == 1
 
 
+def test_originals_found_and_recognised_are_those_of_whichever_attack_has_most():
+    rows = [dict(row) for row in ROWS]
+    for row in rows:
+        if row["cell"] == "c003":  # farther from the originals, and yet it tells which they are
+            row |= {"ssim": row["ssim"] - 0.3, "recognised:other": row["index"] == 0, "recognised": True}
+        if row["cell"] == "c002":
+            row |= {"match_rank": 2, "recognised": False, "recognised:other": False}
+    one = summaries(SCENARIO, rows, [{**MEASURE, "defense": "topk:keep=0.5"}], {"c004": "there is no network"})[0]
+    assert one.strongest.attack == "preview" and one.strongest.matched_top1 == 0 == one.strongest.recognised
+    assert one.strongest.most == {"matched_top1": 0.5, "recognised": 1.0, "recognised:other": 0.5}
+
+
 def test_what_adapting_gained_is_paired(found):
     assert found[1].adapting.mean == pytest.approx(0.2) and found[0].adapting is None
     assert found[1].adapting.low == pytest.approx(0.2) == found[1].adapting.high

@@ -37,6 +37,10 @@ def test_an_undefended_network_keeps_all_of_its_use(bench, images):
     labels = bench.target.model(bench.target.preprocess(tensors)).argmax(1).numpy()
     found = utility(bench, pipeline, tensors, labels, 0)
     assert found == {"name": "accuracy", "n": 80, "accuracy": 1.0, "accuracy_undefended": 1.0}
+    # images whose class nobody knows say nothing of it
+    labels[:30], labels[30:55] = -1, (labels[30:55] + 1) % len(bench.target.labels)
+    found = utility(bench, pipeline, tensors, labels, 0)
+    assert found == {"name": "accuracy", "n": 50, "accuracy": 0.5, "accuracy_undefended": 0.5}
 
 
 def test_without_labels_it_is_agreement_and_noise_costs_some(bench, images):
