@@ -95,6 +95,13 @@ class Callback:
         other._look = self._look if shown else None
         return other
 
+    def earlier(self, seconds: float) -> Callback:
+        """For a part of the attack after which others still need these seconds before the deadline."""
+        other = copy.copy(self)
+        if other.deadline is not None:
+            other.deadline -= seconds
+        return other
+
     def step(self, done: int, planned: int, loss: float) -> None:
         """Report a step: how many are done, how many planned, and the mean loss a frame."""
         if self._progress is not None:

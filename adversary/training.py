@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
-from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name
+from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name, inversion_width
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import train_autoencoder
@@ -282,7 +282,7 @@ def train_inversion_command(
         weights: of the target; the embedded ones by default.
         defense: what the edge does to the features.
         start: file of an earlier network for the same features to go on from (made for any weights of the target).
-        width: channels of the network; its default where not given.
+        width: channels of the network; where not given those of ``start``, or its default.
         computing: count only minutes in which the training's thread computes, for networks that are compared.
         also: further pictures, read at the prior's own size and enlarged, which make up half of each batch; the part
             of them that would be held out is left out.
@@ -320,7 +320,7 @@ def train_inversion_command(
         seed=seed,
         device=pick_device(device),
         start=start,
-        width=width or WIDTH,
+        width=width or (WIDTH if start is None else inversion_width(start)),
         also=small,
     )
     write_json(run / "figures.json", figures)

@@ -52,10 +52,10 @@ def inversion_quality(
     With a budget of time, over as many of the first images as take a tenth of it.
     """
     psnr, ssim = [], []
-    device = next(network.parameters()).device
+    device, draws = next(network.parameters()).device, Draws.stream(0)
     for part in _batches(images, budget):
         whole = part.to(device)
-        x, y = resized(whole, prior.image_size), prior.decode(network(pipeline(whole))).clamp(0, 1)
+        x, y = resized(whole, prior.image_size), prior.decode(network(pipeline(whole, draws))).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
     return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
@@ -77,14 +77,14 @@ def measure_errors(
     Returns:
         How many images were measured.
     """
-    device = next(network.parameters()).device
+    device, draws = next(network.parameters()).device, Draws.stream(0)
     latent: list[Tensor] = []
     features: list[list[Tensor]] = []
     pixels: list[Tensor] = []
     for part in _batches(images, budget):
         whole = part.to(device)
         x = resized(whole, prior.image_size)
-        u, answer = prior.encode(x), network(pipeline(whole))
+        u, answer = prior.encode(x), network(pipeline(whole, draws))
         latent.append((u - answer).cpu())
         pixels.append((x - prior.decode(answer).clamp(0, 1)).cpu())
         # without the defence's noise, which an attack accounts for by itself
@@ -195,7 +195,8 @@ def train_inversion(
             ]
             x = torch.cat(crops)
             with torch.no_grad():
-                z = pipeline(x)
+                draws = Draws.stream(int(torch.randint(2**31, (), generator=generator))) if pipeline.defense else None
+                z = pipeline(x, draws)
                 x = resized(x, prior.image_size)
                 truth = prior.encode(x[: batch // 4])
             network.train()

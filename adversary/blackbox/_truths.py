@@ -73,7 +73,7 @@ def true_values(
 
 def _key(prior: Prior, pairs: Pairs, steps: int | None, text: bool) -> str:
     of = {
-        "prior": prior.latent_digest if steps is None else prior.digest,
+        "prior": prior.latent_digest if steps is None else prior.generator_digest,
         "pictures": pairs.hashes,
         "steps": steps,
         "captions": pairs.captions if text and steps is not None else None,

@@ -37,6 +37,7 @@ __all__ = [
     "inversion_kept",
     "inversion_name",
     "inversion_path",
+    "inversion_width",
     "load_inversion",
 ]
 
@@ -302,6 +303,18 @@ def load_inversion(
     if features and shapes_of(network.features) != shapes_of(features):
         raise none
     return network.eval().requires_grad_(False)
+
+
+def inversion_width(path: Path) -> int:
+    """Channels at the latent's resolution of the network in a file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return int(_about(path)["config"]["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def inversion_for(about: SessionDescription, prior: Prior, path: Path | None = None) -> InversionNetwork:

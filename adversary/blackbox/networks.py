@@ -130,9 +130,9 @@ class Made:
 
 
 def prior_key(prior: Prior, method: str) -> str:
-    """SHA-256 of what of a prior fixes a method's answers: nothing, the autoencoder, or all of it."""
+    """SHA-256 of what of a prior fixes a method's answers: nothing, the autoencoder, or its whole sampler."""
     part = _method(method).prior_part
-    return "none" if part == "none" else prior.latent_digest if part == "autoencoder" else prior.digest
+    return "none" if part == "none" else prior.latent_digest if part == "autoencoder" else prior.generator_digest
 
 
 class _Core(Protocol):

@@ -52,6 +52,8 @@ _VICTIM = "oracle.json"
 _MAX_BYTES = 1 << 28
 _TIMEOUT_S = 60.0
 _NAME = re.compile(r"\w[\w .,:=()+-]{0,299}")
+# a trained one may be named by the path of its weights; file names hold a hash of it (splitsight.names.file_stem)
+_DEFENSE = re.compile(r"\w[\w .,:=()+~/-]{0,299}")
 _MOST_PIXELS = 4096
 _SCHEMA = pa.schema(
     [
@@ -208,8 +210,8 @@ class OracleClient(AbstractContextManager["OracleClient"]):
 
 def _impossible(session: SessionDescription) -> str | None:
     """What of an announcement cannot be; names become parts of file names, and sizes memory."""
-    for what in ("target", "split", "defense"):
-        if not _NAME.fullmatch(name := getattr(session, what)):
+    for what, form in (("target", _NAME), ("split", _NAME), ("defense", _DEFENSE)):
+        if not form.fullmatch(name := getattr(session, what)):
             return f"{name[:40]!r} as the name of its {what}"
     if not re.fullmatch(r"[0-9a-f]{64}", session.head_digest):
         return "weights of F1 without a SHA-256"

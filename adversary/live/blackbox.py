@@ -12,7 +12,7 @@ from adversary.attacks.blackbox import NetAttack
 from adversary.blackbox.networks import Made, load_network, prior_key
 from adversary.blackbox.surrogate import LatentNetwork
 from adversary.live.engine import Engine
-from adversary.live.run import Known, LiveOptions
+from adversary.live.options import Known, LiveOptions
 from adversary.priors.prior import load_prior
 from splitsight.artifacts import digest
 from splitsight.errors import UserError

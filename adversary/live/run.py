@@ -1,145 +1,59 @@
 """The live adversary as a process: tap → recording, previews, windows.
 
-What it knows beforehand (:class:`Known`) is made by :mod:`adversary.live.whitebox`, with F1, or by
-:mod:`adversary.live.blackbox`, without; nothing here can build a target. It sees features only. What it writes under
-``out``:
+What it knows beforehand (:class:`~adversary.live.options.Known`) is made by :mod:`adversary.live.whitebox`, with F1,
+or by :mod:`adversary.live.blackbox`, without; nothing here can build a target. It sees features only. What it writes
+under ``out``:
 
 * ``recording/``: the tapped frames (see :mod:`splitsight.recording`),
 * ``preview/000000.png``, ``window/000000.png``: its two tiers, by sequence number,
-* ``live.jsonl``: one event a line (``preview``, ``window``, ``window_skipped``, ``session``, ``end``, …). ``lag_ms``
-  counts from when the frame, or the last one of the window, was read from the tap, until its image is a file.
+* ``live.jsonl``: one event a line (``preview``, ``window``, ``preview_skipped``, ``window_skipped``, ``session``,
+  ``end``, …). ``lag_ms`` counts from when the frame, or the last one of the window, was read from the tap, until its
+  image is a file.
+
+Every frame is recorded. Where the machine is too slow for all of them, the tiers leave frames out rather than fall
+behind (:mod:`adversary.live.backlog`), and say which.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
 import cv2
 import grpc
 import numpy as np
 import torch
 
-from adversary.live.engine import Engine
+from adversary.live.backlog import Backlog
+from adversary.live.log import Log
+from adversary.live.options import Known, LiveOptions
 from adversary.live.pace import Pace
 from adversary.live.steering import Steering
 from adversary.live.windows import Observation, Window, Windower
 from adversary.tap import TapReader
 from splitsight.data import to_pixels, write_png
 from splitsight.errors import UserError
-from splitsight.features import FeatureSpec
 from splitsight.numerics import subnormals_flushed
 from splitsight.recording import RecordingWriter, Session
-from splitsight.terminal import LiveLine, announce
+from splitsight.terminal import announce
 from splitsight.wire import tensors
-from splitsight.wire.credentials import ANONYMOUS, ClientCredentials
-from splitsight.wire.operator import OperatorOptions, served
+from splitsight.wire.operator import served
 from splitsight.wire.sessions import SessionDescription, show
 from splitsight.wire.v1 import operator_pb2, split_inference_pb2, tap_pb2
 
-__all__ = ["Known", "LiveOptions", "run_live"]
+__all__ = ["run_live"]
 
+_WAITS_S = 5.0
+"""How long a frame may wait for its preview while newer ones come; a window gives way to the next one at once."""
 _AGAIN = 5.0
 """Periods that a warm-up may take to be repeated; what takes longer is too slow by any measure."""
-
-
-class Known(NamedTuple):
-    """What an adversary has before the stream begins.
-
-    Attributes:
-        target: name of the attacked network.
-        split: its split point.
-        digest: SHA-256 of the weights of the F1 that it was made for.
-        specs: what crosses the split.
-        engine: makes images of it.
-        weights: digests of its own models, by role.
-        remedy: what helps where a session runs other weights.
-        defense: what it expects the edge to do to the features; ``None`` for whatever that is.
-        threat: the threat model, by its name.
-    """
-
-    target: str
-    split: str
-    digest: str
-    specs: Sequence[FeatureSpec]
-    engine: Engine
-    weights: Mapping[str, str]
-    remedy: str
-    defense: str | None = None
-    threat: str = "white-box"
-
-
-@dataclass(frozen=True)
-class LiveOptions:
-    """How to run the live adversary.
-
-    Attributes:
-        tap: ``HOST:PORT``.
-        out: folder for everything that is written.
-        target: name of the attacked network.
-        split: split point; must be the session's.
-        prior: name or folder of the generative prior.
-        frames: K, frames of a window.
-        stride: seconds between the frames of a window.
-        attack: that solves the windows, a name out of ``splitsight list attacks``.
-        setting: its named setting; empty for its default.
-        changes: values to replace in it, by name.
-        defense: what the edge does to the features, as far as the attacker was told.
-        threads: compute threads.
-        nice: how much to lower this process's priority (0…19).
-        margin: part of a window's period that is left unused before its deadline, in [0, 1).
-        prompt: text prior; empty for none.
-        credentials: what the tap asks for.
-        session: only this session; empty for the first one that shows up.
-        preview: whether single frames are shown at once; without, no inversion network is looked for.
-        inversion: white-box: file of an inversion network; the embedded one by default.
-        weights: white-box: the target's weights; the embedded ones by default.
-        network: black-box: file of the trained network; the package's or the cache's by default.
-        patience: seconds to wait for a tap that is away.
-        seed: of all draws.
-        operator: where somebody may choose another attack or prompt; ``None`` for nowhere.
-    """
-
-    tap: str
-    out: Path
-    target: str = "resnet18"
-    split: str = "L8"
-    prior: str = "small"
-    frames: int = 4
-    stride: float = 0.5
-    attack: str = "window"
-    setting: str = ""
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    defense: str = "identity"
-    threads: int = 1
-    nice: int = 10
-    margin: float = 0.15
-    prompt: str = ""
-    credentials: ClientCredentials = ANONYMOUS
-    session: str = ""
-    preview: bool = True
-    inversion: Path | None = None
-    weights: Path | None = None
-    network: Path | None = None
-    patience: float = 10.0
-    seed: int = 0
-    operator: OperatorOptions | None = None
-
-    @property
-    def named(self) -> str:
-        """What solves the windows, ``NAME[:SETTING]``."""
-        return self.attack + (f":{self.setting}" if self.setting else "")
 
 
 def _lower_priority(by: int) -> None:
@@ -154,52 +68,23 @@ def _lower_priority(by: int) -> None:
             Path("/proc/self/autogroup").write_text(str(by))
 
 
-class _Log:
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w")
-        self._lock = threading.Lock()
-        self._line = LiveLine()
-        self.counts: Counter[str] = Counter()
-
-    def write(self, event: str, **values: object) -> None:
-        with self._lock:
-            self.counts[event] += 1
-            self._line.show(self._words())
-            self._file.write(json.dumps({"event": event, "time_us": time.time_ns() // 1000, **values}) + "\n")
-            self._file.flush()
-
-    def _words(self) -> str:
-        """How far it is, for a person."""
-        counts = self.counts
-        if not counts["session"]:
-            return "no session yet"
-        out = f", {counts['window_skipped']} left out" if counts["window_skipped"] else ""
-        away = " · the tap is away" if counts["tap_lost"] > counts["tap_back"] else ""
-        return f"{counts['preview']} previews · {counts['window']} windows{out}{away}"
-
-    def close(self) -> None:
-        self._line.close()
-        self._file.close()
-
-
 class _Adversary:
-    """Two threads: the reader records and previews, the main thread refines windows."""
+    """Three threads: one reads the tap and records, one makes previews, the main one refines windows."""
 
     def __init__(self, options: LiveOptions, known: Known, reader: TapReader) -> None:
         self.options, self.engine, self.known, self.reader = options, known.engine, known, reader
-        self.windows: queue.Queue[Window | None] = queue.Queue()
+        self.windows, self.singles = Backlog[Window](0), Backlog[Observation](_WAITS_S)
         self.windower = Windower(options.frames, options.stride)
         for folder in ("preview", "window"):
             (options.out / folder).mkdir(parents=True, exist_ok=True)
-        self.log = _Log(options.out / "live.jsonl")
+        self.log = Log(options.out / "live.jsonl")
         self.session: str | None = None
         self.writer: RecordingWriter | None = None
         self.error: BaseException | None = None
         self.ready: dict[int, float] = {}
         self.attack = options.named
-        self.there, self.frames = True, 0
+        self.there, self.frames, self.dropped = True, 0, 0
         self._strangers: set[str] = set()
-        self._stop = threading.Event()
         self._ended = False
 
     def _open(self, message: split_inference_pb2.SessionOpen) -> None:
@@ -243,15 +128,16 @@ class _Adversary:
             return
         features = tuple(torch.from_numpy(np.array(a, copy=True)).unsqueeze(0) for a in arrays)
         observation = Observation(frame.sequence, frame.capture_time_us, arrived, features)
-        image = self.engine.preview(observation) if self.options.preview else None
-        if image is not None:
-            write_png(self.options.out / "preview" / f"{frame.sequence:06d}.png", to_pixels(image))
-            self.log.write(
-                "preview", sequence=frame.sequence, lag_ms=1e3 * (time.monotonic() - arrived), dropped=tapped.dropped
-            )
+        self.dropped = tapped.dropped
+        if self.options.preview and (late := self.singles.put(observation)):
+            self.log.leave_out("preview", [f.sequence for f in late])
         if (window := self.windower.add(observation)) is not None:
-            self.ready[window.index] = window.completed_at
-            self.windows.put(window)
+            self._refine_next(window, window.completed_at)
+
+    def _refine_next(self, window: Window, ready: float) -> None:
+        self.ready[window.index] = ready
+        for late in self.windows.put(window):
+            self.log.leave_out("window", [f.sequence for f in late.frames], window=late.index)
 
     def read(self) -> None:
         """Body of the reader thread."""
@@ -270,24 +156,36 @@ class _Adversary:
             self._ended = True
             if (window := self.windower.flush()) is not None:
                 # nobody could know before that it would stay incomplete, so its time runs from here
-                self.ready[window.index] = time.monotonic()
-                self.windows.put(window)
-            self.windows.put(None)
+                self._refine_next(window, time.monotonic())
+            self.windows.close()
+            self.singles.close()
+
+    def preview(self) -> None:
+        """Body of the thread that makes previews."""
+        try:
+            while (frame := self.singles.take()) is not None:
+                if (image := self.engine.preview(frame)) is not None:
+                    write_png(self.options.out / "preview" / f"{frame.sequence:06d}.png", to_pixels(image))
+                    lag = 1e3 * (time.monotonic() - frame.arrived)
+                    self.log.write("preview", sequence=frame.sequence, lag_ms=lag, dropped=self.dropped)
+        except BaseException as error:
+            self.error = self.error or error
+            self.stop()
 
     def stop(self, *_: object) -> None:
-        """Read no further frames; what has arrived is still refined."""
-        self._stop.set()
+        """Read no further frames; what waits is still reconstructed."""
         self.reader.close()
 
     def solve(self) -> None:
-        """Refine windows until the reader is done."""
+        """Make previews and refine windows until the reader is done."""
+        previews = threading.Thread(target=self.preview, name="preview", daemon=True)
+        previews.start()
+        self._solve()
+        previews.join()
+
+    def _solve(self) -> None:
         period = self.options.frames * self.options.stride
-        while (window := self.windows.get()) is not None:
-            # behind by more than a window: the newest one is worth more than a queue of stale ones
-            newer = self._drain_to_newest(window)
-            if newer is None:
-                break
-            window = newer
+        while (window := self.windows.take()) is not None:
             ready = self.ready[window.index]
             # once the stream has ended nothing follows that a window could be in the way of
             deadline = (time.monotonic() if self._ended else ready) + period * (1 - self.options.margin)
@@ -342,19 +240,9 @@ class _Adversary:
             "previews": counts["preview"],
             "windows": counts["window"],
             "windows_skipped": counts["window_skipped"],
+            "frames_skipped": dict(self.log.left_out),
             "out": str(self.options.out),
         }
-
-    def _drain_to_newest(self, window: Window) -> Window | None:
-        while not self._stop.is_set() and not self.windows.empty():
-            following = self.windows.get()
-            if following is None:
-                # the stream ended: refine what we hold, then stop
-                self.windows.put(None)
-                return window
-            self.log.write("window_skipped", window=window.index, sequences=[f.sequence for f in window.frames])
-            window = following
-        return window
 
 
 def _unfit(known: Known, about: SessionDescription) -> str | None:
@@ -410,12 +298,13 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     )
     known = know(options)
     pace = _warm_up(known, options)
-    if pace.warning:
-        print(f"warning: {pace.warning}", file=sys.stderr, flush=True)
+    warning = "; ".join(filter(None, (pace.warning, known.caveat)))
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     reader.connect()
     adversary = _Adversary(options, known, reader)
-    adversary.log.write("setup", **_setup(known, options), warning=pace.warning)
+    adversary.log.write("setup", **_setup(known, options), warning=warning)
 
     def on_change(there: bool) -> None:
         adversary.there = there
@@ -433,7 +322,7 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         signal.signal(number, on_signal)
     thread = threading.Thread(target=adversary.read, name="tap", daemon=True)
     thread.start()
-    ready = {"event": "ready", "weights": dict(known.weights), "warning": pace.warning}
+    ready = {"event": "ready", "weights": dict(known.weights), "warning": warning}
     announce(ready, f"ready: waiting for {known.target} at {known.split} at the tap {options.tap}")
     try:
         with served(Steering(options, warm, adversary.take, adversary.tell), options.operator):
@@ -443,7 +332,7 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
         thread.join(timeout=5)
         if adversary.writer is not None:
             adversary.writer.close()
-        adversary.log.write("end", skipped=adversary.log.counts["window_skipped"])
+        adversary.log.write("end", skipped=dict(adversary.log.left_out))
         adversary.log.close()
     error = adversary.error
     if isinstance(error, grpc.RpcError):
@@ -453,8 +342,9 @@ def run_live(options: LiveOptions, know: Callable[[LiveOptions], Known]) -> int:
     done = adversary.outcome()
     announce(
         {"event": "ended", **done},
-        f"the stream has ended: {done['previews']} previews, {done['windows']} windows in {options.out}; page and "
-        f"video: `splitsight report {options.out} --truth FOLDER`, FOLDER being what the edge's --truth wrote",
+        f"the stream has ended: {done['previews']} previews, {done['windows']} windows{adversary.log.slow} in "
+        f"{options.out}; page and video: `splitsight report {options.out} --truth FOLDER`, FOLDER being what the "
+        "edge's --truth wrote",
     )
     return 130 if interrupted.is_set() else 0
 

@@ -17,7 +17,7 @@ from splitsight.wire.operator import only
 from splitsight.wire.v1 import operator_pb2 as pb
 
 if TYPE_CHECKING:
-    from adversary.live.run import Known, LiveOptions
+    from adversary.live.options import Known, LiveOptions
 
 __all__ = ["Steering"]
 

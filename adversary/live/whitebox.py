@@ -11,7 +11,7 @@ from adversary.attacks import ATTACKS
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork, inversion_for
 from adversary.defended import told
 from adversary.live.engine import Engine
-from adversary.live.run import Known, LiveOptions
+from adversary.live.options import Known, LiveOptions
 from adversary.priors.prior import Prior, load_prior
 from splitsight import targets
 from splitsight.errors import UserError
@@ -43,6 +43,15 @@ def know(options: LiveOptions) -> Known:
             f"{attack.name}:{attack.setting} starts from previews, and there are none: give an attack that runs "
             "without, such as --attack best-multi or --attack window:denoised, or an inversion network with --inversion"
         )
+    caveat = ""
+    if network is not None and options.preview and network.defense != about.defense:
+        make = (
+            f"`splitsight train inversion --target {target.name} --split {options.split} --defense '{about.defense}'`"
+        )
+        caveat = (
+            f"previews come from a network that was trained on features without {about.defense}, and are worse than an "
+            f"attacker's need be: {make} makes one that knows it"
+        )
     through_prior = "prior" in attack.needs | attack.uses
     return Known(
         target.name,
@@ -63,6 +72,7 @@ def know(options: LiveOptions) -> Known:
         ),
         {"target": target.digest, "prior": prior.digest},
         "a white-box attack needs the same weights, give them with --weights",
+        caveat=caveat,
     )
 
 

@@ -162,6 +162,7 @@ def test_plug_and_play_enters_at_the_noise_that_is_left_in_the_answer(flow_prior
 
 def test_the_denoiser_of_pixels_is_asked_for_the_noise_that_is_there(flow_prior):
     denoiser = PixelDenoiser(build_pixel_denoiser((8, 16)))
+    flow_prior.pixel_denoiser = None
     asked = []
     denoiser.forward = lambda x, sigma: (asked.append(sigma), x * 0)[1]
     state = _state(flow_prior, [0.5])

@@ -8,7 +8,7 @@ from adversary.attacks import ATTACKS
 from adversary.blackbox.networks import save_network
 from adversary.live import blackbox
 from adversary.live.engine import Engine
-from adversary.live.run import LiveOptions
+from adversary.live.options import LiveOptions
 from adversary.live.windows import Observation, Window
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec

@@ -10,6 +10,7 @@ from fake_oracle import FakeOracle, features
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adversary.blackbox.command import default_pairs
 from adversary.blackbox.pictures import draw_groups, pan
 from adversary.blackbox.queries import OracleClient, Picture, QueryStore, collect, victim_of
 from splitsight.data import image_hash, load_images, write_png
@@ -119,6 +120,13 @@ def test_an_oracle_that_comes_back_is_asked_on_and_another_one_is_not(tmp_path):
         assert store.count("train") == (20 if words is None else 8)
 
 
+def test_a_defence_named_by_a_path_is_no_path_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path))
+    with FakeOracle(defense="aware:weights=runs/../../x") as made, OracleClient(made.address) as client:
+        victim = client.connect()
+    assert default_pairs(victim).parent == tmp_path / "queries"
+
+
 @pytest.mark.parametrize(
     ("oracle", "words"),
     [
@@ -129,7 +137,7 @@ def test_an_oracle_that_comes_back_is_asked_on_and_another_one_is_not(tmp_path):
         ({"features": [tensor_pb2.TensorSpec(name="z", shape=(1 << 20, 1 << 10))]}, "features of shape 1048576×1024"),
         ({"features": []}, "no features"),
         ({"features": [tensor_pb2.TensorSpec(name="z", shape=(3, 4), layout="map")]}, "features that cannot be"),
-        ({"defense": "x/y"}, "'x/y' as the name of its defense"),
+        ({"defense": "../x"}, "'../x' as the name of its defense"),
         ({"size": 0}, "images of 0 pixels"),
     ],
     ids=lambda x: str(x)[:30],

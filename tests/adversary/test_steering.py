@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from adversary.live.run import LiveOptions
+from adversary.live.options import LiveOptions
 from adversary.live.steering import Steering
 from splitsight.errors import UserError
 from splitsight.wire.v1 import operator_pb2 as pb

@@ -37,6 +37,16 @@ def test_noise_far_above_the_features_leaves_a_network_that_answers(tiny_target,
     assert "start_kept" not in figures
 
 
+def test_the_same_training_again_gives_the_same_network(tiny_target, flow_prior, pictures, tmp_path):
+    one, two, other = (
+        _trained(tiny_target, flow_prior, pictures, tmp_path / name, "noise:ratio=1", seed=seed)[1:]
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    assert one[1]["psnr"] == two[1]["psnr"] != other[1]["psnr"]
+    weights = [list(network.state_dict().values()) for network, _ in (one, two, other)]
+    assert all(map(torch.equal, weights[0], weights[1])) and not all(map(torch.equal, weights[0], weights[2]))
+
+
 def test_without_a_defence_features_enter_as_they_are(tiny_target, flow_prior, pictures, tmp_path):
     _, network, _ = _trained(tiny_target, flow_prior, pictures, tmp_path / "run", "identity", steps=1)
     assert network.gains == (1.0,)
@@ -46,7 +56,8 @@ def test_a_training_that_spoils_its_start_keeps_it(tiny_target, flow_prior, pict
     _, first, _ = _trained(tiny_target, flow_prior, pictures, tmp_path / "first", "identity", steps=20)
     file = tmp_path / "first.safetensors"
     first.save(file, **ABOUT, **WEIGHTS)
-    defense, spoilt = "noise:ratio=0.1", {"start": file, "lr": 100.0}
+    # far too large a rate, whatever the defence draws
+    defense, spoilt = "noise:ratio=0.1", {"start": file, "lr": 1e20}
     _, network, figures = _trained(tiny_target, flow_prior, pictures, tmp_path / "spoilt", defense, **spoilt)
     assert figures["start_kept"] and network.gains == (1.0,)
     same = load_inversion("tiny", "S1", "small", path=file, **WEIGHTS)

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from tiny import save_prior
 
+from adversary.blackbox.inversion import inversion_width
 from adversary.blackbox.pictures import draw_groups
 from adversary.training import train_inversion_command
 from splitsight.artifacts import load_weights
+from splitsight.errors import UserError
 
 
 @pytest.fixture
@@ -45,6 +47,19 @@ def test_an_inversion_network_from_plain_pictures(tmp_path, monkeypatch, prior, 
     assert all(bool(torch.isfinite(v).all()) for v in load_weights(file).values() if v.is_floating_point())
     card = (tmp_path / "out" / "README.md").read_text()
     assert "photos, of which a tenth (at most 2,000 images) was held out" in card
+
+
+def test_a_network_that_is_gone_on_with_keeps_its_width(tmp_path, monkeypatch, prior):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    (tmp_path / "photos").mkdir()
+    for i, content in enumerate(pictures(12)):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(content)
+    options = {"data": tmp_path / "photos", "minutes": None, "steps": 1, "prior": prior, "threads": 1}
+    first = train_inversion_command(out=tmp_path / "first", width=8, **options)
+    second = train_inversion_command(out=tmp_path / "second", start=first, defense="noise:ratio=1", **options)
+    assert inversion_width(second) == 8
+    with pytest.raises(UserError, match="another shape"):
+        train_inversion_command(out=tmp_path / "third", start=first, width=16, **options)
 
 
 def test_a_larger_target_has_a_larger_prior_and_further_pictures(tmp_path, monkeypatch, prior):
