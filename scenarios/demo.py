@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge_client.budget import SPENT, Spending
 from scenarios.interrupt import interruptible
-from scenarios.join import TIERS, FrameRow, Join
+from scenarios.join import TIERS, FrameRow, Join, left_out
 from scenarios.launch import READY_S, adversary_command, cloud_command, cores, edge_command
+from scenarios.priority import step_back
 from scenarios.processes import Supervisor, peak_rss_mb, terminate_as_interrupt
+from scenarios.warm import Warm
 from splitsight.errors import UserError, unknown_name
 from splitsight.network import load_profile
 from splitsight.wire.sessions import UNDEFENDED
@@ -40,7 +43,17 @@ if TYPE_CHECKING:
     from splitsight.pipeline import EdgePipeline
     from splitsight.wire.sessions import SessionDescription
 
-__all__ = ["DemoOptions", "DemoRun", "check", "prepare_folder", "report", "run_demo", "run_info", "with_split"]
+__all__ = [
+    "DemoOptions",
+    "DemoRun",
+    "check",
+    "load_report",
+    "prepare_folder",
+    "report",
+    "run_demo",
+    "run_info",
+    "with_split",
+]
 
 THREATS = ("white-box", "black-box")
 """What the adversary runs under each threat model."""
@@ -212,7 +225,6 @@ def check(options: DemoOptions) -> tuple[EdgePipeline, Gallery, list[Evaluator]]
         raise UserError("--network is a black-box network: give --threat black-box with it, or leave it out")
     if options.edge_network is not None:
         load_profile(options.edge_network)
-    import scenarios.report  # noqa: F401  for the end of the run, loaded while Ctrl-C still ends the process at once
     from splitsight.video import open_source
 
     with open_source(options.video, fps=options.fps, seconds=1 / options.fps) as source:
@@ -387,6 +399,7 @@ class DemoRun:
                 last_news = now
                 if self._started is None:
                     self._started, self.status = now, "streaming"
+                    load_report()
             if self._started is not None:
                 self.streaming_s = now - self._started
             if now - last_news > _STALL_S + self.options.stride * self.options.frames:
@@ -473,6 +486,8 @@ class DemoRun:
             table.add_row(
                 "windows", f"{on_time} of {len(done) + self.join.skipped_windows} before the next was complete"
             )
+        if left := left_out(self.join.skipped()):
+            table.add_row("too slow here", left)
         o = self.options
         title = f"splitsight demo · {self.session.target} at {o.split} · {o.threat} · {o.solver}"
         return Panel(table, title=title, subtitle=self.status, title_align="left", subtitle_align="left", width=96)
@@ -508,6 +523,8 @@ def _display(demo: DemoRun) -> Iterator[Callable[[], None]]:
                 known = [x for x in demo.join.rows() if tier in x.psnr]
                 if known:
                     text += f" · {tier} {known[-1].psnr[tier]:.1f} dB, lag {known[-1].lag_ms[tier] / 1e3:.2f} s"
+            if left := left_out(demo.join.skipped()):
+                text += f" · too slow here: {left}"
             if demo.accounting.get("epsilon") is not None:
                 text += f" · {demo.privacy()}"
         if text != said[1] and (time.monotonic() - said[0] > 1.0 or demo.status not in said[1]):
@@ -531,24 +548,32 @@ def run_demo(options: DemoOptions) -> Path:
             reported before.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the children are gone and whatever exists is reported before.
     """
+    # a black-box adversary has nothing that could build a target
+    also = ["adversary.live.whitebox", "splitsight.targets"] if options.threat == "white-box" else []
+    with Warm("adversary", {"OMP_NUM_THREADS": str(options.threads or cores())}, also) as warm:
+        return _run(options, warm)
+
+
+def _run(options: DemoOptions, warm: Warm) -> Path:
     options = with_split(options)
     out = options.out or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     out = out.expanduser().absolute()
     if options.web and not options.compare:
         from scenarios.web.app import run_with_page
 
-        return run_with_page(options, out)
+        return run_with_page(options, out, warm)
     pipeline, gallery, evaluators = check(options)
     prepare_folder(out, overwrite=options.overwrite)
     demo = DemoRun(options, out, pipeline, gallery, evaluators)
     if options.compare:
         # first, so that both can be seen side by side while the defended one runs
         before = _undefended(options, out / "undefended", pipeline, gallery)
-        print("playing the frames without the defence", file=sys.stderr)
-        _play(before)
+        where = " (both streams are shown here and in the report: the live page shows one)" if options.web else ""
+        print(f"playing the frames without the defence{where}", file=sys.stderr)
+        _play(before, warm)
         demo.undefended = before.join
         print(f"playing the frames with {pipeline.defense}", file=sys.stderr)
-    _play(demo)
+    _play(demo, warm)
     page = out / "index.html"
     if demo.stopped is not None:
         raise UserError(f"{demo.stopped}; the report is {page}", code=demo.stopped.code)
@@ -564,11 +589,11 @@ def _undefended(options: DemoOptions, out: Path, pipeline: EdgePipeline, gallery
     return DemoRun(plain, out, EdgePipeline(pipeline.target, pipeline.split), gallery, [])
 
 
-def _play(demo: DemoRun) -> None:
+def _play(demo: DemoRun, warm: Warm) -> None:
     """Run it to its end, or to whatever ends it early, and report what there is."""
     out = demo.out
     with interruptible(), terminate_as_interrupt():
-        children = Supervisor(out / "logs")
+        children = Supervisor(out / "logs", warm)
         try:
             with children, _display(demo) as draw:
                 try:
@@ -588,7 +613,31 @@ def _play(demo: DemoRun) -> None:
         report(demo, children, complete=True)
 
 
-def report(demo: DemoRun, children: Supervisor, *, complete: bool, join: Join | None = None) -> None:
+def load_report() -> threading.Thread:
+    """Load what writes reports, in a thread of low priority: seconds that nobody waits for while a run streams.
+
+    Returns:
+        The thread, started.
+    """
+
+    def load() -> None:
+        step_back()
+
+        import scenarios.report  # noqa: F401
+
+    thread = threading.Thread(target=load, name="report-libraries", daemon=True)
+    thread.start()
+    return thread
+
+
+def report(
+    demo: DemoRun,
+    children: Supervisor,
+    *,
+    complete: bool,
+    join: Join | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
     """Write the report of a run into its folder; see :func:`scenarios.report.write_report`.
 
     Args:
@@ -596,13 +645,15 @@ def report(demo: DemoRun, children: Supervisor, *, complete: bool, join: Join | 
         children: its processes.
         complete: whether it went to its end.
         join: of its folder, where the run's own is still in use.
+        progress: called with a word for each step.
     """
     from scenarios.report import write_report
 
     if complete:
         print(f"writing the report to {demo.out}", file=sys.stderr)
     info = run_info(demo, children, complete=complete)
-    write_report(demo.out, join or demo.join, info, gallery=demo.gallery, evaluators=demo.evaluators)
+    gallery, evaluators = demo.gallery, demo.evaluators
+    write_report(demo.out, join or demo.join, info, gallery=gallery, evaluators=evaluators, progress=progress)
 
 
 def run_info(demo: DemoRun, children: Supervisor, *, complete: bool) -> RunInfo:

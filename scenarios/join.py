@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-__all__ = ["TIERS", "FrameRow", "Join", "Lines", "quick_psnr", "read_png"]
+__all__ = ["TIERS", "FrameRow", "Join", "Lines", "left_out", "quick_psnr", "read_png"]
 
 TIERS = ("preview", "window")
 """Reconstruction tiers, from the first to the best."""
@@ -67,6 +67,11 @@ def quick_psnr(a: np.ndarray, b: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def left_out(skipped: Mapping[str, int]) -> str:
+    """:meth:`Join.skipped` in words; empty for nothing."""
+    return " and ".join(f"{n} frames without a {tier}" for tier, n in skipped.items())
+
+
 @dataclass
 class FrameRow:
     """Everything known about one frame.
@@ -85,6 +90,8 @@ class FrameRow:
         lag_ms: per tier, from when the adversary had this frame (for a window: its last frame) to the image's file.
         measured: by metric (:func:`splitsight.metrics.image_metrics`), then per tier.
         rank: per tier, the place of the true frame among a gallery by similarity, 1 for found first.
+        skipped: tiers that had no time for it.
+        judged: tiers that were measured in full, for a report.
         window: number of the window it was refined in, −1 for none.
         on_time: whether that window was done before the next one was complete.
         iterations: of that window.
@@ -106,6 +113,8 @@ class FrameRow:
     lag_ms: dict[str, float] = field(default_factory=dict)
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
     rank: dict[str, int] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    judged: set[str] = field(default_factory=set)
     window: int = -1
     on_time: bool = False
     iterations: int = 0
@@ -144,6 +153,12 @@ class Join:
         self.skipped_windows = 0
         self._edge, self._live = Lines(self.edge), Lines(folder / "live.jsonl")
         self._psnr_pending: set[tuple[int, str]] = set()
+
+    def again(self) -> Join:
+        """The same folders, read from the beginning; polled once."""
+        fresh = Join(self.folder, truth=self.truth, edge=self.edge)
+        fresh.poll()
+        return fresh
 
     def image(self, kind: str, sequence: int) -> np.ndarray | None:
         """``truth``, ``preview`` or ``window`` image of a frame, ``(h, w, 3)`` uint8 RGB."""
@@ -202,8 +217,10 @@ class Join:
                 row.iterations = int(event.get("iterations", 0))
                 row.model_evaluations = int(event.get("model_evaluations", 0))
                 row.window_seconds = float(event.get("seconds", event["lag_ms"] / 1e3))
-        elif kind == "window_skipped":
-            self.skipped_windows += 1
+        elif kind in ("preview_skipped", "window_skipped"):
+            for sequence in event.get("sequences", []):
+                self.row(int(sequence)).skipped.add(kind.removesuffix("_skipped"))
+            self.skipped_windows += kind == "window_skipped"
         else:
             return False
         return True
@@ -218,6 +235,11 @@ class Join:
         """For each frame that both runs have an answer of which names a class: is it the same?"""
         pairs = [(row, other.frames[n]) for n, row in sorted(self.frames.items()) if n in other.frames]
         return [a.prediction == b.prediction for a, b in pairs if a.prediction and b.prediction]
+
+    def skipped(self) -> dict[str, int]:
+        """Frames that a tier had no time for, by tier; those tiers that have any."""
+        counted = {tier: sum(tier in row.skipped for row in self.frames.values()) for tier in TIERS}
+        return {tier: n for tier, n in counted.items() if n}
 
     def rows(self) -> list[FrameRow]:
         """All frames, in order."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from scenarios.cli import attack, bench, certs, defend, live, names, splits, train
+from scenarios.cli import attack, bench, certs, defend, live, names, page, splits, train
 from scenarios.cli.guard import explain
 from scenarios.cli.output import prepare_streams
 from scenarios.interrupt import INTERRUPTED
@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(live.commands)
+app.add_typer(page.commands)
 app.add_typer(attack.commands)
 app.add_typer(splits.commands)
 app.add_typer(names.commands)

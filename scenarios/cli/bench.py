@@ -94,7 +94,7 @@ def bench_serve(
     ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; each measures everything once.")] = 10,
     seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 1.0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Frames that the server computes together.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Frames that the server computes together.")] = 16,
     max_in_flight: Annotated[int, typer.Option(min=1, help="Frames of one session that may wait for an answer.")] = 8,
     threads: OneThread = 1,
     soak: Annotated[

@@ -17,9 +17,12 @@ from scenarios.processes import PREFIX
 from splitsight.errors import UserError
 from splitsight.names import printable
 
-__all__ = ["explain", "guarded", "load"]
+__all__ = ["MODULES", "explain", "guarded", "load"]
 
 P = ParamSpec("P")
+
+MODULES: dict[str, tuple[str, ...]] = {}
+"""What each command is going to import, by its function's name."""
 
 
 def explain(error: OSError) -> str:
@@ -45,6 +48,8 @@ def guarded(*modules: str) -> Callable[[Callable[P, int | None]], Callable[P, No
     """
 
     def decorate(command: Callable[P, int | None]) -> Callable[P, None]:
+        MODULES[command.__name__] = modules
+
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
@@ -77,5 +82,7 @@ def load(modules: tuple[str, ...]) -> None:
     """Import modules, and with the targets every family of them (which the first look-up would import)."""
     for name in modules:
         importlib.import_module(name)
+    if "splitsight.metrics.image" in sys.modules:  # loads them only when it measures something
+        importlib.import_module("torchmetrics.functional.image")
     if "splitsight.targets" in modules:
         sys.modules["splitsight.targets"].TARGETS.names()

@@ -106,7 +106,8 @@ def demo(
         bool,
         typer.Option(
             "--compare",
-            help="Play the same frames without the defence first, and show both side by side; takes twice as long.",
+            help="Play the same frames without the defence first, and show both side by side, in the terminal, the "
+            "report and the video; takes twice as long, and there is no live page.",
         ),
     ] = False,
     solver: SolverOption = None,
@@ -230,7 +231,7 @@ def cloud(
     batch_window: Annotated[
         float, typer.Option(min=0, help="Longest that a frame waits for others to be computed with, in milliseconds.")
     ] = 2.0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Frames computed together.")] = 16,
     max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at once.")] = 32,
     max_in_flight: Annotated[int, typer.Option(min=1, help="Frames of one session that may wait for an answer.")] = 8,
     max_streams_per_peer: Annotated[int, typer.Option(min=1, help="Streams at once from one network address.")] = 16,
@@ -510,7 +511,15 @@ def oracle(
 
 
 @commands.command()
-@guarded("adversary.live.run", "adversary.attacks")
+@guarded(
+    "adversary.live.run",
+    "adversary.attacks",
+    # of which every prior has some
+    "diffusers.models.autoencoders",
+    "diffusers.models.transformers",
+    "diffusers.schedulers",
+    "transformers.models.clip.modeling_clip",
+)
 def adversary(
     tap: Annotated[str, typer.Option(help="Tap of the cloud server, HOST:PORT, an IPv6 address in brackets.")],
     out: Annotated[Path, typer.Option(help="Folder for the recording, images and live.jsonl.")],
@@ -563,7 +572,8 @@ def adversary(
 ) -> int:
     """Reconstruct what a tapped stream shows, while it runs."""
     from adversary.attacks import ATTACKS
-    from adversary.live.run import LiveOptions, run_live
+    from adversary.live.options import LiveOptions
+    from adversary.live.run import run_live
     from splitsight.wire.credentials import ClientCredentials
 
     # each threat model's modules are loaded alone, so that a black-box process has none that could build F1

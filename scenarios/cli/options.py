@@ -170,10 +170,12 @@ AttackOption = Annotated[
         "window:denoised.",
     ),
 ]
-SOLVERS = {Solver.map: "window:live", Solver.pnp: "window:denoised", Solver.dmb: "dmb-multi:live"}
+SOLVERS = {Solver.map: "window:map", Solver.pnp: "window:denoised", Solver.dmb: "dmb-multi:live"}
 SolverOption = Annotated[
     Solver | None,
-    typer.Option(help="Short for --attack: map is window:live, pnp is window:denoised, dmb is dmb-multi:live."),
+    typer.Option(
+        help="Short for --attack: map is window:map (no denoiser), pnp is window:denoised, dmb is dmb-multi:live."
+    ),
 ]
 Preview = Annotated[
     bool,

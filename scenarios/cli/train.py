@@ -316,7 +316,8 @@ def train_inversion(
     threads: Threads = None,
     start: Annotated[Path | None, typer.Option(help="Earlier network to go on from, a file; default: none.")] = None,
     width: Annotated[
-        int | None, typer.Option(min=8, help="With F1 at hand: channels of the network; default: 80.")
+        int | None,
+        typer.Option(min=8, help="With F1 at hand: channels of the network; default: those of --start, else 80."),
     ] = None,
     also: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""``splitsight demo`` with its page: prepare, open, run, report."""
+"""The page: ``splitsight demo`` prepares, opens, runs and reports; ``splitsight page`` joins what runs already."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from scenarios.demo import DemoOptions, check, prepare_folder, report
 from scenarios.interrupt import interruptible
@@ -21,17 +22,23 @@ from scenarios.web.run import WebRun
 from scenarios.web.server import WebServer
 from scenarios.web.state import Board, Requests
 from splitsight.errors import UserError
+from splitsight.terminal import announce
 from splitsight.wire.credentials import ServerCredentials, read_token
 
-__all__ = ["run_with_page"]
+if TYPE_CHECKING:
+    from scenarios.warm import Warm
+    from scenarios.web.joined import Joined
+
+__all__ = ["page_on", "run_with_page"]
 
 
-def run_with_page(options: DemoOptions, out: Path) -> Path:
+def run_with_page(options: DemoOptions, out: Path, warm: Warm | None = None) -> Path:
     """Run the demonstration with its page, until its stream ends or it is stopped.
 
     Args:
         options: what to demonstrate first.
         out: folder of the run.
+        warm: what its first adversary is made of.
 
     Returns:
         ``index.html`` of the run; later parts have one each beside it.
@@ -48,16 +55,13 @@ def run_with_page(options: DemoOptions, out: Path) -> Path:
     options = replace(options, split=first[0].split)
     board, requests, judge = Board(), Requests(), Judge()
     with interruptible(), terminate_as_interrupt(), _operator_token() as token_file:
-        children = Supervisor(out / "logs")
+        children = Supervisor(out / "logs", warm)
         run = WebRun(options, out, *first, judge, board, requests, token_file)
         server = WebServer(
             run, Catalogue(options.target), host=options.host, port=options.port, credentials=credentials
         )
         with server:
-            print(f"the page: {server.address}", file=sys.stderr, flush=True)
-            print("it runs until you stop it there or press Ctrl-C", file=sys.stderr, flush=True)
-            if _has_display():
-                webbrowser.open(server.address)
+            _opened(server, "it runs until you stop it there or press Ctrl-C")
             try:
                 with children:
                     try:
@@ -71,6 +75,63 @@ def run_with_page(options: DemoOptions, out: Path) -> Path:
     if run.ended is not None:
         raise UserError(f"{run.ended}; the report is {out / 'index.html'}", code=run.ended.code)
     return out / "index.html"
+
+
+def page_on(
+    joined: Joined,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token_file: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    published: bool = False,
+) -> None:
+    """The page on processes that somebody else started, until Ctrl-C or SIGTERM; then a report of what there is.
+
+    Args:
+        joined: what it reads and steers.
+        host: to listen on; other than loopback it needs token, certificate and key, or to be published.
+        port: 0 for a free one.
+        token_file: of the token that the page asks for.
+        cert: PEM certificate chain of the page.
+        key: PEM private key that belongs to it.
+        published: ``host`` is a container's own, and its port is published on loopback alone.
+
+    Raises:
+        UserError: bad input, a page that would be open to anyone, a port in use.
+    """
+    from scenarios.web.joined import JoinedRun
+
+    credentials = ServerCredentials(read_token(token_file, "page"), cert, key)
+    if not published:
+        credentials.check("page", "let anyone on the network steer it", host)
+    try:
+        joined.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{joined.out} cannot be written ({error.strerror}): give another folder with --out") from error
+    with interruptible(), terminate_as_interrupt():
+        run = JoinedRun(joined, Judge(), Board(), Requests())
+        try:
+            with WebServer(
+                run, Catalogue(""), host=host, port=port, credentials=credentials, published=published
+            ) as server:
+                _opened(server, "it runs until you press Ctrl-C; the processes that it shows go on")
+                announce({"event": "ready", "port": server.port}, "ready")
+                try:
+                    run.play()
+                except KeyboardInterrupt:
+                    run.finish()
+        finally:
+            run.close()
+
+
+def _opened(server: WebServer, until: str) -> None:
+    """Say where the page is, and show it where there is a display."""
+    print(f"the page: {server.address}", file=sys.stderr, flush=True)
+    print(until, file=sys.stderr, flush=True)
+    if _has_display():
+        webbrowser.open(server.address)
 
 
 @contextmanager

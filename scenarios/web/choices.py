@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scenarios.web.priority import step_back
+from scenarios.priority import step_back
 from splitsight.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["ATTACKS_LIVE", "DEFENSES", "Catalogue", "Strength", "chosen", "has_preview", "strength_of"]
 
 ATTACKS_LIVE = {
-    "window:live": "fit to the features, starting from the preview",
-    "window:denoised": "with the generative prior in every answer",
+    "window:live": "fit to the features from the preview on, then denoised by the diffusion model of pixels",
+    "window:map": "the fit alone, without the diffusion models",
+    "window:denoised": "with the diffusion model of latents in every answer",
     "best-multi:live": "strongest, slow",
     "dmb-multi:live": "diffusion model as published, slow",
 }
@@ -119,7 +120,7 @@ class Catalogue:
     """Targets that can be loaded here, and their split points; read in the background.
 
     Args:
-        first: target that runs.
+        first: target that runs; empty where none can be chosen.
 
     Attributes:
         splits: by target, the names of its split points, shallow first.
@@ -128,6 +129,8 @@ class Catalogue:
     def __init__(self, first: str) -> None:
         self.splits: dict[str, list[str]] = {}
         self._first = first
+        if not first:
+            return
         threading.Thread(target=self._read, name="catalogue", daemon=True).start()
 
     def _read(self) -> None:

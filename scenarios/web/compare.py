@@ -10,11 +10,12 @@ from scenarios.join import quick_psnr, read_png
 from scenarios.web.pictures import jpeg
 from scenarios.web.state import Board, Picture
 from scenarios.web.sweep import Sweep
+from splitsight.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from scenarios.demo import DemoOptions
+    from scenarios.demo import DemoOptions, DemoRun
     from scenarios.web.judge import Judge
 
 __all__ = ["Comparison"]
@@ -35,6 +36,18 @@ class Comparison:
         self._of = 0
         self._frame: tuple[np.ndarray, Judge, Board] | None = None
         self._found: list[str] = []
+
+    def newest(self, part: DemoRun | None, judge: Judge, board: Board) -> None:
+        """Have the newest frame of a stream reconstructed at each split point; see :meth:`ask`.
+
+        Raises:
+            UserError: there is no frame yet.
+        """
+        last = None if part is None else max((n for n, r in part.join.frames.items() if r.answered), default=None)
+        if part is None or last is None:
+            raise UserError("there is no frame yet: wait for the first one")
+        file = part.join.truth / f"{last:06d}.png"
+        self.ask(file, last, part.options, part.session.defense, judge, board)
 
     def ask(self, file: Path, sequence: int, o: DemoOptions, defense: str, judge: Judge, board: Board) -> None:
         """Begin; a frame that was asked for last under the same conditions is not computed again.

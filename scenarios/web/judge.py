@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scenarios.web.priority import step_back
+from scenarios.priority import step_back
 from splitsight.data import to_tensor
 from splitsight.pipeline import resized
 
 if TYPE_CHECKING:
     from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
+    from splitsight.targets import Target
 
-__all__ = ["Judge", "Tally", "Verdict", "judged"]
+__all__ = ["Judge", "Tally", "Verdict", "judged", "whole"]
 
 _WAITING, _KEPT, _TALLIED = 16, 256, 60
 
@@ -195,3 +196,15 @@ class Judge:
                 self._verdicts[tier, what] = verdict
                 while len(self._verdicts) > _KEPT:
                     self._verdicts.popitem(last=False)
+
+
+def whole(target: Target) -> Callable[[np.ndarray], str]:
+    """The class that the whole, undefended network sees in an image; empty where its task names none."""
+
+    def seen(image: np.ndarray) -> str:
+        with torch.inference_mode():
+            output = target.model(target.preprocess(resized(to_tensor(image[None]), target.input_size)))
+        best = target.task.read(output)[0].best()
+        return "" if best is None else str(best.name)
+
+    return seen

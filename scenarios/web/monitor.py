@@ -8,7 +8,6 @@ import time
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from splitsight.wire.channels import Address, channel
 from splitsight.wire.operator import OperatorClient
 from splitsight.wire.v1 import operator_pb2 as pb
 
@@ -21,23 +20,27 @@ class Monitor:
     """A thread that asks once or twice a second.
 
     Args:
-        cloud: port of the cloud server, on this machine.
+        cloud: channel to the cloud server, which is closed in the end; ``None`` asks it nothing.
         clients: of the others, by role; may be added to.
 
     Attributes:
         said: what each answered last, by role.
     """
 
-    def __init__(self, cloud: int, clients: dict[str, OperatorClient]) -> None:
+    def __init__(self, cloud: grpc.Channel | None, clients: dict[str, OperatorClient]) -> None:
         self.clients = clients
         self.said: dict[str, pb.OperatorStatus] = {}
         self._heard: dict[str, float] = {}
         self._asked: dict[str, float] = {}
-        self._channel = channel(Address("127.0.0.1", cloud))
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._channel = cloud
+        self._health = None if cloud is None else health_pb2_grpc.HealthStub(cloud)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
+
+    def asked(self, role: str) -> bool:
+        """Whether a process is asked at all."""
+        return role in self.clients or (role == "cloud" and self._health is not None)
 
     def silent(self, role: str) -> float:
         """Seconds for which a process has not answered; 0 while it does."""
@@ -51,11 +54,13 @@ class Monitor:
         """End the thread."""
         self._closed.set()
         self._thread.join(_PATIENCE_S * 3)
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def _work(self) -> None:
         while not self._closed.wait(_EVERY_S):
-            self._note("cloud", self._healthy())
+            if self._health is not None:
+                self._note("cloud", self._healthy())
             for role, client in list(self.clients.items()):
                 found = client.status()
                 if found is not None:
@@ -70,7 +75,7 @@ class Monitor:
 
     def _healthy(self) -> bool:
         try:
-            check = self._health.Check  # pyright: ignore[reportAttributeAccessIssue]  missing in the stub
+            check = self._health.Check  # type: ignore[union-attr]  missing in the stub
             found = check(health_pb2.HealthCheckRequest(), timeout=_PATIENCE_S)
         except grpc.RpcError:
             return False

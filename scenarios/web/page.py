@@ -18,6 +18,7 @@ from scenarios.web.words import part
 from splitsight.errors import UserError
 
 if TYPE_CHECKING:
+    from scenarios.web.joined import JoinedRun
     from scenarios.web.run import WebRun
 
 __all__ = ["build"]
@@ -29,7 +30,7 @@ _SETTLED_S = 2.0
 _OTHER = "other"
 
 
-def build(app: FastAPI, run: WebRun, catalogue: Catalogue) -> None:
+def build(app: FastAPI, run: WebRun | JoinedRun, catalogue: Catalogue) -> None:
     """Register the page at ``/``.
 
     Args:
@@ -49,8 +50,8 @@ def build(app: FastAPI, run: WebRun, catalogue: Catalogue) -> None:
 class _Page:
     """The elements of one tab."""
 
-    def __init__(self, run: WebRun, catalogue: Catalogue) -> None:
-        self._run, self._catalogue = run, catalogue
+    def __init__(self, run: WebRun | JoinedRun, catalogue: Catalogue) -> None:
+        self._run, self._catalogue, self._cannot = run, catalogue, run.cannot
         self._syncing = False  # handlers look at it at once, before anything is awaited
         self._edited = False
         self._held = 0.0
@@ -93,8 +94,11 @@ class _Page:
                 self._source = ui.select(
                     {"": "the clip it was started with"}, value="", label="Play", on_change=self._source_chosen
                 ).props("outlined")
+            self._fixed("edge", self._pause, self._step, self._speed, self._source)
             with ui.element("div").classes("cards").style("margin-top: 10px"):
                 self._processes = [ui.label("") for _ in range(3)]
+            if "processes" in self._cannot:
+                return
             with ui.element("div").classes("row").style("margin-top: 10px"):
                 _button("Start again", lambda: self._ask("restart"))
                 ui.label("starts adversary and edge anew, where one hangs or is gone").classes("soft")
@@ -121,12 +125,16 @@ class _Page:
                     element.props("outlined")
             with ui.element("div").classes("row").style("margin-top: 10px"):
                 self._apply = _button("Use these", self._apply_all)
-                ui.label("starts new processes; the stream goes on until they are ready").classes("soft")
+                if "processes" not in self._cannot:
+                    ui.label("starts new processes; the stream goes on until they are ready").classes("soft")
+            chosen = (self._target, self._split, self._threat, self._defense, self._strength, self._typed, self._apply)
+            self._fixed("processes", *chosen)
             with ui.element("div").classes("row").style("margin-top: 14px"):
                 self._attack = ui.select({}, label="Attack", on_change=self._attack_chosen).props("outlined")
                 self._prompt = ui.input("Prompt: what may be in the picture").props("outlined clearable")
                 self._prompt.on("keydown.enter", self._use_prompt)
-                _button("Use the prompt", self._use_prompt)
+                use = _button("Use the prompt", self._use_prompt)
+            self._fixed("adversary", self._attack, self._prompt, use)
             self._attack_says = ui.label("").classes("soft").props('role="status"')
 
     def _sweep(self) -> None:
@@ -143,9 +151,20 @@ class _Page:
                 '<a class="plain" href="/export/report.zip" download>Report so far (zip)</a></p>',
                 sanitize=False,
             )
+            self._exporting = ui.label("").classes("soft").props('role="status"')
             self._where = ui.label("").classes("soft what")
+            self._reports = ui.html("", sanitize=False)
+            if "processes" in self._cannot:
+                return
             with ui.element("div").classes("row"):
                 _button("Stop, and write the report", self._confirm_stop)
+
+    def _fixed(self, what: str, *elements: Any) -> None:
+        """Controls that can change nothing here are disabled, with one sentence on why."""
+        if what in self._cannot:
+            for element in elements:
+                element.disable()
+            ui.label(self._cannot[what]).classes("soft")
 
     # ---------------------------------------------------------------- what people do
 
@@ -251,10 +270,8 @@ class _Page:
     def _told(self, s: Any) -> None:
         prompt = f", prompt “{s['prompt']}”" if s["prompt"] else ""
         defense = "no defence" if s["defense"] == "identity" else f"defence {s['defense']}"
-        _say(
-            self._what,
-            f"{s['target']} split at {s['split']} · {s['threat']} · attack {s['attack']}{prompt} · {defense}",
-        )
+        what = f"{s['target']} split at {s['split']} · {s['threat']} · attack {s['attack']}{prompt} · {defense}"
+        _say(self._what, what if s["target"] else "nothing yet")
         paused = ", paused" if s["paused"] else "" if s["speed"] == 1 else f", {s['speed']:g} × as fast"
         frames = f" · {s['frames']} frames" if "frames" in s else ""
         _say(self._phase, f"{s['phase']}{paused}{frames}")
@@ -265,9 +282,14 @@ class _Page:
             _say(label, f"{names[role]} {how['says']}")
         _say(self._attack_says, "another engine is being made ready" if s["busy"] else s.get("attack_problem", ""))
         _say(self._where, f"Everything is in {s['out']}; the report is written there at the end.")
+        _say(self._exporting, s["export"])
+        # names of folders that this process made
+        links = "".join(f'<li><a href="/reports/{name}/index.html">{name}</a></li>' for name in s["reports"])
+        if self._reports.content != (listed := links and f"<p>Reports, newest first</p><ul>{links}</ul>"):
+            self._reports.set_content(listed)
         _say(self._sweep_says, s.get("sweep", ""))
         self._pause.set_text("Go on" if s["paused"] else "Pause")
-        self._step.set_enabled(s["paused"])
+        self._step.set_enabled(s["paused"] and "edge" not in self._cannot)
 
     def _chosen(self, s: Any) -> None:
         _set(self._speed, s["speed"])

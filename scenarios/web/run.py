@@ -18,26 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from edge_client.budget import SPENT
-from scenarios.demo import DemoOptions, DemoRun, check
+from scenarios.demo import DemoOptions, DemoRun, check, load_report
 from scenarios.launch import READY_S, Steered, adversary_command, cloud_command, edge_command
 from scenarios.processes import Child, Supervisor
 from scenarios.web.choices import chosen
 from scenarios.web.compare import Comparison
-from scenarios.web.judge import Judge
+from scenarios.web.judge import Judge, whole
 from scenarios.web.monitor import Monitor
 from scenarios.web.screen import Screen
-from scenarios.web.state import Board, Request, Requests
+from scenarios.web.state import ADVERSARY, EDGE, RESTARTING, Board, Request, Requests
 from scenarios.web.status import Numbers, recordings, stated
 from scenarios.web.watch import TapWatch
-from splitsight.data import to_tensor
 from splitsight.errors import UserError
-from splitsight.pipeline import resized
 from splitsight.recording import Session
-from splitsight.wire.channels import Address
+from splitsight.wire.channels import Address, channel
 from splitsight.wire.credentials import ClientCredentials, read_token
 from splitsight.wire.operator import OperatorClient
 from splitsight.wire.ports import free_port
@@ -46,14 +41,9 @@ if TYPE_CHECKING:
     from splitsight.evaluators import Evaluator
     from splitsight.metrics.gallery import Gallery
     from splitsight.pipeline import EdgePipeline
-    from splitsight.targets import Target
 
-__all__ = ["ADVERSARY", "EDGE", "RESTARTING", "WebRun"]
+__all__ = ["WebRun"]
 
-EDGE = ("paused", "step", "speed", "source")
-ADVERSARY = ("attack", "prompt")
-RESTARTING = ("target", "split", "defense", "threat")
-"""What may be asked for: of the edge, of the adversary, and what takes new processes."""
 _DRAIN_S = 20.0
 _TICK_S, _TOLD_S, _LISTED_S = 0.1, 0.5, 5.0
 _TRIES, _WITHIN_S = 4, 60.0
@@ -102,6 +92,10 @@ class _Part(DemoRun):
 class WebRun:
     """The run; :meth:`play` in the main thread.
 
+    Attributes:
+        cannot: what cannot be changed here, and why, one sentence each: nothing.
+        exporting: what is being made to be taken away; empty for nothing.
+
     Args:
         options: what is demonstrated first.
         out: its folder.
@@ -135,7 +129,7 @@ class WebRun:
         self._credentials = ClientCredentials(read_token(token_file, "operator"))
         self.began = self._told = time.monotonic()
         self._clouds = 0
-        self.comparison = Comparison()
+        self.comparison, self.cannot, self.exporting = Comparison(), {}, ""
         self._losses: deque[float] = deque(maxlen=_TRIES)
         self._settings: dict[str, Any] = {}  # of the edge, carried from part to part
         self._stop = self._starting = False
@@ -147,6 +141,15 @@ class WebRun:
     def part(self) -> _Part | None:
         """The stream that runs now."""
         return self.parts[-1] if self.parts else None
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """Of the processes that run now."""
+        return None if self.part is None else self.part.monitor
+
+    def reports(self) -> list[str]:
+        """Reports that can be read in the browser: those of this run come at its end."""
+        return []
 
     # ---------------------------------------------------------------- life
 
@@ -240,14 +243,16 @@ class WebRun:
             if before.cloud is not part.cloud:
                 children.stop(before.cloud.name, grace=5)
         part.watch = TapWatch(str(Address("127.0.0.1", tap_port)), part.steered.session)
-        self.judge.begin(next(iter(evaluators), None), gallery, _whole(pipeline.target))
+        self.judge.begin(next(iter(evaluators), None), gallery, whole(pipeline.target))
         part.judge, part.children = self.judge, children
         part.screen = Screen(self.board, part.join, part.watch, self.judge, lambda: part.solving, 1 / options.fps)
         clients = {"adversary": part.adversary_client, "edge": part.edge_client}
-        part.monitor = Monitor(port, clients)
+        part.monitor = Monitor(channel(Address("127.0.0.1", port)), clients)
         part.numbers = Numbers(self.board, part, self.began)
         self.board.clear()
         self.parts.append(part)
+        if number == 1:
+            load_report()
         self.options = options
         part.edge_client.change(**({"paused": False} | self._settings))
         self.say("streaming")
@@ -391,13 +396,7 @@ class WebRun:
         Raises:
             UserError: there is no frame yet.
         """
-        part, o = self.part, self.options
-        newest = None if part is None else max((n for n, r in part.join.frames.items() if r.answered), default=None)
-        if part is None or newest is None:
-            raise UserError("there is no frame yet: wait for the first one")
-        self.comparison.ask(
-            part.out / "truth" / f"{newest:06d}.png", newest, o, part.session.defense, self.judge, self.board
-        )
+        self.comparison.newest(self.part, self.judge, self.board)
         return ""
 
     # ---------------------------------------------------------------- watching
@@ -472,15 +471,3 @@ class WebRun:
         if time.monotonic() - self._listed[0] > _LISTED_S:
             self._listed = time.monotonic(), recordings(self.out)
         return self._listed[1]
-
-
-def _whole(target: Target) -> Callable[[np.ndarray], str]:
-    """The class that the whole, undefended network sees in an image; empty where its task names none."""
-
-    def seen(image: np.ndarray) -> str:
-        with torch.inference_mode():
-            output = target.model(target.preprocess(resized(to_tensor(image[None]), target.input_size)))
-        best = target.task.read(output)[0].best()
-        return "" if best is None else str(best.name)
-
-    return seen

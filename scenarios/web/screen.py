@@ -16,7 +16,7 @@ from scenarios.join import FrameRow, Join
 from scenarios.web.judge import Judge
 from scenarios.web.pictures import jpeg
 from scenarios.web.state import Board, Picture
-from scenarios.web.watch import TapWatch
+from scenarios.web.watch import Watch
 
 __all__ = ["PANELS", "VIEWS", "Screen"]
 
@@ -36,20 +36,23 @@ class Screen:
         attack: what refines windows now.
         period: seconds from frame to frame.
         now: seconds on a clock that never goes back.
+
+    Attributes:
+        period: may change.
     """
 
     def __init__(
         self,
         board: Board,
         join: Join,
-        watch: TapWatch,
+        watch: Watch,
         judge: Judge,
         attack: Callable[[], str],
         period: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board, self._join, self._watch, self._judge = board, join, watch, judge
-        self._attack, self._period, self._now = attack, period, now
+        self._attack, self.period, self._now = attack, period, now
         self._shown: dict[str, int] = dict.fromkeys(VIEWS, -1)
         self._windows = 0
         self._queue: deque[int] = deque()
@@ -75,7 +78,7 @@ class Screen:
             # what piled up while nothing could be shown is passed over, but for the last window
             while len(self._queue) > 8:
                 self._queue.popleft()
-            self._next_at = self._now() + self._period
+            self._next_at = self._now() + self.period
             self._shown["refined"] = self._queue.popleft()
         if (refined := rows.get(self._shown["refined"])) is not None:
             self._show("refined", refined)

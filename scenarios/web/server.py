@@ -29,6 +29,7 @@ from splitsight.wire.credentials import ServerCredentials
 
 if TYPE_CHECKING:
     from scenarios.web.choices import Catalogue
+    from scenarios.web.joined import JoinedRun
     from scenarios.web.run import WebRun
     from scenarios.web.state import Board
 
@@ -85,12 +86,22 @@ class WebServer(AbstractContextManager["WebServer"]):
         host: to listen on.
         port: 0 for a free one.
         credentials: what callers must present.
+        published: whether ``host`` is a container's own, which only browsers of the container's host reach.
 
     Raises:
         UserError: no such address, or the port is in use.
     """
 
-    def __init__(self, run: WebRun, catalogue: Catalogue, host: str, port: int, credentials: ServerCredentials) -> None:
+    def __init__(
+        self,
+        run: WebRun | JoinedRun,
+        catalogue: Catalogue,
+        host: str,
+        port: int,
+        credentials: ServerCredentials,
+        *,
+        published: bool = False,
+    ) -> None:
         # loading it takes a second, in which nothing else would be said
         from nicegui import ui
 
@@ -98,11 +109,13 @@ class WebServer(AbstractContextManager["WebServer"]):
 
         credentials.tls("page")  # says what is wrong with a certificate before anything listens
         self._host, self._credentials = host_of(host, "--host"), credentials
+        self._local = published or is_loopback(self._host)
         self._socket = _listening(self._host, port)
         self.port = self._socket.getsockname()[1]
         app = FastAPI(title="splitsight", docs_url=None, redoc_url=None, openapi_url=None)
         routes(app, run.board)
         exports(app, run)
+        app.mount("/reports", StaticFiles(directory=run.out, html=True, check_dir=False), name="reports")
         build(app, run, catalogue)
         ui.run_with(
             app,
@@ -113,7 +126,7 @@ class WebServer(AbstractContextManager["WebServer"]):
             show_welcome_message=False,
             tailwind=False,
         )
-        guarded = Guard(app, credentials.token, local=is_loopback(self._host), secure=credentials.cert is not None)
+        guarded = Guard(app, credentials.token, local=self._local, secure=credentials.cert is not None)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 guarded,
@@ -132,7 +145,9 @@ class WebServer(AbstractContextManager["WebServer"]):
     def address(self) -> str:
         """Of the page, as another machine may type it where it listens for others."""
         scheme = "http" if self._credentials.cert is None else "https"
-        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else self._host
+        host = self._host
+        if host in ("0.0.0.0", "::"):
+            host = "127.0.0.1" if self._local else socket.gethostname()
         return f"{scheme}://{Address(host, self.port)}/"
 
     def _serve(self) -> None:

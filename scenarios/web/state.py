@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-__all__ = ["SERIES", "Board", "Picture", "Request", "Requests"]
+__all__ = ["ADVERSARY", "EDGE", "RESTARTING", "SERIES", "Board", "Picture", "Request", "Requests"]
+
+EDGE = ("paused", "step", "speed", "source")
+ADVERSARY = ("attack", "prompt")
+RESTARTING = ("target", "split", "defense", "threat")
+"""What may be asked for: of the edge, of the adversary, and what takes new processes."""
 
 SERIES = ("quality", "lag", "rtt", "bytes", "epsilon", "accuracy", "tap", "cpu")
 """What is plotted over time."""

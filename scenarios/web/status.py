@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from scenarios.join import TIERS, FrameRow
+from scenarios.join import TIERS, FrameRow, left_out
 from scenarios.web.state import Board
 from splitsight.errors import UserError
 from splitsight.recording import Session
 
 if TYPE_CHECKING:
-    from scenarios.processes import Child
+    from scenarios.web.joined import JoinedPart, JoinedRun
     from scenarios.web.run import WebRun, _Part
 
 __all__ = ["Numbers", "recordings", "stated"]
@@ -36,7 +36,7 @@ class Numbers:
         origin: ``time.monotonic()`` of the time 0 of the plots.
     """
 
-    def __init__(self, board: Board, part: _Part, origin: float) -> None:
+    def __init__(self, board: Board, part: _Part | JoinedPart, origin: float) -> None:
         self._board, self._part, self._origin = board, part, origin
         self._epoch = time.time() - (time.monotonic() - origin)
         self.began = time.monotonic()
@@ -83,7 +83,7 @@ class Numbers:
         if self._told:
             self._board.plot("tap", "KiB a second", at, (watch.bytes - self._bytes) / 1024 / elapsed)
         self._bytes, self._told = watch.bytes, now
-        for role, child in self._children().items():
+        for role, child in self._part.processes.items():
             with suppress(psutil.Error):
                 process = self._cpu.setdefault(child.process.pid, psutil.Process(child.process.pid))
                 if (used := process.cpu_percent()) > 0:
@@ -91,9 +91,6 @@ class Numbers:
         judge = self._part.judge
         if judge is not None and (share := judge.agreement()) is not None:
             self._board.plot("accuracy", "answers as without split, %", at, 100 * share)
-
-    def _children(self) -> dict[str, Child]:
-        return self._part.processes
 
 
 def recordings(out: Path) -> list[dict[str, str]]:
@@ -113,7 +110,7 @@ def recordings(out: Path) -> list[dict[str, str]]:
     return listed
 
 
-def stated(run: WebRun) -> dict[str, Any]:
+def stated(run: WebRun | JoinedRun) -> dict[str, Any]:
     """What the page says, in plain data (it is also what ``/live/status.json`` answers)."""
     o, part = run.options, run.part
     status: dict[str, Any] = {
@@ -138,7 +135,17 @@ def stated(run: WebRun) -> dict[str, Any]:
         "busy": False,
         "recordings": run.recordings(),
         "sweep": run.comparison.says,
+        "reports": run.reports(),
+        "export": run.exporting,
     }
+    if run.monitor is not None:
+        status["processes"] = {role: _process(run, role) for role in _WORDS}
+        edge, adversary = run.monitor.said.get("edge"), run.monitor.said.get("adversary")
+        if edge is not None:
+            status |= {"paused": edge.paused, "speed": edge.speed, "source": edge.source, "sent": edge.frames}
+        if adversary is not None:
+            status |= {"attack": adversary.attack, "prompt": adversary.prompt, "busy": adversary.busy}
+            status["attack_problem"] = adversary.problem
     if part is None:
         return status
     status["defense"] = part.session.defense
@@ -150,16 +157,10 @@ def stated(run: WebRun) -> dict[str, Any]:
     status["windows"] = {
         "done": len(part.join.windows),
         "skipped": part.join.skipped_windows,
+        "frames_skipped": part.join.skipped(),
         "on_time": sum(bool(w.get("on_time")) for w in part.join.windows.values()),
     }
     status["guarantee"] = part.privacy()
-    status["processes"] = {role: _process(part, role) for role in _WORDS}
-    edge, adversary = part.monitor.said.get("edge"), part.monitor.said.get("adversary")
-    if edge is not None:
-        status |= {"paused": edge.paused, "speed": edge.speed, "source": edge.source, "sent": edge.frames}
-    if adversary is not None:
-        status |= {"attack": adversary.attack, "prompt": adversary.prompt, "busy": adversary.busy}
-        status["attack_problem"] = adversary.problem
     status["tap"] = {"frames": part.watch.frames, "dropped": part.watch.dropped}
     seen = next((row.sequence for row in reversed(rows) if row.lag_ms), 0)
     status["behind_s"] = round(max(0, (answered[-1].sequence if answered else 0) - seen) / o.fps, 1)
@@ -183,23 +184,28 @@ def stated(run: WebRun) -> dict[str, Any]:
     return status
 
 
-def _process(part: _Part, role: str) -> dict[str, Any]:
+def _process(run: WebRun | JoinedRun, role: str) -> dict[str, Any]:
     """How a process is, in one word and in a sentence that says what to do."""
-    child = part.processes.get(role)
-    if child is None:
+    part, monitor = run.part, run.monitor
+    assert monitor is not None
+    child = None if part is None else part.processes.get(role)
+    told: dict[str, Any] = {}
+    if child is not None:
+        told = {"pid": child.process.pid}
+        if not child.alive:
+            ended = child.process.returncode == 0 and child.expected_to_end
+            return told | {"state": "ended" if ended else "lost", "says": "has ended" if ended else "is gone"}
+    elif not run.cannot:
         return {"state": "starting", "says": "is being started"}
-    told: dict[str, Any] = {"pid": child.process.pid}
-    if not child.alive:
-        ended = child.process.returncode == 0 and child.expected_to_end
-        return told | {"state": "ended" if ended else "lost", "says": "has ended" if ended else "is gone"}
-    if quiet := part.monitor.silent(role):
-        return told | {
-            "state": "silent",
-            "says": f"has not answered for {quiet:.0f} s: wait, or press “Start again”",
-        }
-    said = part.monitor.said.get(role)
+    if not monitor.asked(role):
+        return told | {"state": "unknown", "says": f"is not asked how it is: the page was started without --{role}"}
+    if quiet := monitor.silent(role):
+        remedy = "it has ended or is gone, start it where it ran" if run.cannot else "wait, or press “Start again”"
+        return told | {"state": "silent", "says": f"has not answered for {quiet:.0f} s: {remedy}"}
+    said = monitor.said.get(role)
     if role == "edge" and said is not None and not said.connected:
         return told | {"state": "waiting", "says": f"has no connection, {said.unanswered} frames wait"}
     if role == "adversary" and said is not None and not said.connected:
         return told | {"state": "waiting", "says": "waits for the tap"}
-    return told | {"state": "running", "says": "runs"}
+    slow = left_out(part.join.skipped()) if role == "adversary" and part is not None else ""
+    return told | {"state": "running", "says": f"runs; this machine is too slow for it, {slow}" if slow else "runs"}

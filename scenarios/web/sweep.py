@@ -29,7 +29,7 @@ _NICE = 5
 def _engine(target: str, weights: str | None, threat: str, defense: str, prior: str, split: str) -> Any:
     """The edge at a split point, and who makes previews of what it sends; ``None`` where nobody can."""
     from adversary.live import blackbox, whitebox
-    from adversary.live.run import LiveOptions
+    from adversary.live.options import LiveOptions
     from splitsight import targets
     from splitsight.errors import UserError
     from splitsight.pipeline import EdgePipeline

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import CHROMIUM, Tab
 
 
 @pytest.fixture(scope="session")
@@ -11,6 +12,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Command-line options that name small random models; a run with them is as quick as it gets."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
+    from tiny import quiet_denoiser
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from adversary.blackbox._train import measure_errors
@@ -40,7 +42,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         )
     )
     denoiser = build_denoiser(8, 16, 16, width=32, layers=1)
-    Prior(build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), text, tokenizer).save(folder / "tiny")
+    parts = build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), text, tokenizer
+    Prior(*parts, pixel_denoiser=quiet_denoiser()).save(folder / "tiny")
     prior, target = load_prior(str(folder / "tiny")), targets.load("resnet18")
     edge = EdgePipeline(target, "L8")
     network = InversionNetwork(edge.specs, prior.latent_shape, width=8, depth=1)
@@ -55,3 +58,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         prior_digest=prior.latent_digest,
     )
     return ["--prior", str(folder / "tiny"), "--inversion", str(folder / "inversion.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def tab(browser, demo):
+    """A tab on a module's demonstration; nothing may be complained of, and nothing loaded from elsewhere."""
+    made = Tab(browser, demo)
+    yield made
+    made.page.close()
+    assert made.complaints == []
+    assert [url for url in made.asked if not url.startswith((demo.address, "blob:", "data:"))] == []

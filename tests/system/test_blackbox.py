@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from tiny import quiet_denoiser
 
 from adversary.blackbox.command import PairOptions
 from adversary.blackbox.queries import QueryStore
@@ -97,7 +98,7 @@ def world(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = build_tokenizer([["goldfish"]])
     parts = build_autoencoder(8, 8), build_denoiser(8, 4, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
-    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder / "tiny")
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer, pixel_denoiser=quiet_denoiser()).save(folder / "tiny")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     for i in range(60):
