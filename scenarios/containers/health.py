@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -72,11 +74,16 @@ def adversary(folder: Path = RESULTS) -> str | None:
     return "the tap is lost" if tap and '"tap_lost"' in tap[-1] else None
 
 
-def page(url: str = "http://127.0.0.1:8080/") -> str | None:
-    """What is wrong with the page, ``None`` for nothing."""
+def page(address: str = "127.0.0.1:8080", certs: Path = CERTS) -> str | None:
+    """What is wrong with the page, ``None`` for nothing; over TLS where there are certificates."""
+    there = (certs / "ca.pem").is_file()
+    context = ssl.create_default_context(cafile=str(certs / "ca.pem")) if there else None
+    url = f"{'https' if there else 'http'}://{address}/live/status.json"
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(url, timeout=5, context=context):
             return None
+    except urllib.error.HTTPError as error:
+        return None if error.code == 401 else f"it answers {error.code}"  # 401: it asks for its token
     except OSError as error:
         return f"no answer: {error}"
 

@@ -3,7 +3,8 @@
 ``podman build`` makes the images from the Dockerfile; the roles run as ``compose.yaml`` says, each from its image's
 own file system, mounted read-only, as the image's user, without capabilities and with the image's environment, entry
 point and health check. Edge, cloud and page have a network namespace of their own, the adversary shares the cloud's,
-and a virtual cable joins edge and cloud. That is what an engine does, with ``unshare``, ``mount``, ``chroot`` and
+and virtual cables join them. Then the page is looked at, and where there are playwright and Chromium its buttons are
+pressed. That is what an engine does, with ``unshare``, ``mount``, ``chroot`` and
 ``setpriv`` from util-linux in its place; what it does not show is resource limits, seccomp, and the published port.
 
 Needs root, and ``apt-get install podman iproute2`` (``mmdebstrap`` where no ``--base`` is given; ``patchelf`` and a C
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,12 @@ __all__ = ["Container", "interpolated", "main", "services"]
 
 _ROLES = ("cloud", "edge", "adversary", "page")
 _PODMAN = ("podman", "--storage-driver=overlay")
-_CABLE = {"cloud": "192.0.2.1", "edge": "192.0.2.2"}
-"""Addresses for documentation (RFC 5737), in namespaces that nothing else is in."""
+_CABLES = (
+    {"cloud": "192.0.2.1", "edge": "192.0.2.2"},
+    {"cloud": "192.0.2.5", "page": "192.0.2.6"},
+    {"edge": "192.0.2.9", "page": "192.0.2.10"},
+)
+"""Between two namespaces each: addresses for documentation (RFC 5737), where nothing else is."""
 
 _INDEX_PORT = 38431
 """The same each time: layers are kept by the address that they were made with."""
@@ -110,8 +116,10 @@ class Container:
             volumes.append(f"mount --bind '{folder}' {where}")
             if mode == ["ro"]:
                 volumes.append(f"mount -o remount,bind,ro {where}")
-        hosts = self.work / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost\n{_CABLE['cloud']} cloud\n")
+        own = self.namespace.removeprefix("splitsight-")
+        others = [(n, a) for cable in _CABLES if own in cable for n, a in cable.items() if n != own]
+        hosts = self.work / f"hosts-{own}"
+        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in others))
         settings = {
             "ROOT": self.root,
             "HOSTS": str(hosts),
@@ -124,10 +132,10 @@ class Container:
         enter = ["ip", "netns", "exec", self.namespace, "unshare", "--mount", "sh", "-c", _INSIDE, "sh"]
         return [*enter, *inside, *arguments], settings
 
-    def run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run something else inside, to its end."""
+    def run(self, arguments: Sequence[str], seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run something else inside, to its end, within so many seconds."""
         command, environment = self.command(arguments)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
 
     def start(self) -> None:
         """Start what the service runs."""
@@ -204,30 +212,19 @@ class Container:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """A namespace each for edge, cloud and page, and a cable between the first two."""
+    """A namespace each for edge, cloud and page, and a cable between any two."""
     names = {role: f"splitsight-{role}" for role in ("cloud", "edge", "page")}
     try:
         for name in names.values():
             _run("ip", "netns", "add", name)
             _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run(
-            "ip",
-            "-n",
-            names["cloud"],
-            "link",
-            "add",
-            "eth0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            names["edge"],
-        )
-        for role, address in _CABLE.items():
-            _run("ip", "-n", names[role], "address", "add", f"{address}/30", "dev", "eth0")
-            _run("ip", "-n", names[role], "link", "set", "eth0", "up")
+        for number, cable in enumerate(_CABLES):
+            (one, at), (other, elsewhere) = cable.items()
+            port, peer = f"eth{number}", names[other]
+            _run("ip", "-n", names[one], *f"link add {port} type veth peer name {port} netns {peer}".split())
+            for role, address in ((one, at), (other, elsewhere)):
+                _run("ip", "-n", names[role], "address", "add", f"{address}/30", "dev", port)
+                _run("ip", "-n", names[role], "link", "set", port, "up")
         yield
     finally:
         for name in names.values():
@@ -336,14 +333,21 @@ def stream(work: Path, seconds: int, *, tls: bool) -> None:
         UserError: anything that is not as it should be.
     """
     found = services({"STREAM_SECONDS": str(seconds)})
-    where = {"cloud": "cloud", "adversary": "cloud", "certs": "edge", "edge": "edge", "page": "page"}
+    where = {
+        "cloud": "cloud",
+        "adversary": "cloud",
+        "operator": "edge",
+        "certs": "edge",
+        "edge": "edge",
+        "page": "page",
+    }
     made = {n: Container(n, found[n], work, f"splitsight-{where[n]}") for n in where}
     print(f"\n{'mutual TLS and tokens' if tls else 'without certificates'}, {seconds} s of video")
     with ExitStack() as stack:
-        if tls:
-            done = made["certs"].run([*made["certs"].config["Entrypoint"], *found["certs"]["command"]])
+        for name in ("operator", "certs") if tls else ("operator",):
+            done = made[name].run([*made[name].config["Entrypoint"], *found[name]["command"]])
             if done.returncode:
-                raise UserError(f"certs: {done.stderr}", code=1)
+                raise UserError(f"{name}: {done.stderr}", code=1)
         for name in ("page", "cloud", "adversary", "edge"):
             container = made[name]
             container.start()
@@ -351,6 +355,11 @@ def stream(work: Path, seconds: int, *, tls: bool) -> None:
             print(f"  {name:10} {container.wait_healthy()}: {container.confined()}", flush=True)
         elsewhere = made["edge"].run(["python3", "-c", _KNOCK.format(port=50052)])
         print(f"  the tap from the edge's machine: {elsewhere.stdout.strip()}")
+        looked = made["page"].run(["python3", "-c", _LOOK], seconds=300)
+        if looked.returncode:
+            raise UserError(f"the page does not show the stream: {looked.stderr.strip()[-2000:]}", code=1)
+        print(f"  the page: {looked.stdout.strip()}", flush=True)
+        print(f"  its buttons: {_pressed(made['page'], work, tls=tls)}", flush=True)
         codes = {name: made[name].ended(seconds + 240) for name in ("edge", "adversary")}
         reported = _report(made["page"])
         for name in ("cloud", "page"):
@@ -380,6 +389,67 @@ except OSError as error: print("refused" if error.errno == 111 else error)
 """
 
 
+_LOOK = """
+import json, ssl, time, urllib.request
+from pathlib import Path
+
+ca, token = Path("/certs/ca.pem"), Path("/certs/operator.token")
+context = ssl.create_default_context(cafile=str(ca)) if ca.exists() else None
+headers = {"Authorization": "Bearer " + token.read_text().strip()} if ca.exists() else {}
+
+def get(path):
+    url = f"{'https' if ca.exists() else 'http'}://127.0.0.1:8080{path}"
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), context=context) as answer:
+        return answer.read()
+
+while True:
+    status = json.loads(get("/live/status.json"))
+    states = {role: how["state"] for role, how in status["processes"].items()}
+    if set(states.values()) == {"running"} and status.get("windows", {}).get("done"):
+        break
+    time.sleep(0.5)
+kinds = ("original", "features", "reconstruction")
+pictures = {kind: len(get(f"/live/newest-{kind}.jpg")) for kind in kinds}
+print(f"{states}, {status['frames']} frames; JPEG bytes: {pictures}")
+"""
+
+_PRESS = """
+import sys
+from playwright.sync_api import sync_playwright
+
+address, chromium, picture = sys.argv[1:]
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"])
+    page = browser.new_page(viewport={"width": 1280, "height": 844}, ignore_https_errors=True)
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.get_by_role("button", name="Go on", exact=True).wait_for()
+    page.screenshot(path=picture, full_page=True)
+    page.get_by_role("button", name="Go on", exact=True).click()
+    page.get_by_role("button", name="Pause", exact=True).wait_for()
+"""
+
+
+def _pressed(page: Container, work: Path, *, tls: bool) -> str:
+    """Pause and go on in a browser beside the page's container; what came of it.
+
+    Raises:
+        UserError: the edge did not do it.
+    """
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None or find_spec("playwright") is None:
+        return "not pressed, Chromium and playwright are not both here"
+    token = (work / "volumes" / "certs" / "operator.token").read_text().strip() if tls else ""
+    address = f"https://127.0.0.1:8080/?token={token}" if tls else "http://127.0.0.1:8080/"
+    picture = work / f"page{'-tls' if tls else ''}.png"
+    inside = ["ip", "netns", "exec", page.namespace, sys.executable, "-c", _PRESS, address, chromium, str(picture)]
+    done = subprocess.run(inside, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise UserError(f"the page's buttons do nothing: {done.stderr.strip()[-2000:]}", code=1)
+    return f"the edge paused, and went on; see {picture}"
+
+
 def _report(page: Container, seconds: float = 120.0) -> Path:
     """The folder of the newest report, as soon as it is there."""
     end = time.monotonic() + seconds
@@ -396,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="prove", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--base", help="image to build on, where one can be pulled; default: one made by mmdebstrap")
     parser.add_argument("--work", type=Path, default=Path("/tmp/splitsight-prove"), help="folder for volumes and logs")
-    parser.add_argument("--seconds", type=int, default=20, help="of video in each stream")
+    parser.add_argument("--seconds", type=int, default=60, help="of video in each stream")
     parser.add_argument("--built", action="store_true", help="the images are there: only run them")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)

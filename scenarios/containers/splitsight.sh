@@ -6,17 +6,13 @@
 set -euf
 role=${1:-}
 case $role in
-page)
-    shift
-    exec python3 -m scenarios.containers.publish "$@"
-    ;;
 certs)
-    if [ -e /certs/ca.pem ]; then
+    if [ -e "${MADE:-/certs}/ca.pem" ]; then
         echo "there are certificates already"
         exit 0
     fi
     ;;
-edge | adversary | cloud)
+edge | adversary | cloud | page)
     added=${OPEN:-}
     if [ -e /certs/ca.pem ]; then
         added=${SECURED:-}

@@ -33,8 +33,8 @@ would miss after a restart, the edge keeps every frame until its answer has come
 Real processes on one machine, `splitsight bench faults --out FOLDER`: an edge streams, the fault comes, and in the
 end the edge's report is counted. *Lost* are answers that were given and are not in the report, then frames that ended
 without an answer. *Back after* are seconds from the end of the fault, or its beginning where it does not end, to the
-next answer, or to the next frame that the adversary recorded. Times are of one run on a machine that did other things
-as well.
+next answer, or to the next frame that the adversary recorded. Times are of one run on two cores with nothing else
+to do.
 """
 _FUZZ = """## Malformed messages
 

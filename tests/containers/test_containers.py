@@ -1,29 +1,20 @@
 """The lock fits the package, the compose file starts what the command line takes, health and page say what is."""
 
 import json
-import shutil
 import subprocess
 import threading
-import time
 import tomllib
-import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import distributions, version
 
-import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from scenarios.containers import health, lock, metadata, prove, publish
+from scenarios.containers import health, lock, metadata, prove
 from scenarios.docs_commands.found import ROOT, parsed
-from splitsight import targets
-from splitsight.data import write_png
 from splitsight.errors import UserError
-from splitsight.pipeline import EdgePipeline
-from splitsight.recording import RecordingWriter, Session
-from splitsight.wire.tensors import encode
-from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
 SERVICES = prove.services({})
 DOCKERFILE = (lock.HERE / "Dockerfile").read_text(encoding="utf-8")
@@ -77,7 +68,7 @@ def test_hashes_are_read_from_an_index():
         lock.cpu_builds(links, "torch", "9")
 
 
-@pytest.mark.parametrize("name", [n for n, s in SERVICES.items() if s.get("command") and s["command"][0] != "page"])
+@pytest.mark.parametrize("name", [n for n, s in SERVICES.items() if s.get("command")])
 @pytest.mark.parametrize("added", ["", "OPEN", "SECURED"])
 def test_a_service_starts_a_command_that_there_is(name, added):
     options = SERVICES[name].get("environment", {}).get(added, "").split()
@@ -177,83 +168,31 @@ def test_health_of_an_adversary(tmp_path):
 
 def test_health_of_what_is_not_there(tmp_path):
     assert "no answer" in (health.cloud("127.0.0.1:1", certs=tmp_path) or "")
-    assert "no answer" in (health.page("http://127.0.0.1:1/") or "")
+    assert "no answer" in (health.page("127.0.0.1:1", certs=tmp_path) or "")
 
 
-@pytest.fixture
-def run(tmp_path):
-    """What an edge and an adversary leave in their folders, three frames."""
-    frames, tapped = tmp_path / "frames", tmp_path / "tapped"
-    session = Session("s1", EdgePipeline(targets.load("resnet18"), "L8").description())
-    features = [np.zeros(spec.shape, np.float32) for spec in session.about.features]
-    with RecordingWriter(tapped / "recording", session) as writer:
-        for k in range(3):
-            frame = split_inference_pb2.Frame(sequence=k, capture_time_us=1_000_000 * (k + 1))
-            frame.features.extend(encode(array, session.codec) for array in features)
-            writer.append(tap_pb2.TappedFrame(session_id="s1", frame=frame.SerializeToString()))
-    image = np.random.default_rng(0).integers(0, 200, (64, 64, 3), np.uint8)
-    lines, events = [], [{"event": "session", "session": session.session_id}]
-    for k in range(3):
-        for folder in (frames / "truth", tapped / "preview"):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{k:06d}.png", image + np.uint8(20 * k))
-        lines.append({"sequence": k, "capture_time_us": 1_000_000 * (k + 1), "rtt_ms": 3.0, "says": "cat", "bytes": 10})
-        events.append({"event": "preview", "sequence": k, "lag_ms": 5.0})
-    (tapped / "window").mkdir()
-    (frames / "edge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tapped / "live.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    return publish.Publisher(frames, tapped, tmp_path / "out")
+@pytest.mark.parametrize(("status", "well"), [(200, True), (401, True), (500, False)])
+def test_health_of_a_page_that_may_ask_for_its_token(tmp_path, status, well):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert (health.page(f"127.0.0.1:{server.server_port}", certs=tmp_path) is None) is well
+        server.shutdown()
 
 
-def test_a_run_is_reported_when_its_stream_has_ended(run):
-    assert not run.step() and "3 frames" in run.status
-    with (run.tapped / "live.jsonl").open("a") as file:
-        file.write('{"event": "end"}\n')
-    assert run.step() and not run.step()
-    folder = run.out / run.newest
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["serving"]["frames"] == 3 and summary["live"]["tiers"]["preview"]["n"] == 3
-    assert (folder / "index.html").is_file() and len(list((folder / "truth").iterdir())) == 3
-    again = publish.Publisher(run.frames, run.tapped, run.out)
-    assert again.newest == run.newest and not again.step()
-
-
-def test_a_run_without_a_frame_is_said_and_does_not_end_the_page(run):
-    shutil.rmtree(run.frames / "truth")
-    assert not run.step(last=True) and "no report" in run.status
-    assert not run.step(last=True) and run.reports() == []
-
-
-def test_the_page_says_how_far_it_is_and_reports_what_there_is_when_it_is_stopped(run, monkeypatch):
-    monkeypatch.setattr(publish, "report_run", lambda options: (options.folder / "index.html").write_text("report"))
-    monkeypatch.setattr(publish, "_EVERY_S", 0.05)
-    stop, ports = threading.Event(), []
-    thread = threading.Thread(target=publish.serve, args=(run, "127.0.0.1", 0, stop, ports.append))
-    thread.start()
-
-    def shown():
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/") as answer:
-            return answer.read().decode()
-
-    try:
-        assert _until(lambda: ports) and health.page(f"http://127.0.0.1:{ports[0]}/") is None
-        assert _until(lambda: "3 frames" in shown()) and "none yet" in shown()
-    finally:
-        stop.set()
-        thread.join(60)
-    assert (run.out / run.newest / "index.html").read_text() == "report" and not thread.is_alive()
-
-
-def test_the_page_is_not_shown_to_a_network(tmp_path, capsys):
-    folders = [x for name in ("frames", "tapped", "out") for x in (f"--{name}", str(tmp_path))]
-    assert publish.main([*folders, "--host", "0.0.0.0"]) == 2
-    assert "--published" in capsys.readouterr().err
-
-
-def _until(holds, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
+def test_the_page_reaches_who_it_steers():
+    page, certs = SERVICES["page"]["command"], SERVICES["operator"]["command"]
+    for name, option in (("edge", "--edge"), ("adversary", "--adversary")):
+        command = SERVICES[name]["command"]
+        host, port = page[page.index(option) + 1].split(":")
+        assert port == command[command.index("--operator-port") + 1]
+        # by a name that its certificate has
+        assert host in [certs[i + 1] for i, word in enumerate(certs) if word == "--host"]
+        assert "operator" in SERVICES[name]["depends_on"]
