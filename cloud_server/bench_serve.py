@@ -71,7 +71,7 @@ def bench_serve(
     rounds: int = 10,
     seconds: float = 1.0,
     threads: int = 1,
-    max_batch: int = 8,
+    max_batch: int = 16,
     max_in_flight: int = 8,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,

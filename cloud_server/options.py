@@ -72,7 +72,7 @@ class CloudOptions:
     metrics_port: int | None = None
     threads: int | None = None
     batch_window_ms: float = 2.0
-    max_batch: int = 8
+    max_batch: int = 16
     max_sessions: int = 32
     max_in_flight: int = 8
     max_streams_per_peer: int = 16

@@ -30,6 +30,8 @@ def serve(options: CloudOptions) -> int:
     Raises:
         UserError: a port in use, an unknown target or split, weights that do not fit, a tap open to anyone.
     """
+    # F2 takes the interpreter's lock again after each operator, and by default waits 5 ms for whoever decodes frames
+    sys.setswitchinterval(1e-4)
     return asyncio.run(_serve(options))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from splitsight import evaluators
+from splitsight.data import corresponding
 from splitsight.errors import UserError
 from splitsight.evaluators import Evaluator
 from splitsight.metrics import Batch, Metric, matched, measure, metrics
@@ -62,11 +63,8 @@ def labels_for(evaluator: Evaluator, labels: Tensor, classes: Sequence[Sequence[
     Raises:
         UserError: the lists share no name and a number is beyond the evaluator's classes.
     """
-    if list(map(list, classes)) == evaluator.synonyms:
-        return labels
-    table = {name.casefold(): i for i, names in reversed([*enumerate(evaluator.synonyms)]) for name in names}
-    known = [next((table[n.casefold()] for n in names if n.casefold() in table), -1) for names in classes]
-    if all(place < 0 for place in known):
+    known = corresponding(classes, evaluator.synonyms)
+    if known is None:
         if len(labels) and (most := int(labels.max())) >= len(evaluator.labels):
             raise UserError(
                 f"the data have labels up to {most} and the evaluator '{evaluator.name}' knows "

@@ -16,7 +16,7 @@ import numpy as np
 
 from scenarios.explained import diagram, glossary, try_next, who_knew
 from scenarios.headline import headline
-from scenarios.join import TIERS, FrameRow
+from scenarios.join import TIERS, FrameRow, left_out
 from scenarios.style import DARK, NARROW, STYLE
 from splitsight.metrics import METRICS, Metric, metrics_named
 from splitsight.pictures import Panel
@@ -236,7 +236,12 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             f"{escape(network['figures'])}. Round trips include it."
         )
     if warning := run.get("warning"):
-        notes.append(escape(warning))
+        notes.append(f"{escape(warning)}.")
+    if left := left_out(live.get("frames_skipped", {})):
+        notes.append(
+            f"The machine was too slow for all frames, so the adversary stayed with the newest ones and left {left}; "
+            "the recording has all of them."
+        )
     return notes
 
 

@@ -20,13 +20,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
 from splitsight.errors import UserError
 
-__all__ = ["PREFIX", "Child", "Supervisor", "die_with_parent", "terminate_as_interrupt"]
+if TYPE_CHECKING:
+    from scenarios.warm import Warm
+
+__all__ = ["PREFIX", "Child", "Supervisor", "die_with_parent", "spawn", "terminate_as_interrupt"]
 
 PREFIX = "splitsight: "
 """What the command line puts before the one sentence that says what went wrong."""
@@ -211,6 +214,30 @@ def peak_rss_mb(pid: int) -> float:
     return psutil.Process(pid).memory_info().rss / 1e6
 
 
+def spawn(
+    arguments: Sequence[str], environment: Mapping[str, str], *, stderr: IO[Any], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
+    """Start ``python ARGUMENTS`` in a session of its own, with a pipe for what it prints.
+
+    Args:
+        arguments: what follows the interpreter.
+        environment: variables on top of this process's own.
+        stderr: where its messages go.
+        stdin: as for :class:`subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment, _PARENT: str(os.getpid())},
+        start_new_session=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
 class Supervisor(AbstractContextManager["Supervisor"]):
     """Children that live no longer than this context.
 
@@ -219,10 +246,11 @@ class Supervisor(AbstractContextManager["Supervisor"]):
 
     Args:
         logs: folder for one ``NAME.log`` a child; created.
+        warm: a process that has begun to load what one of the children needs; the first such child is made of it.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
+    def __init__(self, logs: Path, warm: Warm | None = None) -> None:
+        self.logs, self.warm = logs, warm
         self.children: dict[str, Child] = {}
         self._done = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="memory", daemon=True)
@@ -266,20 +294,11 @@ class Supervisor(AbstractContextManager["Supervisor"]):
             accepted: further exit codes that it may end with then.
         """
         log = self.logs / f"{key}.log"
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {}), _PARENT: str(os.getpid())}
         log.write_bytes(b"")
-        with log.open("a", encoding="utf-8") as stderr:  # appended to from here and from the child
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=env,
-                start_new_session=True,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            )
+        process = None if self.warm is None else self.warm.take(arguments, environment or {}, log)
+        if process is None:
+            with log.open("a", encoding="utf-8") as stderr:  # appended to from here and from the child
+                process = spawn(arguments, environment or {}, stderr=stderr)
         child = self.children[key] = Child(name, process, log, expected_to_end=expected_to_end, accepted=accepted)
         if nice and hasattr(os, "setpriority"):
             with suppress(OSError):

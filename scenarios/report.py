@@ -109,7 +109,7 @@ class RunInfo:
 def measure(
     join: Join, gallery: Gallery | None = None, *, evaluators: Sequence[Evaluator] = (), batch: int = 64
 ) -> None:
-    """Measure every tier of every frame whose truth is known.
+    """Measure every tier of every frame whose truth is known, and that was not measured before.
 
     Args:
         join: its rows are filled.
@@ -120,7 +120,7 @@ def measure(
     for tier in TIERS:
         pairs = []
         for row in join.rows():
-            if tier in row.lag_ms:
+            if tier in row.lag_ms and tier not in row.judged:
                 truth, image = join.image("truth", row.sequence), join.image(tier, row.sequence)
                 if truth is not None and image is not None:
                     pairs.append((row, image, truth))
@@ -143,6 +143,8 @@ def measure(
         if gallery is not None:
             for row, rank in zip(rows, gallery.against(truths).ranks(images), strict=True):
                 row.rank[tier] = rank
+        for row in rows:
+            row.judged.add(tier)
 
 
 def write_rows(
@@ -188,6 +190,7 @@ def write_rows(
             columns[f"{tier}_{name}"] = pa.array(seen, floats)
         columns[f"{tier}_lag_ms"] = pa.array([_known(r.lag_ms.get(tier)) for r in rows], floats)
         columns[f"{tier}_rank"] = pa.array([r.rank.get(tier) for r in rows], pa.int64())
+        columns[f"{tier}_skipped"] = pa.array([tier in r.skipped for r in rows], pa.bool_())
     columns["window"] = pa.array([r.window if r.window >= 0 else None for r in rows], pa.int64())
     columns["on_time"] = pa.array([r.on_time if r.window >= 0 else None for r in rows], pa.bool_())
     columns["defense"] = pa.array([(session or {}).get("defense")] * len(rows), pa.string())
@@ -263,6 +266,7 @@ def summarise(
             "windows": len(join.windows) + join.skipped_windows,
             "windows_on_time": sum(bool(w.get("on_time")) for w in join.windows.values()),
             "lag_ms": {"p50": percentile(lags, 50), "p99": percentile(lags, 99)},
+            "frames_skipped": join.skipped(),
             "tiers": {
                 tier: {
                     **{name: figure for name, figure in methods[tier].items() if name not in _OF_METHODS},

@@ -10,14 +10,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scenarios.headline import default_evaluators, default_gallery
 from scenarios.join import Join, Lines
 from splitsight.errors import UserError
 from splitsight.recording import Recording
 
-__all__ = ["ReportOptions", "report_run"]
+if TYPE_CHECKING:
+    from splitsight.evaluators import Evaluator
+    from splitsight.metrics.gallery import Gallery
+    from splitsight.targets import Target
+
+__all__ = ["ReportOptions", "beholders", "frame_rate", "report_run", "told"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class ReportOptions:
     command: str = ""
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def told(folder: Path) -> dict[str, Any]:
     """What the adversary said of itself; of a demonstration, what its summary says."""
     setup = next((event for event in Lines(folder / "live.jsonl").new() if event.get("event") == "setup"), {})
     try:
@@ -55,6 +60,35 @@ def _told(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         run = {}
     return {"attack": run.get("solver", ""), **run, **setup}
+
+
+def frame_rate(join: Join) -> tuple[float, float]:
+    """Frames a second of a stream, as its capture times have it (2 where they tell nothing), and its seconds."""
+    timed = [(r.sequence, r.capture_time_us / 1e6) for r in join.rows() if r.capture_time_us is not None]
+    # frames that were never answered count too
+    count, span = (b - a for a, b in zip(timed[0], timed[-1], strict=True)) if timed else (0, 0.0)
+    return (round(count / span, 2) if span else 2.0), span
+
+
+def beholders(options: ReportOptions, target: Target, seed: int) -> tuple[Gallery, list[Evaluator]]:
+    """The gallery among which originals are looked for, and the classifiers that look at reconstructions.
+
+    Raises:
+        UserError: there is no such file or classifier.
+    """
+    from scenarios.evaluation import load_evaluators
+    from splitsight.metrics.gallery import Gallery
+
+    gallery = Gallery.draw(
+        options.gallery or default_gallery(),
+        target,
+        size=options.gallery_size,
+        features=options.gallery_features,
+        seed=seed,
+        spare=True,
+    )
+    names = default_evaluators(options.evaluators, target.name)
+    return gallery, load_evaluators(names, target.synonyms, target.digest, target.name)
 
 
 def report_run(options: ReportOptions, progress: Callable[[str], None] | None = None) -> Path:
@@ -85,25 +119,21 @@ def report_run(options: ReportOptions, progress: Callable[[str], None] | None = 
             f"no answers of the edge in {edge or folder / 'edge.jsonl'}: give the file that its --report wrote, with "
             "--edge-report"
         )
-    from scenarios.evaluation import load_evaluators
     from scenarios.report import RunInfo, write_report
     from splitsight import targets
-    from splitsight.metrics.gallery import Gallery
 
-    about, said = session.about, _told(folder)
+    about, said = session.about, told(folder)
     target = targets.load(about.target, options.weights)
     join = Join(folder, truth=truth, edge=edge)
     join.poll()
-    timed = [(r.sequence, r.capture_time_us / 1e6) for r in join.rows() if r.capture_time_us is not None]
-    # frames that were never answered count too
-    count, span = (b - a for a, b in zip(timed[0], timed[-1], strict=True)) if timed else (0, 0.0)
+    fps, span = frame_rate(join)
     info = RunInfo(
         target=about.target,
         split=about.split,
         video=str(said.get("video", "")),
         solver=str(said.get("attack", "")),
         threat=str(said.get("threat", "")),
-        fps=float(said.get("fps") or (round(count / span, 2) if span else 2.0)),
+        fps=float(said.get("fps") or fps),
         frames=int(said.get("frames", 4)),
         stride=float(said.get("stride_s", 0.5)),
         seed=int(said.get("seed", 0)),
@@ -118,15 +148,6 @@ def report_run(options: ReportOptions, progress: Callable[[str], None] | None = 
         points=list(target.aliases),
         warning=str(said.get("warning", "")),
     )
-    gallery = Gallery.draw(
-        options.gallery or default_gallery(),
-        target,
-        size=options.gallery_size,
-        features=options.gallery_features,
-        seed=info.seed,
-        spare=True,
-    )
-    names = default_evaluators(options.evaluators, target.name)
-    judges = load_evaluators(names, target.synonyms, target.digest, target.name)
+    gallery, judges = beholders(options, target, info.seed)
     write_report(folder, join, info, gallery=gallery, evaluators=judges, progress=progress)
     return folder / "index.html"

@@ -144,7 +144,8 @@ def _section(path: Path) -> Iterator[str]:
 
 
 _DEFENCES = (
-    "What each defence leaves of the network's use, and what the strongest attack for its time obtains. Attackers were "
+    "What each defence leaves of the network's use, and what the strongest attack for its time obtains; *found first* "
+    "and *recognised* are the most that any attack reaches on the same images. Attackers were "
     "told the defence and its parameters, never its draws, but where it says *not told*. *Black-box* has only asked an "
     "oracle; *still scene* averages 16 frames of one; *told gains* is what being told was worth in SSIM. *Words*: what "
     "a probe reads of colours and backgrounds without any picture (balanced accuracy, 0.5 is a guess); the class is "

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from splitsight.artifacts import home
 from splitsight.errors import UserError
-from splitsight.files import write_bytes
+from splitsight.files import held, write_bytes, writing
 from splitsight.names import files_of, printable, safe_names
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "ImageSet",
     "Labels",
     "cached_images",
+    "class_names",
+    "corresponding",
     "decode_image",
     "draw_images",
     "encode_png",
@@ -85,9 +89,20 @@ class Labels:
         return np.asarray([self._strict(value, table) for value in self._values()], np.int64)
 
     def known(self, classes: Sequence[Sequence[str]]) -> np.ndarray:
-        """Class numbers as :meth:`numbers` gives them, but −1 for whatever is no number and not among the classes."""
-        table = _by_name(classes)
-        numbers = [_number(value, table) for value in self._values()]
+        """Class numbers as :meth:`numbers` gives them, but −1 for whatever is no number and not among the classes.
+
+        Where the source says what its numbers mean (:func:`class_names`), they are those of the classes of these names;
+        where it does not, or shares no name with the classes, they are taken as they are.
+        """
+        table, values = _by_name(classes), self._values()
+        numbers = [_number(value, table) for value in values]
+        theirs = None if self.source is None else class_names(self.source)
+        place = None if theirs is None else corresponding(theirs, classes)
+        if place is not None:
+            numbers = [
+                n if isinstance(value, str) or n is None or n < 0 else place[n] if n < len(place) else -1
+                for n, value in zip(numbers, values, strict=True)
+            ]
         return np.asarray([-1 if number is None else number for number in numbers], np.int64)
 
     def _values(self) -> list[Any]:
@@ -119,6 +134,58 @@ def _brief(value: Any) -> str:
 
 def _plain(name: str) -> str:
     return name.replace("_", " ").strip().casefold()
+
+
+def corresponding(of: Sequence[Sequence[str]], to: Sequence[Sequence[str]]) -> list[int] | None:
+    """Which class of one list is which of another: those that share a name, one of the same number first.
+
+    Args:
+        of: names of each class.
+        to: likewise.
+
+    Returns:
+        For each class of ``of`` its number in ``to``, −1 where it has none; ``None`` where the lists share no name.
+    """
+    table = _by_name(to)
+
+    def place(number: int, names: Sequence[str]) -> int:
+        plain = {_plain(name) for name in names}
+        if number < len(to) and plain & {_plain(name) for name in to[number]}:
+            return number
+        return next((table[name] for name in map(_plain, names) if name in table), -1)
+
+    found = [place(number, names) for number, names in enumerate(of)]
+    return found if any(number >= 0 for number in found) else None
+
+
+def class_names(source: Path) -> list[list[str]] | None:
+    """What the numbers in the column ``label`` of a Parquet file mean: names of each class.
+
+    They stand in the file, where the library ``datasets`` has written it (a ``ClassLabel``), or in the only table
+    ``*classes.tsv`` beside it.
+
+    Returns:
+        ``None`` where neither is there.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    features = _features(source)
+    label = features.get("label")
+    if isinstance(label, dict) and isinstance(names := label.get("names"), list):
+        return [[part.strip() for part in str(name).split(",")] for name in names]
+    tables = sorted(source.parent.glob("*classes.tsv"))
+    return read_classes(tables[0]) if len(tables) == 1 else None
+
+
+def _features(source: Path) -> dict[str, Any]:
+    """Columns as ``datasets`` has described them in a Parquet file; none where it has not."""
+    try:
+        with source.open("rb") as file:
+            stored = (_open_parquet(source, file).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        return json.loads(stored)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _by_name(classes: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -514,10 +581,12 @@ def cached_images(sources: Sequence[Path], size: int) -> np.ndarray:
             stat = file.stat()
             key.update(os.fsencode(f"|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"))
         place = folder / f"{key.hexdigest()[:24]}.npy"
-        if not place.is_file():
-            partial = place.with_suffix(".partial.npy")
-            np.save(partial, load_images(path, size).images)
-            partial.replace(place)
+        # several trainers may come here at once: one decodes
+        with nullcontext() if place.is_file() else held(place.with_suffix(".lock")):
+            if not place.is_file():
+                found = load_images(path, size).images
+                with writing(place) as partial, partial.open("wb") as file:
+                    np.save(file, found)
         images.append(np.load(place, mmap_mode="r"))
     return np.concatenate(images)
 

@@ -35,12 +35,13 @@ from splitsight.wire.sessions import SessionDescription
 from splitsight.wire.tensors import CodecSpec, WireError, decode
 from splitsight.wire.v1 import split_inference_pb2, tap_pb2
 
-__all__ = ["Recording", "RecordingWriter", "Session"]
+__all__ = ["PART", "SESSION", "TAIL", "Recording", "RecordingWriter", "Session", "records"]
 
 _SCHEMA_NAME = "splitsight.recording/2"
-_SESSION = "session.json"
-_TAIL = "tail.bin"
-_PART = re.compile(r"part-(\d{5,})\.parquet")
+SESSION = "session.json"
+TAIL = "tail.bin"
+PART = re.compile(r"part-(\d{5,})\.parquet")
+"""What the files of a recording are called."""
 _RECORD = struct.Struct("<II")  # bytes of the message, CRC-32 of them
 _MAX_FRAME_BYTES = 1 << 30
 _SCHEMA = pa.schema(
@@ -115,9 +116,8 @@ def _full(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder} cannot be written ({error.strerror}): give another folder", code=1)
 
 
-def _records(path: Path) -> tuple[list[tap_pb2.TappedFrame], int, int]:
-    """Intact records of a tail, how many bytes they take, and how many bytes the file has."""
-    data = path.read_bytes()
+def records(data: bytes) -> tuple[list[tap_pb2.TappedFrame], int]:
+    """Intact records at the beginning of (what is left of) a tail, and how many bytes they take."""
     frames, at = [], 0
     while at + _RECORD.size <= len(data):
         length, check = _RECORD.unpack_from(data, at)
@@ -129,7 +129,13 @@ def _records(path: Path) -> tuple[list[tap_pb2.TappedFrame], int, int]:
         except DecodeError:
             break
         at += _RECORD.size + length
-    return frames, at, len(data)
+    return frames, at
+
+
+def _records(path: Path) -> tuple[list[tap_pb2.TappedFrame], int, int]:
+    """Intact records of a tail, how many bytes they take, and how many bytes the file has."""
+    data = path.read_bytes()
+    return *records(data), len(data)
 
 
 class RecordingWriter:
@@ -156,9 +162,9 @@ class RecordingWriter:
         self._closed = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._part = 1 + max((int(m[1]) for p in folder.iterdir() if (m := _PART.fullmatch(p.name))), default=-1)
+            self._part = 1 + max((int(m[1]) for p in folder.iterdir() if (m := PART.fullmatch(p.name))), default=-1)
             self._describe()
-            tail = folder / _TAIL
+            tail = folder / TAIL
             if tail.is_file():
                 self._pending, intact, size = _records(tail)
                 if intact < size:
@@ -168,7 +174,7 @@ class RecordingWriter:
             raise _full(folder, error) from error
 
     def _describe(self) -> None:
-        file = self.folder / _SESSION
+        file = self.folder / SESSION
         if file.exists():
             try:
                 old = Session.from_json(file.read_text())
@@ -178,7 +184,7 @@ class RecordingWriter:
                 raise UserError(f"{self.folder} already holds another recording: give another folder, or remove it")
             return
         if self._part > 0:
-            raise UserError(f"{self.folder} holds parts of a recording without {_SESSION}: give another folder")
+            raise UserError(f"{self.folder} holds parts of a recording without {SESSION}: give another folder")
         write_text(file, self.session.to_json())
 
     def append(self, tapped: tap_pb2.TappedFrame) -> None:
@@ -232,7 +238,7 @@ class RecordingWriter:
         try:
             self._flush()
             self._tail.close()
-            (self.folder / _TAIL).unlink(missing_ok=True)
+            (self.folder / TAIL).unlink(missing_ok=True)
         except OSError as error:
             raise _full(self.folder, error) from error
         finally:
@@ -283,13 +289,13 @@ class Recording:
         if not folder.is_dir():
             raise UserError(f"no such recording: {folder} is not a folder")
         try:
-            session = Session.from_json((folder / _SESSION).read_text(encoding="utf-8"))
+            session = Session.from_json((folder / SESSION).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{folder} holds no recording: it has no {_SESSION}") from None
+            raise UserError(f"{folder} holds no recording: it has no {SESSION}") from None
         except OSError as error:
-            raise UserError(f"{folder / _SESSION} cannot be read ({error.strerror}): check its permissions") from error
+            raise UserError(f"{folder / SESSION} cannot be read ({error.strerror}): check its permissions") from error
         except ValueError as error:
-            raise UserError(f"{folder / _SESSION} does not describe a recording ({error}): record again") from error
+            raise UserError(f"{folder / SESSION} does not describe a recording ({error}): record again") from error
         recording = cls(folder, session)
         recording._index()
         if not recording._rows:
@@ -301,7 +307,7 @@ class Recording:
         columns = [n for n in _SCHEMA.names if n != "frame"]
         rows: list[_Row] = []
         self._parts = sorted(
-            (p for p in self.folder.iterdir() if _PART.fullmatch(p.name)), key=lambda p: int(p.stem.split("-")[1])
+            (p for p in self.folder.iterdir() if PART.fullmatch(p.name)), key=lambda p: int(p.stem.split("-")[1])
         )
         for number, part in enumerate(self._parts):
             try:
@@ -313,18 +319,18 @@ class Recording:
                         rows.append(_Row(*row, number, i))
             except (pa.ArrowException, ValueError, KeyError, OSError) as error:
                 self.skipped.append(f"{part.name} is damaged ({type(error).__name__})")
-        tail = self.folder / _TAIL
+        tail = self.folder / TAIL
         if tail.is_file():
             self._tail, intact, size = _records(tail)
             if intact < size:
-                self.skipped.append(f"{_TAIL} ends with {size - intact} bytes of an incomplete frame")
+                self.skipped.append(f"{TAIL} ends with {size - intact} bytes of an incomplete frame")
             for i, t in enumerate(self._tail):
                 if t.session_id != self.session.session_id:
                     continue
                 try:
                     frame = split_inference_pb2.Frame.FromString(t.frame)
                 except DecodeError:
-                    self.skipped.append(f"frame {i} of {_TAIL} is damaged")
+                    self.skipped.append(f"frame {i} of {TAIL} is damaged")
                     continue
                 rows.append(_Row(frame.sequence, frame.capture_time_us, t.arrival_time_us, t.dropped, -1, i))
         self.dropped = max((r.dropped for r in rows), default=0)

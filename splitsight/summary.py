@@ -194,11 +194,15 @@ class UndefendedSummary(_Part):
 
 
 class LiveSummary(_Part):
-    """The adversary's windows: how many, how many before the next was complete, their lag, quality a tier."""
+    """The adversary's windows: how many, how many before the next was complete, their lag, quality a tier.
+
+    ``frames_skipped``: frames that a tier had no time for, by tier; all of them are in the recording.
+    """
 
     windows: int = Field(ge=0)
     windows_on_time: int = Field(ge=0)
     lag_ms: Lag = Field(default_factory=Lag)
+    frames_skipped: dict[str, int] = Field(default_factory=dict)
     tiers: dict[str, TierSummary] = Field(default_factory=dict)
     epsilon: EpsilonSummary | None = None
     undefended: UndefendedSummary | None = None
@@ -458,7 +462,11 @@ class NetworkSummary(_Part):
 
 
 class Strongest(_Part):
-    """The attack with the highest mean SSIM over the images that all attacks on the defence have in common."""
+    """The attack with the highest mean SSIM over the images that all attacks on the defence have in common.
+
+    Another attack may find or recognise more originals: ``most`` has the largest mean over all attacks on the same
+    images, by measure (``matched_top1``, ``recognised``, ``recognised:EVALUATOR``).
+    """
 
     attack: str
     ssim: float
@@ -466,6 +474,7 @@ class Strongest(_Part):
     psnr: float | None = None
     matched_top1: float | None = None
     recognised: float | None = None
+    most: dict[str, float] = Field(default_factory=dict)
 
 
 class Probed(_Part):

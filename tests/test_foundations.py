@@ -9,8 +9,10 @@ import math
 import os
 import signal
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import cv2
@@ -475,6 +477,31 @@ def test_folders_come_in_natural_order_without_metadata(tmp_path):
         load_images(tmp_path / "._1.png", 8)
 
 
+def test_numbers_are_those_of_classes_of_the_same_name(tmp_path):
+    path, rows = tmp_path / "x.parquet", [{"bytes": png((i, 0, 0)), "path": None} for i in range(5)]
+    parquet(path, rows, [0, 1, 2, 7, None])
+
+    def known(classes):
+        return load_images(path, 8).stored_labels.known(classes).tolist()
+
+    others = [["tench"], ["Carassius auratus", "goldfish"], ["crane"], ["tabby cat"], ["crane"]]
+    assert known(others) == [0, 1, 2, 7, -1]  # nobody says what they mean
+    table = tmp_path / "some-classes.tsv"
+    table.write_text("0\tn01\tgoldfish\n1\tn02\tteapot\n2\tn03\tCrane, machine\n")
+    assert known(others) == [1, -1, 2, -1, -1]
+    assert known([*others[:2], ["x"], *others[3:]])[2] == 4
+    assert known([["a"], ["b"]]) == [0, 1, 2, 7, -1]  # no name in common: the lists cannot be compared
+    assert known([["goldfish"], ["teapot"], ["crane"]]) == [0, 1, 2, -1, -1]
+    # what the file itself says comes first
+    stored = pq.read_table(path)
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["tabby_cat, tabby", "tench"]}}
+    about = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(stored.replace_schema_metadata(about), path)
+    assert known(others) == [3, 0, -1, -1, -1]
+    pq.write_table(stored.replace_schema_metadata({b"huggingface": b"{"}), path)
+    assert known(others) == [1, -1, 2, -1, -1]
+
+
 def test_labels_are_read_only_where_they_are_asked_for(tmp_path):
     path = tmp_path / "x.parquet"
     rows = [{"bytes": png((i, 0, 0)), "path": None} for i in range(3)]
@@ -532,6 +559,28 @@ def test_a_data_set_of_paths_says_what_to_do(tmp_path):
     parquet(tmp_path / "x.parquet", [{"bytes": None, "path": "train/1.png"}])
     with pytest.raises(UserError, match=r"holds a path, 'train/1\.png', and no bytes; give the folder"):
         load_images(tmp_path / "x.parquet", 8)
+
+
+def test_several_that_come_to_the_cache_at_once_decode_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITSIGHT_HOME", str(tmp_path / "home"))
+    path = tmp_path / "x.parquet"
+    parquet(path, [{"bytes": png(), "path": None}], [1])
+    both, decoded, real = threading.Barrier(2), [], data_module.load_images
+
+    def slow(source, size):
+        decoded.append(source)
+        time.sleep(0.05)
+        return real(source, size)
+
+    def trainer(_):
+        both.wait()
+        return cached_images([path], 8)
+
+    monkeypatch.setattr(data_module, "load_images", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(trainer, range(2)))
+    assert decoded == [path] and np.array_equal(found[0], found[1])
+    assert [p.suffix for p in (tmp_path / "home" / "decoded").glob("*.npy*")] == [".npy"]
 
 
 def test_cache_decodes_once_and_follows_changes(tmp_path, monkeypatch):

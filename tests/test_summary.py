@@ -31,6 +31,7 @@ def full():
             "windows": 29,
             "windows_on_time": 29,
             "lag_ms": {"p50": 900.0, "p99": 1500.0},
+            "frames_skipped": {"preview": 2},
             "tiers": {
                 "preview": {"n": 3, **quality, "lag_ms": {"p50": 1.0, "p99": 2.0}},
                 "window": {"n": 3, **quality},

@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import build_denoiser, build_text_encoder, build_unet
+from adversary.priors.pixels import PixelDenoiser, build_pixel_denoiser
 from adversary.priors.prior import Prior
 from splitsight.captions import build_tokenizer
 from splitsight.data import encode_png
@@ -33,12 +34,21 @@ def _text(tokenizer, width):
     )
 
 
+def quiet_denoiser():
+    """Of pixels: finds no noise, so that what an attack did before it is seen."""
+    with torch.random.fork_rng():
+        network = build_pixel_denoiser((8, 8))
+    nn.init.zeros_(network.conv_out.weight)
+    nn.init.zeros_(network.conv_out.bias)
+    return PixelDenoiser(network)
+
+
 def save_prior(folder, *classes):
     """A random prior of our own kind in ``folder``: 64 pixels, with a text encoder for these classes; its path."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer([[name] for name in classes or ("goldfish",)])
     parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
-    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder)
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer, pixel_denoiser=quiet_denoiser()).save(folder)
     return str(folder)
 
 
@@ -48,9 +58,8 @@ def flow_prior():
     torch.manual_seed(0)
     tokenizer = build_tokenizer([["goldfish"], ["red panda", "panda"]])
     denoiser = build_denoiser(8, 4, 16, width=32, layers=1)
-    return Prior(
-        build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler(), _text(tokenizer, 16), tokenizer, "tiny"
-    )
+    parts = build_autoencoder(8, 8), denoiser, FlowMatchEulerDiscreteScheduler()
+    return Prior(*parts, _text(tokenizer, 16), tokenizer, "tiny", quiet_denoiser())
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def make_inputs(folder: Path) -> None:
     pictures = _pictures(160)
     for name in _FOLDERS:
         (folder / name).mkdir()
-        for i, data in enumerate(pictures[:24]):
+        for i, data in enumerate(pictures[:48]):
             (folder / name / f"{i:03d}.png").write_bytes(data)
     rows = {"image": [{"bytes": data, "path": None} for data in pictures], "label": [i % _CLASSES for i in range(160)]}
     for name in _TABLES:

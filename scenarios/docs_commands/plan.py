@@ -59,6 +59,8 @@ def _tiny(words: list[str]) -> list[str]:
                     words[words.index(option) + 1] = value
                 elif option not in words and option not in _ONLY_IF_THERE:
                     words += [option] if value is None else [option, value]
+    if words[1:3] == ["train", "inversion"] and "--oracle" in words and "--queries" not in words:
+        words += ["--queries", "24", "--test-queries", "16"]
     if words[1] == "attack" and "multi" in words[2]:
         words[words.index("--limit") + 1] = "4"
     if words[1] == "attack" and words[2].partition(":")[0] in _FEW and "--set" not in words:
@@ -110,7 +112,7 @@ def planned(command: Command, before: Sequence[Command]) -> Plan:
         if not same:
             return Plan(because="continues a command that the page does not show")
         words = [*same[-1].words, *words[words.index("…") + 1 :]]
-    return Plan(tuple(_tiny(words)), server=words[1] in ("cloud", "oracle", "adversary"))
+    return Plan(tuple(_tiny(words)), server=words[1] in ("cloud", "oracle", "adversary", "page"))
 
 
 def option(words: Sequence[str], name: str, default: str = "") -> str:

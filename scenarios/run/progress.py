@@ -85,7 +85,7 @@ class Reporter:
     """
 
     def __init__(self, title: str, units: Sequence[Unit], store: Store, workers: int = 1) -> None:
-        self._title, self._store = title, store
+        self.title, self._store = title, store
         self._estimate = Estimate(units, workers)
         console = Console(stderr=True)
         self._terminal = console.is_terminal
@@ -125,7 +125,7 @@ class Reporter:
     def step(self, unit: Unit, done: int, planned: int) -> None:
         """Where the unit in hand is."""
         if self._terminal:
-            self._bar.update(self._task, description=f"{self._title}: {unit.name}, step {done}/{planned}")
+            self._bar.update(self._task, description=f"{self.title}: {unit.name}, step {done}/{planned}")
 
     def _show(self) -> None:
         left = self._estimate.seconds_left
@@ -134,5 +134,5 @@ class Reporter:
         if not self._terminal and time.monotonic() - self._said > _LINE_S:
             self._said = time.monotonic()
             total = self._estimate.done + len(list(self._estimate.pending()))
-            words = f"{self._title}: {self._estimate.done} of {total} units done"
+            words = f"{self.title}: {self._estimate.done} of {total} units done"
             print(f"{words}, {rest}" if rest else words, file=sys.stderr, flush=True)

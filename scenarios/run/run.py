@@ -26,13 +26,41 @@ from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
 from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["RunOptions", "cores", "run_scenario", "run_worker", "set_threads", "settle", "share", "train_for"]
+__all__ = [
+    "Place",
+    "RunOptions",
+    "compute",
+    "cores",
+    "run_scenario",
+    "run_worker",
+    "set_threads",
+    "settle",
+    "share",
+    "train_for",
+]
 
 _LOOK_S = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where units are computed.
+
+    Attributes:
+        workers: processes that share the work; with ``ray`` by default one a core of the cluster.
+        threads: compute threads of each; by default the cores are shared out.
+        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
+        ray: address of a Ray cluster whose nodes share the work; see :mod:`scenarios.run.cluster`.
+    """
+
+    workers: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+    ray: str | None = None
+
+
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Place):
     """What to run.
 
     Attributes:
@@ -46,11 +74,8 @@ class RunOptions:
         limit: at most this many images, or windows of a clip.
         seed: of all draws of the attacks; the scenario's own where not given.
         defense: what the edge does to the features in every cell, of a scenario that says nothing of defences.
-        workers: processes that share the work; with ``ray`` by default one a core of the cluster, else 1.
-        threads: compute threads of each; by default the cores are shared out.
-        device: where the attacks compute: ``auto``, ``cpu``, ``cuda``.
+        workers: without ``ray`` 1 where not given.
         overwrite: replace an earlier run in ``out``.
-        ray: address of a Ray cluster whose nodes share the work; see :mod:`scenarios.run.cluster`.
     """
 
     scenario: str
@@ -63,11 +88,7 @@ class RunOptions:
     limit: int | None = None
     seed: int | None = None
     defense: str | None = None
-    workers: int | None = None
-    threads: int | None = None
-    device: str = "cpu"
     overwrite: bool = False
-    ray: str | None = None
 
 
 def _changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
@@ -174,16 +195,7 @@ def run_scenario(options: RunOptions) -> Path:
     for cell, why in skipped.items():
         store.skip(cell, why)
     with terminate_as_interrupt(), Reporter(name, bench.units, store, workers) as reporter:
-        if reporter.refresh():
-            if options.ray is not None:
-                threads = options.threads or 1
-                share_on_ray(
-                    store, reporter, options.ray, workers=options.workers, threads=threads, device=options.device
-                )
-            elif workers > 1:
-                share(store, reporter, workers, options.device)
-            else:
-                work(store, bench, name, step=reporter.step, finished=lambda unit: reporter.refresh())
+        compute(store, bench, reporter, options, workers)
     with store.locked("report"):
         store.tidy()
         write_report(store, bench, config)
@@ -203,6 +215,27 @@ def train_for(bench: Bench, workers: int) -> None:
         threads = torch.get_num_threads()
         logs = home() / "inversion" / "logs" / str(os.getpid())
         train_missing([*bench.initials(), *bench.jobs()], training.data, logs, workers=workers, threads=threads)
+
+
+def compute(store: Store, bench: Bench, reporter: Reporter, place: Place, workers: int) -> None:
+    """Compute the units that are left: on the nodes of a Ray cluster, in several processes, or in this one.
+
+    Args:
+        store: the run's folder, opened.
+        bench: of the same scenario.
+        reporter: of the same run.
+        place: where.
+        workers: processes of this machine that share it, where it is no cluster.
+    """
+    if not reporter.refresh():
+        return
+    if place.ray is not None:
+        threads = place.threads or 1
+        share_on_ray(store, reporter, place.ray, workers=place.workers, threads=threads, device=place.device)
+    elif workers > 1:
+        share(store, reporter, workers, place.device)
+    else:
+        work(store, bench, reporter.title, step=reporter.step, finished=lambda unit: reporter.refresh())
 
 
 def share(store: Store, reporter: Reporter, workers: int, device: str) -> None:

@@ -248,6 +248,7 @@ def train_missing(needed: Sequence[Job], data: Path | None, logs: Path, *, worke
         try:
             _watch(left, supervisor)
         except KeyboardInterrupt:
+            print("interrupted: what was learnt is being saved, and the next start goes on from it", file=sys.stderr)
             # all at once, so that they save at the same time
             for key in supervisor.children:
                 supervisor.children[key].process.send_signal(signal.SIGTERM)

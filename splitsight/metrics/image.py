@@ -19,7 +19,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from splitsight.metrics.metric import Metric, register
 
@@ -59,6 +58,9 @@ def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
     x, y = _pair(reconstruction, original)
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.float64)
+    # in the functions, since it loads the libraries of all its metrics, of text and of sound, too: a second and more
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     found = peak_signal_noise_ratio(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return found.double().clamp(max=PSNR_CAP).reshape(-1).cpu()
 
@@ -75,6 +77,8 @@ def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     x, y = _pair(reconstruction, original)
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.float64)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     # the mean is taken here because releases of torchmetrics differ in whether theirs includes the border
     full = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)[1]
     return full.mean((1, 2, 3), dtype=torch.float64).reshape(-1).cpu()

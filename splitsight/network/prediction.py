@@ -28,8 +28,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
 
 from splitsight.network.profiles import NetworkProfile
 
@@ -135,6 +133,8 @@ def _rectified(mean: float, std: float) -> tuple[float, float]:
     """Mean and standard deviation of max(0, N(mean, std²))."""
     if mean >= 40 * std:  # nothing of it is below zero that a float could hold
         return mean, std
+    from scipy.special import ndtr  # here, since every edge knows its network, and few ask what it would take
+
     a = mean / std
     density = math.exp(-(a**2) / 2) / math.sqrt(2 * math.pi)
     first = mean * float(ndtr(a)) + std * density
@@ -176,6 +176,9 @@ def _median(delays: np.ndarray, chances: np.ndarray, jitter: float) -> float:
     """Median of a loss delay plus N(0, jitter²)."""
     if jitter < 1e-6:  # a nanosecond
         return float(delays[np.searchsorted(np.cumsum(chances), 0.5 - 1e-12)])
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+
     lowest, highest = -10 * jitter, float(delays[-1]) + 10 * jitter
     found = brentq(lambda t: float(chances @ ndtr((t - delays) / jitter)) - 0.5, lowest, highest, xtol=1e-6)
     return float(found)  # pyright: ignore[reportArgumentType]  a tuple only with full_output

@@ -13,6 +13,7 @@ import torch
 import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from tiny import quiet_denoiser
 
 from adversary.attacks import ATTACKS
 from adversary.priors._train_autoencoder import build_autoencoder
@@ -106,7 +107,7 @@ def models(tmp_path_factory):
     save_weights(folder / "target.safetensors", build().state_dict())
     tokenizer = build_tokenizer([["goldfish"]])
     parts = build_autoencoder(8, 8), build_denoiser(8, 16, 16, width=32, layers=1), FlowMatchEulerDiscreteScheduler()
-    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer).save(folder / "prior")
+    Prior(*parts, build_text_encoder(tokenizer, 16), tokenizer, pixel_denoiser=quiet_denoiser()).save(folder / "prior")
     save_weights(folder / "evaluator" / "model.safetensors", mbconv.build(5).state_dict())
     config = {"name": "tiny", "architecture": "mbconv", "num_classes": 5, "input_size": 64}
     config |= {"mean": [0.5] * 3, "std": [0.25] * 3}

@@ -26,7 +26,9 @@ def two_nodes(environment, monkeypatch):
     pytest.importorskip("ray", reason="the extra ray is not installed, or has no wheels for this Python")
     from ray.cluster_utils import Cluster
 
-    for name, value in {**environment, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}.items():
+    # Ray gives its control store half a minute to start, which a machine busy with other tests may exceed
+    ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_gcs_server_port_wait_time_s": "180"}
+    for name, value in {**environment, **ray}.items():
         monkeypatch.setenv(name, value)
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args=small)
