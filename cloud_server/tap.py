@@ -196,8 +196,8 @@ class TapService:
         while active():
             subscription.wake.clear()
             closing, live = self._hub.closing, self._hub.live
-            # the ring is emptied after this look: what had ended by now has no frame left there. A session that only the
-            # ring tells of may be newer than the look; the next one decides.
+            # the ring is emptied after this look: what had ended by now has no frame left there. A session that only
+            # the ring tells of may be newer than the look; the next one decides.
             ended = {session_id: opening for session_id, opening in told.items() if session_id not in live}
             for session_id, opening in live.items():
                 if not subscription.session_id or subscription.session_id == session_id:
