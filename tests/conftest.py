@@ -2,8 +2,12 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
+
+_PROCESSES = {"containers", "extend", "run", "system", "web"}
+"""Folders of tests that start processes, servers and browsers."""
 
 # a shell starts what it puts in the background with Ctrl-C ignored, and children would inherit that
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,3 +24,11 @@ def _home_of_their_own(tmp_path_factory):
         del os.environ["SPLITSIGHT_HOME"]
     else:
         os.environ["SPLITSIGHT_HOME"] = before
+
+
+def pytest_collection_modifyitems(items):
+    """What a busy machine makes of real processes is tried a second time; the summary counts and names reruns."""
+    here = Path(__file__).parent
+    for item in items:
+        if _PROCESSES & set(item.path.relative_to(here).parts[:-1]):
+            item.add_marker(pytest.mark.flaky(reruns=1))
