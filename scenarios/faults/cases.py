@@ -7,6 +7,7 @@ nothing but their own edge may run side by side (:data:`OWN`).
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,14 +47,18 @@ def _case(name: str, *, own: bool = False) -> Callable[[Case], Case]:
 
 @_case("server-killed")
 def server_killed(s: Stage) -> Row:
-    """SIGKILL, and another process on the same port."""
+    """SIGKILL while frames wait for their answers, and another process on the same port."""
     edge = s.edge()
     edge.reach(s.pace.before)
+    # an idle server answers within milliseconds: stopped, it leaves frames under way for certain
+    s.server.process.send_signal(signal.SIGSTOP)
+    time.sleep(3 / s.pace.fps)
     s.kill(s.server)
     time.sleep(s.pace.outage)
     assert s.server
     had = edge.answered
-    return edge.row("server killed, started again on its port", edge.reach(had + 1), "its start itself is not counted")
+    fault = "server killed with frames under way, started again on its port"
+    return edge.row(fault, edge.reach(had + 1), "its start itself is not counted")
 
 
 @_case("server-hung")
