@@ -485,6 +485,57 @@ def bench_averaging(
     print((out / "summary.json").read_text() if as_json else out / "index.html")
 
 
+@bench.command("prior")
+@guarded("scenarios.prior_quality")
+def bench_prior(
+    priors: Annotated[list[str], typer.Argument(help="Names of `splitsight list priors`, or folders.")],
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for summary.json and pictures of 64 samples each.")],
+    evaluator: Annotated[
+        str, typer.Option(help="Classifier, a name or a folder, in whose features samples and images are compared.")
+    ] = "efficientnet-lite0",
+    steps: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of sampling steps.")] = "4,8,30",
+    count: Annotated[int, typer.Option(min=4, help="Samples; --images has to hold twice as many.")] = 2000,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """How good priors are without an attack: Fréchet and kernel distance of samples, held-out images denoised."""
+    import torch
+
+    from scenarios.prior_quality import bench_prior as measure
+    from splitsight.devices import pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress("bench prior") as report:
+        result = measure(
+            priors=priors,
+            images=images,
+            out=out,
+            evaluator=evaluator,
+            steps=_counts(steps),
+            count=count,
+            seed=seed,
+            device=pick_device(device),
+            progress=report,
+        )
+    if _given(result, out / "summary.json", as_json):
+        return
+    rows = [["other held-out images", "", *_distances(result["other_images"]), ""]]
+    for row in result["priors"]:
+        errors = ", ".join(f"{t:g}: {error:.4f}" for t, error in row["denoising"].items())
+        rows.append([row["prior"], "its autoencoder alone", *_distances(row["autoencoder"]), errors])
+        rows += [[row["prior"], f"{number} steps", *_distances(found), ""] for number, found in row["samples"].items()]
+    table(("prior", "images", "Fréchet", "kernel", "error of denoised latents, by t"), rows)
+    print(f"distances in the features of {result['evaluator']}, {result['count']} images each; {out / 'summary.json'}")
+
+
+def _distances(found: dict[str, float]) -> list[str]:
+    return [f"{found['frechet']:.1f}", f"{found['kernel']:.4f} ± {found['kernel_std']:.4f}"]
+
+
 @bench.command("privacy")
 @guarded("scenarios.defend.privacy", "splitsight.targets")
 def bench_privacy(
