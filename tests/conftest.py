@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_PROCESSES = {"containers", "extend", "run", "system", "web"}
+_PROCESSES = {"cloud_server", "containers", "edge_client", "extend", "network", "run", "system", "web"}
 """Folders of tests that start processes, servers and browsers."""
 
 # a shell starts what it puts in the background with Ctrl-C ignored, and children would inherit that
