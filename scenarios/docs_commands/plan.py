@@ -41,11 +41,11 @@ _TINY: dict[tuple[str, ...], dict[str, str | None]] = {
     ("bench", "tune"): {"--trials": "1", "--limit": "1", "--iterations": "5"},
     ("bench", "attack"): {"--limit": "1", "--iterations": "5"},
     ("bench", "averaging"): {"--limit": "1", "--frames": "1,2"},
-    ("bench", "serve"): {"--seconds": "2"},
+    ("bench", "serve"): {"--seconds": "2", "--soak": "1"},
 }
 """Command → options, by which those of the page are replaced or to which they are added; without a value: a flag."""
 
-_ONLY_IF_THERE = {"--gallery-size", "--iterations"}
+_ONLY_IF_THERE = {"--gallery-size", "--iterations", "--soak"}
 _FEW = {"do", "db", "dmb", "dmb-multi"}
 """Attacks whose iterations are cut."""
 
