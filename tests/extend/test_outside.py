@@ -104,7 +104,9 @@ def test_a_live_session(splitsight, photos, tmp_path, target, split, attack, def
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text(encoding="utf-8"))
     assert summary["serving"]["frames"] == 4 and summary["environment"]["run"]["complete"]
     window = summary["live"]["tiers"]["window"]
-    assert window["n"] == 4 and 0 <= window["edges"]["mean"] <= 2
+    # on a busy machine a window gives way to the next one, and that is counted
+    assert window["n"] + summary["live"]["frames_skipped"].get("window", 0) == 4
+    assert window["n"] >= 2 and 0 <= window["edges"]["mean"] <= 2
     session = json.loads((tmp_path / "demo" / "recording" / "session.json").read_text(encoding="utf-8"))
     assert (session["target"], session["split"], session["defense"]) == (target, split, defense)
     answers = (tmp_path / "demo" / "edge.jsonl").read_text(encoding="utf-8").splitlines()
