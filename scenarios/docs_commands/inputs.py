@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def _own_network(folder: Path) -> None:
     save_file(mymodule.build().state_dict(), str(folder / "mine.safetensors"))
 
 
+def _detector(folder: Path) -> None:
+    """A small random detector, in the form that ``yolov2:FOLDER`` reads."""
+    from safetensors.torch import save_file
+
+    from splitsight.targets.yolo_small import ResNet50Yolo
+
+    folder.mkdir()
+    config = {"labels": ["cat", "dog"], "anchors": [[0.3, 0.4]], "input_size": 64, "width": 4, "hidden": 8}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(ResNet50Yolo(5 + 2, width=4, hidden=8).state_dict(), folder / "model.safetensors")
+
+
 def make_inputs(folder: Path) -> None:
     """Everything that commands read, in a folder that exists."""
     pictures = _pictures(160)
@@ -90,6 +103,7 @@ def make_inputs(folder: Path) -> None:
     for name in ("clip.mp4", "clips/one.mp4", "clips/two.mp4"):
         _clip(folder / name)
     _own_network(folder)
+    _detector(folder / "detector")
     _packages(folder)
     made = folder / "certificates"
     make_certificates(made, ["cloud.example"])

@@ -107,6 +107,8 @@ def planned(command: Command, before: Sequence[Command]) -> Plan:
         return Plan(because="needs a network stream")
     if "cuda" in words and shutil.which("nvidia-smi") is None:
         return Plan(because="needs an NVIDIA GPU")
+    if option(words, "--weights").startswith("IMAGENET"):
+        return Plan(because="needs published weights of full size, which nothing here fetches")
     if "--ray" in words:
         return Plan(because="needs a Ray cluster")
     if "…" in words:
