@@ -10,7 +10,7 @@ least that the number of samples allows) and held-out images through the autoenc
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.utils import make_grid
 
+from adversary.priors.evaluate import samples
 from adversary.priors.prior import Prior, load_prior
 from splitsight import evaluators
 from splitsight.captions import caption, measure
@@ -108,18 +109,6 @@ def denoising_errors(prior: Prior, images: Tensor, prompts: Sequence[str], *, se
     return {t: float(torch.cat(parts).mean()) for t, parts in errors.items()}
 
 
-@torch.no_grad()
-def _samples(
-    prior: Prior, prompts: Sequence[str], steps: int, seed: int, done: Callable[[int], None]
-) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    for i in range(0, len(prompts), _BATCH):
-        text = prior.embed_text([*prompts[i : i + _BATCH]])
-        v = torch.randn(len(prompts[i : i + _BATCH]), *prior.latent_shape, generator=generator)
-        yield prior.generate(v.to(prior.device), text, steps).clamp(0, 1).cpu()
-        done(len(v))
-
-
 def bench_prior(
     *,
     priors: Sequence[str],
@@ -187,9 +176,9 @@ def bench_prior(
             "samples": {},
         }
         for number in steps:
-            samples = torch.cat([*_samples(prior, prompts, number, seed, done)])
-            row["samples"][number] = distances.of(samples)
-            picture = make_grid(samples[:_SHOWN], nrow=8, padding=2, pad_value=1.0)
+            images_of = torch.cat([*samples(prior, prompts, number, count, seed, done)])
+            row["samples"][number] = distances.of(images_of)
+            picture = make_grid(images_of[:_SHOWN], nrow=8, padding=2, pad_value=1.0)
             write_png(out / f"samples-{sheet}-{number}.png", to_pixels(picture[None])[0])
         rows.append(row)
     return {"evaluator": judge.name, "count": count, "other_images": distances.of(others), "priors": rows}

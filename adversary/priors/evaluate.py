@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from adversary.priors.prior import Prior
 from splitsight.targets import Target
 
-__all__ = ["PooledFeatures", "frechet_distance"]
+__all__ = ["PooledFeatures", "frechet_distance", "samples"]
+
+_BATCH = 50
 
 
 class PooledFeatures(nn.Module):
@@ -28,6 +30,35 @@ class PooledFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``(B, 3, H, W)`` uint8."""
         return self.head(images.float() / 255)[0].flatten(2).mean(2)
+
+
+@torch.no_grad()
+def samples(
+    prior: Prior,
+    prompts: Sequence[str] | None,
+    steps: int,
+    count: int,
+    seed: int = 0,
+    done: Callable[[int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Batches ``(≤ 50, 3, H, W)`` of a prior's images, in [0, 1], on the CPU.
+
+    Args:
+        prior: the generator.
+        prompts: one a sample, repeated as needed; ``None`` for the empty prompt.
+        steps: sampling steps.
+        count: samples in all.
+        seed: of the noise.
+        done: called with the number of samples that were made, as they are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(0, count, _BATCH):
+        size = min(_BATCH, count - i)
+        text = prior.embed_text([prompts[(i + k) % len(prompts)] for k in range(size)]) if prompts else None
+        noise = torch.randn(size, *prior.latent_shape, generator=generator)
+        yield prior.generate(noise.to(prior.device), text, steps).clamp(0, 1).cpu()
+        if done is not None:
+            done(size)
 
 
 @torch.no_grad()
@@ -62,11 +93,6 @@ def frechet_distance(
     real = torch.from_numpy(np.ascontiguousarray(images[:count])).permute(0, 3, 1, 2)
     for i in range(0, len(real), 100):
         metric.update(real[i : i + 100], real=True)
-    generator = torch.Generator().manual_seed(seed)
-    for i in range(0, count, 50):
-        text = prior.embed_text([prompts[(i + k) % len(prompts)] for k in range(50)]) if prompts else None
-        x = prior.generate(torch.randn(50, *prior.latent_shape, generator=generator), text, steps)
-        metric.update((x.clamp(0, 1) * 255).round().byte(), real=False)
-        if done is not None:
-            done(len(x))
+    for x in samples(prior, prompts, steps, count, seed, done):
+        metric.update((x * 255).round().byte(), real=False)
     return float(metric.compute()), network.name

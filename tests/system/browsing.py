@@ -9,7 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import psutil
 
 from splitsight.wire.ports import free_port
 
-__all__ = ["CHROMIUM", "PATIENCE", "Demo", "Served", "Tab"]
+__all__ = ["CHROMIUM", "PATIENCE", "Demo", "Served", "Tab", "watched"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240.0
@@ -110,3 +111,13 @@ class Tab:
     def choose(self, label: str, words: str) -> None:
         self.page.get_by_label(label, exact=True).click()
         self.page.get_by_role("option", name=re.compile(re.escape(words))).first.click()
+
+
+@contextmanager
+def watched(browser: Any, served: Served) -> Iterator[Tab]:
+    """A tab on a served page; nothing may be complained of, and nothing loaded from elsewhere."""
+    made = Tab(browser, served)
+    yield made
+    made.page.close()
+    assert made.complaints == []
+    assert [url for url in made.asked if not url.startswith((served.address, "blob:", "data:"))] == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import CHROMIUM, Tab
+from browsing import CHROMIUM, watched
 
 
 @pytest.fixture(scope="session")
@@ -75,8 +75,5 @@ def browser():
 @pytest.fixture
 def tab(browser, demo):
     """A tab on a module's demonstration; nothing may be complained of, and nothing loaded from elsewhere."""
-    made = Tab(browser, demo)
-    yield made
-    made.page.close()
-    assert made.complaints == []
-    assert [url for url in made.asked if not url.startswith((demo.address, "blob:", "data:"))] == []
+    with watched(browser, demo) as made:
+        yield made

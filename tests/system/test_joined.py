@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import closing
 
 import pytest
-from browsing import CHROMIUM, PATIENCE, Served, Tab
+from browsing import CHROMIUM, PATIENCE, Served, watched
 
 from splitsight.summary import read_summary
 from splitsight.wire.channels import Address
@@ -90,11 +90,8 @@ def joined(hands):
 
 @pytest.fixture
 def tab(browser, joined):
-    made = Tab(browser, joined)
-    yield made
-    made.page.close()
-    assert made.complaints == []
-    assert [url for url in made.asked if not url.startswith((joined.address, "blob:", "data:"))] == []
+    with watched(browser, joined) as made:
+        yield made
 
 
 def test_the_stream_of_others_is_shown(tab, joined):
