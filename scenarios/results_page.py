@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from scenarios.defend import committed
-from scenarios.run.figures import cell_summaries, comparisons
+from scenarios.run.figures import cell_summaries, comparisons, measured
+from scenarios.run.rows import read_rows
 from scenarios.run.spec import PaperRow, Scenario, load_scenario, read_scenario
 from splitsight.files import write_text
 from splitsight.metrics import Metric, metrics_named
@@ -33,19 +34,20 @@ RESULTS = Path(__file__).parent / "results"
 
 _SHOWN = ("psnr", "ssim", "recognised", "matched_top1", "own_answer")
 _INTRODUCTION = (
-    "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR "
-    "in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how often "
-    "the original is the first of a thousand images by that classifier's features. PSNR and SSIM reward a blur; what a "
-    "person would ask are the last two. Where a fifth figure follows, it is how often the attacked network itself "
-    "gives the reconstruction the answer that it gives the original. Rows say which weights made them; figures of "
-    "other weights are not comparable."
+    "Each table is of one scenario's committed rows: means over images that no model was trained on. A cell says PSNR"
+    " in dB and SSIM, then the part of images that an independent classifier puts into the right class, then how "
+    "often the original is the first of a thousand images, or of as many as are said, by that classifier's features. "
+    "PSNR and SSIM reward a blur; what a person would ask are the last two. Where a fifth figure follows, it is how "
+    "often the attacked network itself gives the reconstruction the answer that it gives the original. Rows say which"
+    " weights made them; figures of other weights are not comparable."
 )
-_ROLES = {"target_digest": "target", "prior_digest": "prior", "judge_digest": "evaluator"}
+_ROLES = {"target_digest": "target", "prior_digest": "prior", "evaluator_digest": "evaluator"}
+_GALLERY = 1000
 
 
 def _scenario(path: Path) -> tuple[Scenario, list[dict[str, Any]]]:
     data, name = read_scenario(path.stem)
-    return load_scenario(data, name=name), pq.read_table(path).to_pylist()
+    return load_scenario(data, name=name), read_rows(path).to_pylist()
 
 
 def _metrics(names: Sequence[str]) -> list[Metric]:
@@ -60,27 +62,50 @@ def _cell(summary: CellSummary, eq14: bool) -> str:
     return f"{' / '.join(texts[:2])}{theirs}{''.join(f' · {text}' for text in texts[2:])}"
 
 
-def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
+def _table(heading: str, cells: Sequence[CellSummary], text: Callable[[CellSummary], str]) -> Iterator[str]:
+    """A row a method, a column a split point, and the number of images."""
     splits = list(dict.fromkeys(cell.split for cell in cells))
     labels = list(dict.fromkeys((cell.label, cell.prompt, cell.defense) for cell in cells))
     several = len({defense for _, _, defense in labels}) > 1
-    # the paper's measure stands beside ours only where there is something of the paper to compare with
-    eq14 = any("psnr_eq14" in row.figures and row.split in splits for row in scenario.paper)
-    heading = "PSNR / SSIM" + " (PSNR eq. 14)" * eq14 + " · recognised · found first"
-    heading += " · own answer kept" * any(cell.interval("own_answer") is not None for cell in cells)
     yield f"| {heading} | {' | '.join(splits)} | images |"
     yield "| --- |" + " --- |" * (len(splits) + 1)
     for label, prompt, defense in labels:
         own = {c.split: c for c in cells if (c.label, c.prompt, c.defense) == (label, prompt, defense)}
         behind = f", {defense}" if several else ""
         counts = sorted({cell.n for cell in own.values()})
-        row = [_cell(own[split], eq14) if split in own else "" for split in splits]
+        row = [text(own[split]) if split in own else "" for split in splits]
         yield f"| {label}{behind} | {' | '.join(row)} | {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} |"
+
+
+def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
+    splits = list(dict.fromkeys(cell.split for cell in cells))
+    # the paper's measure stands beside ours only where there is something of the paper to compare with
+    eq14 = any("psnr_eq14" in row.figures and row.split in splits for row in scenario.paper)
+    heading = "PSNR / SSIM" + " (PSNR eq. 14)" * eq14 + " · recognised · found first"
+    heading += " · own answer kept" * any(cell.interval("own_answer") is not None for cell in cells)
+    yield from _table(heading, cells, lambda cell: _cell(cell, eq14))
     theirs = [row for row in scenario.paper if row.split is None or row.split in splits]
     for label in dict.fromkeys(row.label for row in theirs):
         rows = [row for row in theirs if row.label == label]
         row = ["; ".join(filter(None, (_paper(one, split) for one in rows))) for split in splits]
         yield f"| *{label}, the paper's* | {' | '.join(row)} | |"
+
+
+def _further(cells: Sequence[CellSummary]) -> Iterator[str]:
+    """What each further evaluator says."""
+    asked = [metric for metric in measured(cells) if metric.evaluator]
+    for name in dict.fromkeys(metric.evaluator for metric in asked):
+        own = [metric for metric in asked if metric.evaluator == name and metric.plotted]
+        heading = " · ".join(metric.title.removesuffix(f" ({name})") for metric in own)
+
+        def text(cell: CellSummary, own: Sequence[Metric] = own) -> str:
+            found = [(metric, cell.interval(metric.name)) for metric in own]
+            return " · ".join(metric.text(None if value is None else value.mean) for metric, value in found)
+
+        yield f"As `{name}` sees the same reconstructions:"
+        yield ""
+        yield from _table(heading, cells, text)
+        yield ""
 
 
 def _paper(row: PaperRow, split: str) -> str:
@@ -112,7 +137,7 @@ def _compared(found: Sequence[ComparisonSummary]) -> Iterator[str]:
         where = one.split + (f", {one.defense}" if one.defense not in ("", "identity") else "")
         values = [_difference(metric, one.differences.get(metric.name)) for metric in shown]
         if theirs:
-            values.append(", ".join(f"{name} {value}" for name, value in (one.paper or {}).items()))
+            values.append(", ".join(f"{name} {value}" for name, value in (one.paper or {}).items() if value))
         yield f"| {one.name} | {where} | {one.n} | {' | '.join(values)} |"
 
 
@@ -136,6 +161,11 @@ def _section(path: Path) -> Iterator[str]:
     yield ""
     yield from _figures(scenario, cells)
     yield ""
+    sizes = sorted({row["gallery"] for row in rows} - {None})
+    if sizes and sizes != [_GALLERY]:
+        yield f"Found first: of {sizes[0]}{f' to {sizes[-1]}' if sizes[1:] else ''} images."
+        yield ""
+    yield from _further(cells)
     if (lines := list(_compared(comparisons(scenario, rows)))) != []:
         yield from lines
         yield ""
