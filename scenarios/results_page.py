@@ -91,6 +91,12 @@ def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
         yield f"| *{label}, the paper's* | {' | '.join(row)} | |"
 
 
+def _mean(cell: CellSummary, name: str) -> str:
+    (metric,) = (metric for metric in metrics_named([name]) if metric.name == name)
+    value = cell.interval(name)
+    return metric.text(None if value is None else value.mean)
+
+
 def _further(cells: Sequence[CellSummary]) -> Iterator[str]:
     """What each further evaluator says."""
     asked = [metric for metric in measured(cells) if metric.evaluator]
@@ -166,6 +172,14 @@ def _section(path: Path) -> Iterator[str]:
         yield f"Found first: of {sizes[0]}{f' to {sizes[-1]}' if sizes[1:] else ''} images."
         yield ""
     yield from _further(cells)
+    if any(cell.interval("grid_lines") is not None for cell in cells):
+        yield (
+            "Lines at F1's stride in the spectrum of the error, over its neighbours, dB (`splitsight/metrics/grid.py`; "
+            "0 for an error without a grid, nothing where the features' positions are too few to tell):"
+        )
+        yield ""
+        yield from _table("grid lines", cells, lambda cell: _mean(cell, "grid_lines"))
+        yield ""
     if (lines := list(_compared(comparisons(scenario, rows)))) != []:
         yield from lines
         yield ""

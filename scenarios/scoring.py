@@ -55,6 +55,7 @@ class Scorer:
         originals: Tensor,
         index: Sequence[int],
         network: Callable[[Tensor], Tensor] | None = None,
+        stride: int | None = None,
     ) -> dict[str, list[Any]]:
         """Every metric of every image, by column, and ``gallery``, the number of images that it was found among.
 
@@ -63,12 +64,14 @@ class Scorer:
             originals: likewise.
             index: B positions among the inputs.
             network: the attacked one, as :class:`~splitsight.metrics.Batch` has it.
+            stride: of the features, likewise.
         """
         plain = Batch(
             reconstruction=images,
             original=originals,
             label=torch.from_numpy(self._inputs.labels[list(index)]),
             network=network,
+            stride=stride,
         )
         found = measure(self.metrics, plain)
         found |= asked(

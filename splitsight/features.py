@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAYOUTS", "FeatureSpec", "shapes_of", "show_shapes"]
+__all__ = ["LAYOUTS", "FeatureSpec", "shapes_of", "show_shapes", "stride_of"]
 
 LAYOUTS = ("map", "tokens", "vector")
 _LEAST_COVERED = 4
@@ -157,6 +157,21 @@ class FeatureSpec:
 def shapes_of(specs: Sequence[FeatureSpec]) -> list[tuple[int, ...]]:
     """Shapes without batch dimension."""
     return [spec.shape for spec in specs]
+
+
+def stride_of(specs: Sequence[FeatureSpec], size: int) -> int | None:
+    """Pixels between two positions of the coarsest grid among these features.
+
+    Args:
+        specs: what crosses.
+        size: pixels a side of the image.
+
+    Returns:
+        ``None`` where they have no grid, or not one that divides the image into squares.
+    """
+    grids = [spec.grid for spec in specs]
+    sides = [grid[0] for grid in grids if grid is not None and grid[0] == grid[1] and size % grid[0] == 0]
+    return size // min(sides) if sides else None
 
 
 def show_shapes(shapes: Sequence[Sequence[int]]) -> str:

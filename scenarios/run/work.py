@@ -34,7 +34,7 @@ from splitsight.artifacts import digest
 from splitsight.data import encode_png, to_pixels, to_tensor
 from splitsight.devices import device_name
 from splitsight.errors import UserError
-from splitsight.features import shapes_of
+from splitsight.features import shapes_of, stride_of
 from splitsight.numerics import subnormals_flushed
 from splitsight.wire.sessions import SessionDescription
 
@@ -250,7 +250,9 @@ class Bench:
             raise ValueError(f"'{cell.method}' answered {tuple(images.shape)}, not {tuple(originals.shape)}")
         # measured as it is written: eight bits a channel
         stored = torch.where(images.isnan(), images, (images.clamp(0, 1) * 255).round() / 255)
-        measured = self.scorer.measure(stored, originals, index, models.target.answers)
+        measured = self.scorer.measure(
+            stored, originals, index, models.target.answers, stride_of(about.features, originals.shape[-1])
+        )
         losses = [float(answer.loss)] * len(index) if answer.losses is None else answer.losses.tolist()
         asked = network or models.asked(self.believed(cell))
         rows = []

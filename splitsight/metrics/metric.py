@@ -37,7 +37,7 @@ __all__ = [
     "register",
 ]
 
-Need = Literal["reconstruction", "original", "label", "evaluator", "gallery", "network"]
+Need = Literal["reconstruction", "original", "label", "evaluator", "gallery", "network", "stride"]
 IMAGES: frozenset[Need] = frozenset({"reconstruction", "original"})
 
 
@@ -71,6 +71,8 @@ class Batch:
         gallery: position in the batch → features in the evaluator's space, ``(G, F)``, of the images among which the
             original is looked for, itself first; ``None`` where it has no others.
         network: the attacked one, images ``(B, 3, H, W)`` in [0, 1] → class of its best answer ``(B,)``, −1 for none.
+        stride: pixels between the positions that the features are of, see :func:`splitsight.features.stride_of`;
+            ``None`` where they have none.
     """
 
     reconstruction: Tensor
@@ -79,6 +81,7 @@ class Batch:
     evaluator: Classifier | None = None
     gallery: Callable[[int], Tensor | None] | None = None
     network: Callable[[Tensor], Tensor] | None = None
+    stride: int | None = None
 
     def __len__(self) -> int:
         return len(self.reconstruction)

@@ -22,8 +22,8 @@ from splitsight.metrics import (
     proportion_interval,
 )
 
-NAMES = ["psnr", "psnr_eq14", "ssim", "lpips", "recognised", "matched_top1", "matched_top5", "own_answer"]
-ASKED = NAMES[4:7]
+NAMES = ["psnr", "psnr_eq14", "ssim", "grid_lines", "lpips", "recognised", "matched_top1", "matched_top5", "own_answer"]
+ASKED = NAMES[5:8]
 
 
 class Evaluator:
@@ -56,11 +56,12 @@ def brightness(monkeypatch):
 
 def test_those_that_ship_in_the_order_of_their_columns():
     assert [m.name for m in metrics(["mbconv"])] == NAMES
-    assert [m.name for m in metrics()] == [*NAMES[:4], "own_answer"]
+    assert [m.name for m in metrics()] == [*NAMES[:5], "own_answer"]
     assert [m.heading for m in metrics(["x"])] == [
-        *("PSNR, dB", "PSNR eq. 14", "SSIM", "LPIPS", "recognised", "found first", "found in five", "own answer kept")
+        *("PSNR, dB", "PSNR eq. 14", "SSIM", "grid lines, dB", "LPIPS"),
+        *("recognised", "found first", "found in five", "own answer kept"),
     ]
-    assert {m.name for m in metrics(["x"]) if m.better == "lower"} == {"lpips"}
+    assert {m.name for m in metrics(["x"]) if m.better == "lower"} == {"grid_lines", "lpips"}
 
 
 def test_several_evaluators_the_first_without_its_name():
