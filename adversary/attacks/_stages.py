@@ -13,7 +13,7 @@
 ``posterior``
     ``pixels`` where the features hold at least ``pixel_ratio`` times as many numbers as the image, ``fit`` elsewhere:
     a shallow split tells more than the autoencoder can show, a deep one needs its range as a prior. Without an
-    inversion network there is nothing to sample around: then ``unaided_samples`` of ``rounds``.
+    inversion network there is nothing to sample around: then ``unaided_samples`` of ``rounds``, and ``residual``.
 ``noise``
     The latent turned to the noise that generates it (the sampler's ODE run backwards), and DMB from there.
 ``rounds``
@@ -23,8 +23,8 @@
 ``residual``
     A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
     shallow splits that tell more than the autoencoder can show. Only where the features hold at least
-    ``residual_ratio`` times as many numbers as the image; deeper, the residual would fit them by an invisible pattern.
-    Left out where there is known to be noise, which it would fit.
+    ``residual_ratio`` times as many numbers as the image, ``unaided_residual_ratio`` without an inversion network; deeper,
+    the residual would fit them by an invisible pattern. Left out where there is known to be noise, which it would fit.
 ``denoise``
     The prior's denoiser of pixels, once, at the noise level that the answer has by its own finest differences
     (the median of the diagonal Haar coefficients over 0.6745, Donoho & Johnstone, Biometrika 1994): what noise on the
@@ -82,7 +82,7 @@ from splitsight.errors import UserError
 if TYPE_CHECKING:
     from adversary.attacks.best import BestSettings
 
-__all__ = ["STAGES", "State"]
+__all__ = ["STAGES", "State", "takes_time"]
 
 
 @dataclass
@@ -277,6 +277,17 @@ def _fit(state: State, s: BestSettings) -> None:
         state.latent = torch.stack(found).mean(0) if found else state.latent
 
 
+def takes_time(state: State, s: BestSettings, stage: str) -> bool:
+    """Whether a stage has something to go by here, and more to do than one pass."""
+    aided = state.network is not None
+    if stage in ("fit", "pixels"):
+        return aided
+    if stage == "residual":
+        least = s.residual_ratio if aided else s.unaided_residual_ratio
+        return _known(state) >= least and not state.problem.noisy
+    return stage != "denoise"
+
+
 def _known(state: State) -> float:
     """Numbers that the features of a frame hold, as a part of those of its image."""
     return sum(spec.numel for spec in state.problem.specs) / (3 * state.problem.image_size**2)
@@ -284,7 +295,13 @@ def _known(state: State) -> float:
 
 def _posterior(state: State, s: BestSettings) -> None:
     if state.network is None:
+        callback, further = state.callback, takes_time(state, s, "residual")
+        state.callback = callback.part(0.5 if further else 1.0)
         _rounds(state, s.model_copy(update={"samples": s.unaided_samples}))
+        state.callback = callback
+        _residual(state, s)
+        if "residual" in state.answers:  # which has the rounds' answer in it
+            state.answers.pop("rounds", None)
         return
     measured = state.network.pixels is not None
     (_pixels if measured and _known(state) >= s.pixel_ratio else _fit)(state, s)
@@ -381,11 +398,9 @@ def _expected_error(spread: float) -> Callable[[float], float]:
 
 def _residual(state: State, s: BestSettings) -> None:
     problem = state.problem
-    if _known(state) < s.residual_ratio:
+    if not takes_time(state, s, "residual"):
         return
     variable = Residual(state.images)
-    if problem.noisy:
-        return
     match = FeatureMatch(problem.f1, state.features, relative=True, support=problem.support)
     terms = [match, Proximal(torch.zeros_like(variable.value), s.residual_weight), TotalVariation(s.residual_tv)]
     outcome = lbfgs(variable, terms, evaluations=s.residual_evaluations, together=False, callback=state.callback)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from adversary.attacks._stages import STAGES, State
+from adversary.attacks._stages import STAGES, State, takes_time
 from adversary.attacks.base import ATTACKS, Attack, Callback, Problem, Reconstruction, Settings, option
 from adversary.whitebox.posterior import PIXEL_NOISE
 from adversary.whitebox.solvers import UNAIDED_LEVELS
@@ -58,6 +58,7 @@ class BestSettings(Settings):
     residual_weight: float = option(1e-3, "of the residual's square", ge=0)
     residual_tv: float = option(1e-3, "λ_s, weight of total variation with a residual", ge=0)
     residual_ratio: float = option(1.0, "numbers a feature holds over an image's, from which on there is one", ge=0)
+    unaided_residual_ratio: float = option(0.5, "the same without an inversion network", ge=0)
     smoothing: float = option(0.0, "λ_c, weighted by how well the tapped features agree; couples the frames", ge=0)
 
 
@@ -95,7 +96,8 @@ class Best(Attack):
         found = State.start(problem, s.smoothing)
         callback.show(lambda: found.images)
         for i, stage in enumerate(s.stages):
-            found.callback = callback.part(1 / (len(s.stages) - i))
+            left = sum(takes_time(found, s, name) for name in s.stages[i:])
+            found.callback = callback.part(1 / max(1, left))
             STAGES[stage](found, s)
         images = found.images
         if s.combine == "mean" and found.answers:

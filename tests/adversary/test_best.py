@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from adversary.attacks import ATTACKS, Callback, Problem
-from adversary.attacks._stages import STAGES, State, _perturbations
+from adversary.attacks._stages import STAGES, State, _perturbations, takes_time
+from adversary.attacks.best import BestSettings
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
 from splitsight.errors import UserError
 from splitsight.features import FeatureSpec
@@ -120,6 +121,38 @@ def test_a_posterior_without_an_inversion_network_is_sampled_by_the_denoiser(flo
     one = _solve(_problem(flow_prior)[1], stages=("posterior",), unaided_samples=1)
     assert not torch.equal(one.images, mean.images) and _error(mean.images, truth) < 2 * _error(one.images, truth)
     assert mean.model_evaluations > 1.5 * one.model_evaluations
+
+
+def test_without_an_inversion_network_a_residual_adds_what_the_autoencoder_cannot_show(flow_prior):
+    truth, problem = _problem(flow_prior)
+    plain = _solve(problem, stages=("posterior",))
+    # the features hold a quarter of the image's numbers
+    further = _solve(problem, stages=("posterior",), unaided_residual_ratio=0.25)
+    assert (plain.about["stages"], further.about["stages"]) == ("rounds", "residual")
+    assert _error(further.images, truth) < 0.5 * _error(plain.images, truth)
+
+
+def test_time_is_shared_among_the_stages_that_have_something_to_do(flow_prior, network):
+    def timed(initial, stages):
+        found = State.start(_problem(flow_prior, initial)[1], 0.0)
+        return [stage for stage in stages if takes_time(found, BestSettings(), stage)]
+
+    assert timed(None, ("posterior", "denoise")) == ["posterior"]
+    assert timed(None, ("fit", "rounds", "residual")) == ["rounds"]
+    assert timed(network, ("fit", "rounds", "residual")) == ["fit", "rounds"]
+
+    now = [0.0]
+
+    def clock():
+        now[0] += 1.0
+        return now[0]
+
+    seen = {}
+    stages = {name: lambda state, s, name=name: seen.update({name: state.callback.deadline}) for name in STAGES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adversary.attacks.best.STAGES", stages)
+        _solve(_problem(flow_prior)[1], "sharp", callback=Callback(1000.0, clock=clock))
+    assert seen["rounds"] == pytest.approx(1000.0)
 
 
 def test_a_network_for_other_weights_is_an_error_and_not_a_reason_to_do_without(flow_prior):
