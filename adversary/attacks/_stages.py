@@ -23,8 +23,9 @@
 ``residual``
     A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
     shallow splits that tell more than the autoencoder can show. Only where the features hold at least
-    ``residual_ratio`` times as many numbers as the image, ``unaided_residual_ratio`` without an inversion network; deeper,
-    the residual would fit them by an invisible pattern. Left out where there is known to be noise, which it would fit.
+    ``residual_ratio`` times as many numbers as the image (without an inversion network ``unaided_residual_ratio``);
+    deeper, the residual would fit them by an invisible pattern. Left out where there is known to be noise, which it
+    would fit.
 ``denoise``
     The prior's denoiser of pixels, once, at the noise level that the answer has by its own finest differences
     (the median of the diagonal Haar coefficients over 0.6745, Donoho & Johnstone, Biometrika 1994): what noise on the
