@@ -173,7 +173,7 @@ def test_a_lost_adversary_is_replaced(tab, demo):
 def test_export_while_it_runs(demo):
     part = demo.status()["part"]
     demo.until(lambda s: s["windows"]["done"] > 0)
-    assert demo.get("/export/clip.mp4?seconds=20")[4:8] == b"ftyp"
+    assert demo.get("/export/clip.mp4?seconds=2")[4:8] == b"ftyp"
     with zipfile.ZipFile(io.BytesIO(demo.get("/export/report.zip"))) as archive:
         names = archive.namelist()
     assert {"run/index.html", "run/demo.mp4", *(f"run/part-{n:02d}/index.html" for n in range(2, part + 1))} <= set(
