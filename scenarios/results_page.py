@@ -175,7 +175,8 @@ def _section(path: Path) -> Iterator[str]:
     if any(cell.interval("grid_lines") is not None for cell in cells):
         yield (
             "Lines at F1's stride in the spectrum of the error, over its neighbours, dB (`splitsight/metrics/grid.py`; "
-            "0 for an error without a grid, nothing where the features' positions are too few to tell):"
+            "0 for an error without a grid, nothing where the features' positions are too few to tell, or rows are "
+            "older than the measure):"
         )
         yield ""
         yield from _table("grid lines", cells, lambda cell: _mean(cell, "grid_lines"))
