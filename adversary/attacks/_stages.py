@@ -21,11 +21,11 @@
     answer; with falling levels, several times with other noise. Without an inversion network the levels start at
     nearly pure noise (``unaided_levels``).
 ``residual``
-    A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)``, for
-    shallow splits that tell more than the autoencoder can show. Only where the features hold at least
-    ``residual_ratio`` times as many numbers as the image (without an inversion network ``unaided_residual_ratio``);
-    deeper, the residual would fit them by an invisible pattern. Left out where there is known to be noise, which it
-    would fit.
+    A small image on top of what there is, ``relative L_re + residual_weight ‖r‖² + residual_tv TV(x̂)`` (without an
+    inversion network ``unaided_residual_weight``), for shallow splits that tell more than the autoencoder can show.
+    Only where the features hold at least ``residual_ratio`` times as many numbers as the image (without an inversion
+    network ``unaided_residual_ratio``); deeper, the residual would fit them by an invisible pattern. Left out where
+    there is known to be noise, which it would fit.
 ``denoise``
     The prior's denoiser of pixels, once, at the noise level that the answer has by its own finest differences
     (the median of the diagonal Haar coefficients over 0.6745, Donoho & Johnstone, Biometrika 1994): what noise on the
@@ -402,8 +402,9 @@ def _residual(state: State, s: BestSettings) -> None:
     if not takes_time(state, s, "residual"):
         return
     variable = Residual(state.images)
+    weight = s.residual_weight if state.network is not None else s.unaided_residual_weight
     match = FeatureMatch(problem.f1, state.features, relative=True, support=problem.support)
-    terms = [match, Proximal(torch.zeros_like(variable.value), s.residual_weight), TotalVariation(s.residual_tv)]
+    terms = [match, Proximal(torch.zeros_like(variable.value), weight), TotalVariation(s.residual_tv)]
     outcome = lbfgs(variable, terms, evaluations=s.residual_evaluations, together=False, callback=state.callback)
     state.take("residual", outcome)
 

@@ -56,6 +56,9 @@ class BestSettings(Settings):
     unaided_samples: int = option(8, "the samples without an inversion network", ge=1)
     residual_evaluations: int = option(30, "of the residual's fit", ge=0)
     residual_weight: float = option(1e-3, "of the residual's square", ge=0)
+    unaided_residual_weight: float = option(
+        3e-5, "the same without an inversion network, where the residual has more to say", ge=0
+    )
     residual_tv: float = option(1e-3, "λ_s, weight of total variation with a residual", ge=0)
     residual_ratio: float = option(1.0, "numbers a feature holds over an image's, from which on there is one", ge=0)
     unaided_residual_ratio: float = option(0.5, "the same without an inversion network", ge=0)
