@@ -10,6 +10,7 @@ from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
 from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name, inversion_width
+from adversary.fits import live_fits
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import train_autoencoder
@@ -59,6 +60,7 @@ def train_prior_command(
     start: str | None = None,
     autoencoder: str | None = None,
     settings: Settings | None = None,
+    fits: int | None = None,
 ) -> Path:
     """Train the prior, or one part of it, in ``out``; write it in diffusers layout to ``out/model``.
 
@@ -72,18 +74,24 @@ def train_prior_command(
         seed: of weights and draws.
         threads: CPU threads.
         part: ``autoencoder``, ``denoiser`` (needs an autoencoder), ``pixels``, or ``all``.
-        target: network whose features measure the samples' Fréchet distance.
-        start: name or folder of an earlier prior, whose denoiser and text encoder are gone on from.
+        target: network whose features measure the samples' Fréchet distance, and whose live fits are learnt from.
+        start: name or folder of an earlier prior, whose denoisers and text encoder are gone on from.
         autoencoder: name or folder of a prior whose autoencoder is kept; its held-out errors are logged beside the new
             ones. ``None`` takes the one trained in ``out``.
         settings: of both denoisers; default: those of :class:`Settings`.
+        fits: images a split of ``target`` whose live fits the denoiser of pixels learns from, too
+            (:mod:`adversary.fits`), with the decoder and preview networks of ``start``; ``None``: white noise alone.
 
     Returns:
         The prior's folder; for ``autoencoder`` and ``pixels`` alone, theirs.
 
     Raises:
-        UserError: there is no autoencoder, or it is given twice; data are missing.
+        UserError: there is no autoencoder, or it is given twice; data are missing; fits are wanted, and there is no
+            ``start``, or one without a denoiser of pixels or preview networks.
     """
+    earlier = load_prior(start) if start else None
+    if fits and (earlier is None or earlier.pixel_denoiser is None):
+        raise UserError("--fits goes on from a prior with a denoiser of pixels: name it with --start, such as small")
     if threads:
         torch.set_num_threads(threads)
     settings = settings or Settings()
@@ -110,7 +118,19 @@ def train_prior_command(
             return answer
     pictures = Pictures(source, settings.photos, _SIZE)
     if "pixels" in chosen:
-        answer = _pixels(pictures, out, budget("pixels"), settings, made, seed, where)
+        answer = _pixels(
+            pictures,
+            out,
+            budget("pixels"),
+            settings,
+            made,
+            seed,
+            where,
+            earlier=earlier,
+            start_name=start,
+            fits=fits,
+            target=target,
+        )
         if part == "pixels":
             return answer
     vae_folder = out / "autoencoder" / "model"
@@ -131,7 +151,7 @@ def train_prior_command(
         settings,
         seed=seed,
         device=where,
-        start=load_prior(start) if start else None,
+        start=earlier,
         reference=kept,
     )
     prior = Prior(
@@ -225,8 +245,20 @@ def _pixels(
     made: str,
     seed: int,
     device: torch.device,
+    *,
+    earlier: Prior | None,
+    start_name: str | None,
+    fits: int | None,
+    target: str,
 ) -> Path:
-    denoiser, figures = train_pixels(pictures, out / "pixels", budget, settings, seed=seed, device=device)
+    start = None if earlier is None else earlier.pixel_denoiser
+    pairs = None
+    if fits:
+        assert earlier is not None
+        pairs = live_fits(earlier, targets.load(target), pictures.images, fits, out / "fits", seed=seed)
+    denoiser, figures = train_pixels(
+        pictures, out / "pixels", budget, settings, seed=seed, device=device, start=start, fits=pairs
+    )
     folder = out / "model" / "pixel_denoiser"
     denoiser.cpu().save(folder)
     low, high = SIGMAS
@@ -237,11 +269,16 @@ def _pixels(
             f"diffusers UNet2DModel on 2 × 2 blocks of pixels, convolutional, any size; predicts the noise of images "
             f"in [0, 1] at levels σ of {low:g} to {high:g} (time 1000 σ; input scaled to [−1, 1])."
         ),
-        data=_described(pictures),
-        command=f"splitsight train prior --part pixels --data DIR{made}{_choices(settings)}",
+        data=_described(pictures)
+        + (f" Live fits of {len(pairs):,} of the images, every tenth held out, behind {target}." if pairs else ""),
+        command=f"splitsight train prior --part pixels --data DIR{made}{_choices(settings)}"
+        + (f" --start {printable(start_name)}" if start_name else "")
+        + (f" --fits {fits}" if fits else ""),
         figures=figures,
-        notes="Gains are in dB of the mean squared error on held-out images, against the noisy ones, by σ.\n\n"
-        + learning_curve(out / "pixels", ["images", "gain_0.06"]),
+        notes="Gains are in dB of the mean squared error on held-out images, against the noisy ones, by σ"
+        + ("; fit_gain is that over live fits, the preview's measured error being σ" if pairs else "")
+        + ".\n\n"
+        + learning_curve(out / "pixels", ["images", "gain_0.06", *(["fit_gain"] if pairs else [])]),
     )
     return folder
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adversary.attacks.base import ATTACKS, Attack, Callback, Problem, Reconstruction, Settings, option
 from adversary.blackbox.inversion import InversionNetwork, NoInversionNetwork
+from adversary.priors.pixels import SIGMAS
 from adversary.priors.prior import Prior
 from adversary.whitebox.noise import seen_through
 from adversary.whitebox.solvers import UNAIDED_LEVELS, plug_and_play
@@ -54,9 +55,11 @@ class Window(Attack):
 
     ``map`` is a maximum a posteriori fit under the preview's measured errors (:mod:`adversary.whitebox.window`);
     without F1 or a surrogate of it, frames correct each other where their features agree. Its images are then taken for
-    ``x_σ``, the truth under noise, at falling σ, and each replaced by ``E[x | x_σ]`` of the prior's diffusion model of
-    pixels (:mod:`adversary.priors.pixels`): what the features left open, above all the pattern of F1's strides, is
-    decided by what images look like. The setting ``map`` leaves that out. ``pnp`` is plug-and-play with
+    ``x_σ``, the truth under noise, at falling σ, and the prior's diffusion model of pixels
+    (:mod:`adversary.priors.pixels`) decides what the features left open. At the preview's measured error it knows what
+    such fits leave (:mod:`adversary.fits`), and the answer moves a part of the way to ``E[x | fit]``: all of the way
+    has the least error, and nothing that a person or a classifier would recognise. Then, at small σ, each is replaced
+    by ``E[x | x_σ]``. The setting ``map`` leaves that out. ``pnp`` is plug-and-play with
     the denoiser of latents; it runs without previews too. Both carry the temporal smoothing term, and start from what
     is known: the preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
@@ -73,11 +76,14 @@ class Window(Attack):
         likelihood_weight: float = option(
             1.0, "map: of the feature loss; 1 takes its measured errors at their word", ge=0
         )
+        expected_share: float = option(
+            0.2, "map: weight of the expected image given the fit, as the denoiser of pixels sees it", ge=0, le=1
+        )
         pixel_levels: tuple[float, ...] = option(
-            (0.04, 0.02), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"
+            (0.02, 0.01), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"
         )
         pixel_share: float = option(
-            0.3, "map: the largest level is at most this part of the preview's measured error of a pixel", gt=0
+            0.15, "map: the largest level is at most this part of the preview's measured error of a pixel", gt=0
         )
         levels: tuple[float, ...] = option((0.3, 0.2, 0.12, 0.06, 0.0), "pnp: noise levels, one a round")
         unaided_levels: tuple[float, ...] = option(UNAIDED_LEVELS, "pnp: the same without a preview to start from")
@@ -87,7 +93,7 @@ class Window(Attack):
     name = "window"
     presets: ClassVar = {
         "live": {},
-        "map": {"pixel_levels": ()},
+        "map": {"expected_share": 0.0, "pixel_levels": ()},
         "single": {"smoothing": 0.0},
         "denoised": {"solver": "pnp", "inner": 15, "smoothing": 1e-4, "samples": 2},
     }
@@ -106,7 +112,7 @@ class Window(Attack):
     def check(self, known: Any) -> None:
         """As :meth:`Attack.check`; pixels are denoised only by a prior that can."""
         super().check(known)
-        if self.settings.solver == "map" and self.settings.pixel_levels and known.prior.pixel_denoiser is None:
+        if self.settings.solver == "map" and self._denoises and known.prior.pixel_denoiser is None:
             raise UserError(
                 f"the prior '{known.prior.name}' has no denoiser of pixels, which {self.name}:{self.setting} needs: "
                 "train one with `splitsight train prior --part pixels`, or choose window:map, which does without"
@@ -159,16 +165,23 @@ class Window(Attack):
             ),
         )
 
+    @property
+    def _denoises(self) -> bool:
+        return self.settings.expected_share > 0 or bool(self.settings.pixel_levels)
+
     @torch.no_grad()
     def _denoised(self, prior: Prior, network: InversionNetwork, images: Tensor) -> Tensor:
-        """``E[x | x_σ]`` at each level in turn."""
+        """A part of the way to ``E[x | fit]``, then ``E[x | x_σ]`` at each level in turn."""
         s, denoiser = self.settings, prior.pixel_denoiser
-        if not s.pixel_levels:
+        if not self._denoises:
             return images
         assert denoiser is not None
+        if s.expected_share and network.pixels is not None:
+            expected = denoiser(images.clamp(0, 1), min(network.pixels.deviation, SIGMAS[1]))
+            images = torch.lerp(images, expected, s.expected_share)
         # where previews are good so are fits, and a level above their error takes away what was found
         known = math.inf if network.pixels is None else s.pixel_share * network.pixels.deviation
-        scale = min(1.0, known / max(s.pixel_levels))
+        scale = min(1.0, known / max(s.pixel_levels, default=1.0))
         for sigma in s.pixel_levels:
             images = denoiser(images.clamp(0, 1), scale * sigma)
         return images

@@ -7,6 +7,8 @@ denoiser of latents knows anything that the latents do not say. Pixels are not w
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from pathlib import Path
 
@@ -66,9 +68,11 @@ class PixelDenoiser(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write a diffusers folder; weights as float16 safetensors."""
-        import copy
-
         copy.deepcopy(self.network).half().save_pretrained(folder)
+        # diffusers keeps the folder that a network was loaded from, which is nobody else's business
+        file = folder / "config.json"
+        config = {name: value for name, value in json.loads(file.read_text()).items() if name != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def noise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """``ε̂``: the noise, of about unit variance, in images at noise level ``sigma``.

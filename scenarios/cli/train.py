@@ -183,6 +183,14 @@ def train_prior(
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16/--float32", help="Precision of the denoiser's products while it is trained.")
     ] = False,
+    fits: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images a split of ResNet-18 whose live fits --part pixels learns from, too, going on from --start; "
+            "default: none.",
+        ),
+    ] = None,
 ) -> None:
     """Train the generative prior: autoencoder, denoiser of latents with text encoder, denoiser of pixels.
 
@@ -204,6 +212,7 @@ def train_prior(
             part=part.value,
             start=start,
             autoencoder=autoencoder,
+            fits=fits,
             settings=Settings(
                 photos=photos or [],
                 network=network.value,

@@ -8,17 +8,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adversary.blackbox.inversion import inversion_for
+from adversary.fits import Fits, live_fits
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import _Latents, train_denoiser
-from adversary.priors._train_pixels import denoising_gain, train_pixels
+from adversary.priors._train_pixels import denoising_gain, fit_gain, train_pixels
 from adversary.priors.pixels import PixelDenoiser, build_pixel_denoiser
 from adversary.priors.prior import Prior, load_prior
 from adversary.training import train_prior_command
-from splitsight.data import encode_png
+from splitsight import targets
+from splitsight.data import encode_png, to_tensor
 from splitsight.errors import UserError
 from splitsight.photographs import Photographs
+from splitsight.pipeline import EdgePipeline
 from splitsight.training import Budget
 from splitsight.training_data import TrainingSet
 
@@ -184,6 +188,60 @@ def test_the_denoiser_of_pixels_learns_and_goes_on_where_it_stopped(data, tmp_pa
     assert figures["finished"] and denoiser(torch.rand(1, 3, 16, 16), 0.1).shape == (1, 3, 16, 16)
 
 
+def _fits(count, rng):
+    """Images under an error that white noise is nothing like: one grey level too much everywhere."""
+    images = np.stack([0.8 * _image(16, 16, rng) for _ in range(count)]).astype(np.uint8)
+    return Fits(images, (images + 25.5).round().astype(np.uint8), np.full(count, 0.1, np.float32))
+
+
+def test_what_fits_leave_is_learnt_beside_noise_from_an_earlier_denoiser(data, tmp_path):
+    fits = _fits(60, np.random.default_rng(3))
+    settings = _unet(lr=4e-3, schedule="stable", average=0.9)
+    start, _ = train_pixels(_pictures(data), tmp_path / "a", Budget(steps=30), settings)
+    before = [p.clone() for p in start.parameters()]
+    denoiser, figures = train_pixels(
+        _pictures(data), tmp_path / "b", Budget(steps=60), settings, start=start, fits=fits
+    )
+    assert all(torch.equal(p, q) for p, q in zip(before, start.parameters(), strict=True))
+    held = fits.parts()[1]
+    assert len(held) == 6 and fit_gain(start, held) < 1 < figures["fit_gain"] == fit_gain(denoiser, held)
+    denoiser.save(tmp_path / "once")
+    PixelDenoiser.from_folder(tmp_path / "once").save(tmp_path / "twice")
+    assert str(tmp_path) not in (tmp_path / "twice" / "config.json").read_text()
+    assert figures["images_seen"] > 60 * 8 and "photos_gain_0.02" in figures
+
+
+def test_fits_are_drawn_in_pairs(data):
+    fits = _fits(20, np.random.default_rng(3))
+    x, fit, level = fits.draw(50, np.random.default_rng(0))
+    assert x.shape == fit.shape == (50, 3, 16, 16) and level.tolist() == pytest.approx([0.1] * 50)
+    torch.testing.assert_close(fit - x, torch.full_like(x, 0.1), atol=0.003, rtol=0)
+
+
+def test_live_fits_are_nearer_to_features_than_previews_and_kept(tmp_path, monkeypatch):
+    prior, target = load_prior("small"), targets.load("resnet18")
+    images = np.stack([_image(64, 64, np.random.default_rng(i)) for i in range(4)])
+    monkeypatch.setattr(target, "points", lambda: ["L4"])
+    monkeypatch.setattr("adversary.fits._EVALUATIONS", (6,))
+    fits = live_fits(prior, target, images, 1, tmp_path)
+    pipeline = EdgePipeline(target, "L4")
+    network = inversion_for(pipeline.description(), prior)
+    assert len(fits) == 4 and fits.levels.tolist() == pytest.approx([network.pixels.deviation] * 4)
+    with torch.no_grad():
+        (z,) = pipeline(to_tensor(fits.originals))
+        previews = prior.decode(network((z,))).clamp(0, 1)
+
+        def error(x):
+            return float((pipeline(x)[0] - z).square().mean())
+
+        assert error(to_tensor(fits.fits)) < error(previews)
+    monkeypatch.setattr("adversary.fits._fitted", None)  # nothing is fitted again
+    np.testing.assert_array_equal(live_fits(prior, target, images, 1, tmp_path).fits, fits.fits)
+    monkeypatch.setattr(target, "points", lambda: ["output"])
+    with pytest.raises(UserError, match="leave out --fits"):
+        live_fits(prior, target, images, 1, tmp_path)
+
+
 def test_the_command_writes_a_prior_with_both_denoisers_and_their_cards(data, tmp_path, monkeypatch, flow_prior):
     monkeypatch.setattr("adversary.training._SIZE", 16)
     monkeypatch.setattr("adversary.training._SAMPLES", 60)
@@ -194,6 +252,8 @@ def test_the_command_writes_a_prior_with_both_denoisers_and_their_cards(data, tm
     settings = _unet(photos=[data[1]], evaluate_every=1e-6)
     with pytest.raises(UserError, match="no autoencoder"):
         train_prior_command(**common, part="denoiser", settings=settings)
+    with pytest.raises(UserError, match="--start, such as small"):
+        train_prior_command(**common, part="pixels", settings=settings, fits=8)
     with pytest.raises(UserError, match="trained or kept"):
         train_prior_command(**common, part="all", settings=settings, autoencoder=str(tmp_path / "old"))
     card = train_prior_command(**common, part="pixels", settings=settings) / "README.md"

@@ -172,13 +172,18 @@ def test_pixels_are_denoised_after_the_fit_at_levels_that_suit_the_preview(flow_
 
     fitted = answer("map")
     flow_prior.pixel_denoiser = _Halves()
-    denoised = answer(pixel_levels=(0.04, 0.02), pixel_share=1.0)
+    denoised = answer(expected_share=0.0, pixel_levels=(0.04, 0.02), pixel_share=1.0)
     assert asked == [0.04, 0.02] and network.pixels.deviation > 0.04
     torch.testing.assert_close(denoised.images, fitted.images.clamp(0, 1) / 4)
     # what the fit found is what the next window starts from
     torch.testing.assert_close(denoised.state.detail, fitted.state.detail)
-    answer(pixel_levels=(0.04, 0.02), pixel_share=0.1)
+    answer(expected_share=0.0, pixel_levels=(0.04, 0.02), pixel_share=0.1)
     assert asked == pytest.approx([0.1 * network.pixels.deviation, 0.05 * network.pixels.deviation])
+    # a part of the way to E[x | fit] at the preview's error
+    asked.clear()
+    part = answer(expected_share=0.4, pixel_levels=()).images
+    torch.testing.assert_close(part, 0.6 * fitted.images + 0.2 * fitted.images.clamp(0, 1))
+    assert asked == [pytest.approx(network.pixels.deviation)]
     torch.testing.assert_close(answer("map").images, fitted.images)
     assert asked == []
 
@@ -192,7 +197,7 @@ def test_time_for_denoising_is_kept_before_the_deadline(flow_prior, network, z):
             return x
 
     flow_prior.pixel_denoiser = _Slow()
-    attack, state, ends = _window(inner=10**6, pixels=10**6, pixel_levels=(0.04,)), None, []
+    attack, state, ends = _window(inner=10**6, pixels=10**6, expected_share=0.0, pixel_levels=(0.04,)), None, []
     for _ in range(2):  # the second one knows what it takes
         clock.at = 0.0
         problem = Problem(z, _Head(), SPECS, prior=flow_prior, initial=lambda: network)
