@@ -125,18 +125,11 @@ def _fitted(
     attack = ATTACKS.get("window").configured(
         "map", target=pipeline.target.name, split=pipeline.split, changes={"pixels": evaluations, "smoothing": 0.0}
     )
+    known, specs = Expected(pipeline), pipeline.description().features
     fits = []
     for i in range(0, len(images), _BATCH):
         with torch.no_grad():
             features = list(pipeline(to_tensor(images[i : i + _BATCH])))
-        problem = Problem(
-            features,
-            Expected(pipeline),
-            pipeline.description().features,
-            prior=prior,
-            initial=lambda: network,
-            seed=seed,
-            first=i,
-        )
+        problem = Problem(features, known, specs, prior=prior, initial=lambda: network, seed=seed, first=i)
         fits.append(attack.reconstruct(problem).images.detach().clamp(0, 1))
     return (torch.cat(fits) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -116,6 +116,7 @@ def train_pixels(
         model = copy.deepcopy(start).to(device).train().requires_grad_()
     peak = settings.lr or (2e-3 if start is None else 8e-4)
     learnt, held_fits = (None, None) if fits is None else fits.parts()
+    fitted = 0 if learnt is None else round(_FITS * settings.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     average, seen = ema(model, settings.average), Count()
     averaged = cast("PixelDenoiser", average.module)
@@ -140,7 +141,6 @@ def train_pixels(
         for fraction in run.steps():
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(fraction, peak)
-            fitted = 0 if learnt is None else round(_FITS * settings.batch)
             draw = pictures.draw(settings.batch - fitted, rng)
             small = flattened(pictures.images[draw.index], 0.3, generator)
             mirrored = rng.integers(2, size=len(small)) == 1
