@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
@@ -135,50 +138,48 @@ def write_video(
         How many frames were written.
 
     Raises:
-        UserError: the encoder failed, as it does on a full disk.
+        UserError: the encoder failed, as it does on a full disk; with what it said.
     """
-    import imageio_ffmpeg
-
     remaining = iter(frames)
     first = next(remaining, None)
     if first is None:
         return 0
     count = 0
-    with writing(path) as partial:
+    with writing(path) as partial, TemporaryFile() as said:
+        command = _encoder(first.shape[1], first.shape[0], fps, partial)
+        # in a group of its own, so that Ctrl-C in a terminal leaves it to finish what it was given
+        encoder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, process_group=0
+        )
+        assert encoder.stdin is not None
         try:
-            writer = imageio_ffmpeg.write_frames(
-                str(partial),
-                (first.shape[1], first.shape[0]),
-                fps=fps,  # pyright: ignore[reportArgumentType]  inferred from its default, 16
-                codec="libx264",
-                pix_fmt_out="yuv420p",
-                macro_block_size=2,
-                quality=None,  # pyright: ignore[reportArgumentType]  likewise; None leaves it to the options below
-                output_params=[
-                    "-crf",
-                    "18",
-                    "-preset",
-                    "medium",
-                    "-movflags",
-                    "+faststart",
-                    "-threads",
-                    "2",
-                    "-f",
-                    "mp4",
-                ],
-                ffmpeg_log_level="error",
-            )
-            writer.send(None)
-            for frame in chain([first], remaining):
-                writer.send(np.ascontiguousarray(frame))
-                count += 1
-                if progress is not None:
-                    progress()
-            writer.close()
-            if not partial.is_file() or partial.stat().st_size == 0:
-                raise OSError("no output")
-        except OSError as error:
-            raise UserError(
-                f"the video {path} could not be encoded ({str(error).splitlines()[0]}): is the disk full?", code=1
-            ) from error
+            with suppress(BrokenPipeError):  # it says itself why it ended
+                for frame in chain([first], remaining):
+                    encoder.stdin.write(np.ascontiguousarray(frame).data)
+                    count += 1
+                    if progress is not None:
+                        progress()
+                encoder.stdin.close()
+            status = encoder.wait()
+        finally:
+            if encoder.poll() is None:
+                encoder.kill()
+                encoder.wait()
+            with suppress(BrokenPipeError):
+                encoder.stdin.close()
+        if status:
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip().splitlines()
+            reason = words[-1] if words else f"signal {-status}" if status < 0 else f"exit status {status}"
+            raise UserError(f"the video {path} could not be encoded ({reason}): is the disk full?", code=1)
     return count
+
+
+def _encoder(width: int, height: int, fps: float, path: Path) -> list[str]:
+    """The command that takes raw frames on its standard input."""
+    import imageio_ffmpeg
+
+    frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+    coded = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "2"]
+    video = [*frames, *coded, "-movflags", "+faststart", "-f", "mp4", str(path)]
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *video]

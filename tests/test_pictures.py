@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,20 @@ def test_spread() -> None:
     assert spread(5, 1) == [2]
 
 
-def test_a_video_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="could not be encoded"):
+def test_a_video_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"could not be encoded \(.*Invalid argument\)"):
         write_video(tmp_path / "x.mp4", iter([np.zeros((64, 64, 3), np.uint8)] * 50), -1)
+    monkeypatch.setattr("splitsight.pictures._encoder", lambda *_: ["sh", "-c", "kill -9 $$"])
+    with pytest.raises(UserError, match=r"could not be encoded \(signal 9\)"):
+        write_video(tmp_path / "x.mp4", iter([np.zeros((64, 64, 3), np.uint8)] * 50), 2)
+    monkeypatch.undo()
+
+    def broken() -> Iterator[np.ndarray]:
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise KeyError("a frame")
+
+    with pytest.raises(KeyError):
+        write_video(tmp_path / "x.mp4", broken(), 2)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_video(tmp_path / "file" / "x.mp4", [np.zeros((64, 64, 3), np.uint8)], 2)
