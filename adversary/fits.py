@@ -3,11 +3,14 @@
 The error of a fit is not white. What F1 does not see keeps the preview's error, what it sees has hardly any, and where
 F1 folds, the fit has followed it. All of that depends on the image, so that the mean of all images with a given fit,
 ``E[x | fit]``, is a network's to learn and not a covariance's to say.
+
+That mean is a blur, in which neither a person nor a classifier recognises anything. So a part of the loss is taken in
+features, as perceptual losses are (Johnson et al. 2016, arXiv 1603.08155): what is at hand is F1 itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +45,20 @@ class Fits:
         originals: ``(N, H, W, 3)`` uint8.
         fits: of the same images, likewise.
         levels: ``(N,)`` float32, the preview's measured error of a pixel where each was fitted, in units of [0, 1].
+        pipeline: F1 whose features a denoised fit should share with its original.
     """
 
     originals: np.ndarray
     fits: np.ndarray
     levels: np.ndarray
+    pipeline: EdgePipeline
 
     def __len__(self) -> int:
         return len(self.levels)
 
     def part(self, index: np.ndarray) -> Fits:
         """Those at these positions."""
-        return Fits(self.originals[index], self.fits[index], self.levels[index])
+        return replace(self, originals=self.originals[index], fits=self.fits[index], levels=self.levels[index])
 
     def parts(self) -> tuple[Fits, Fits]:
         """Those to train on, and every tenth, held out."""
@@ -68,12 +73,22 @@ class Fits:
         x, fit = (torch.where(mirrored, t.flip(-1), t) for t in pair)
         return x, fit, torch.from_numpy(self.levels[index])
 
+    def feature_error(self, y: Tensor, x: Tensor) -> Tensor:
+        """``‖F1(y) − F1(x)‖² / ‖F1(x)‖²`` of images ``(B, 3, H, W)`` in [0, 1], their mean: one number."""
+        with torch.no_grad():
+            truth = self.pipeline.expected(x)
+        parts = [
+            (a - b).flatten(1).square().sum(1) / b.flatten(1).square().sum(1).clamp_min(1e-12)
+            for a, b in zip(self.pipeline.expected(y), truth, strict=True)
+        ]
+        return torch.stack(parts).mean()
+
 
 def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, folder: Path, *, seed: int = 0) -> Fits:
     """Fit images as ``window:map`` does, each alone, at every split that the prior has a preview network for.
 
     Half of them are flattened to look like video (:func:`splitsight.training.flattened`). Files of :data:`CHUNK` images
-    in ``folder`` that are there are kept.
+    in ``folder`` that are there are kept. Features are those of the middle one of these splits, the shallower of two.
 
     Args:
         prior: its decoder and preview networks are used.
@@ -89,6 +104,7 @@ def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, fold
     folder.mkdir(parents=True, exist_ok=True)
     files = -(-count // CHUNK)
     found: list[Fits] = []
+    pipelines: list[EdgePipeline] = []
     for place, split in enumerate(target.points()):
         pipeline = EdgePipeline(target, split)
         try:
@@ -97,6 +113,7 @@ def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, fold
             continue
         if network.pixels is None:
             continue
+        pipelines.append(pipeline)
         with progress_of(f"live fits at {split}", files) as done:
             for k in range(files):
                 file = folder / f"{split}-{k:04d}.npz"
@@ -109,14 +126,15 @@ def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, fold
                         np.savez(stream, originals=chosen, fits=fits)
                 with np.load(file) as kept:
                     level = np.full(len(kept["fits"]), network.pixels.deviation, np.float32)
-                    found.append(Fits(kept["originals"], kept["fits"], level))
+                    found.append(Fits(kept["originals"], kept["fits"], level, pipeline))
                 done(1)
     if not found:
         raise UserError(
             f"no preview network of the prior '{prior.name}' for any split of {target.name} knows its errors: "
             "train one with `splitsight train inversion`, or leave out --fits"
         )
-    return Fits(*(np.concatenate([getattr(f, name) for f in found]) for name in ("originals", "fits", "levels")))
+    arrays = (np.concatenate([getattr(f, name) for f in found]) for name in ("originals", "fits", "levels"))
+    return Fits(*arrays, pipeline=pipelines[(len(pipelines) - 1) // 2])
 
 
 def _fitted(

@@ -10,14 +10,14 @@ from diffusers import AutoencoderDC
 
 from adversary.blackbox._train import train_inversion
 from adversary.blackbox.inversion import WIDTH, inversion_file, inversion_name, inversion_width
-from adversary.fits import live_fits
+from adversary.fits import Fits, live_fits
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import train_autoencoder
 from adversary.priors._train_denoiser import train_denoiser
 from adversary.priors._train_pixels import train_pixels
 from adversary.priors.evaluate import frechet_distance
-from adversary.priors.pixels import SIGMAS
+from adversary.priors.pixels import SIGMAS, PixelDenoiser
 from adversary.priors.prior import EMBEDDED, Prior, load_prior
 from splitsight import targets
 from splitsight.cards import write_card
@@ -90,6 +90,8 @@ def train_prior_command(
             ``start``, or one without a denoiser of pixels or preview networks.
     """
     earlier = load_prior(start) if start else None
+    if fits and part not in ("pixels", "all"):
+        raise UserError("--fits are what the denoiser of pixels learns from: give --part pixels, or leave --fits out")
     if fits and (earlier is None or earlier.pixel_denoiser is None):
         raise UserError("--fits goes on from a prior with a denoiser of pixels: name it with --start, such as small")
     if threads:
@@ -118,18 +120,20 @@ def train_prior_command(
             return answer
     pictures = Pictures(source, settings.photos, _SIZE)
     if "pixels" in chosen:
+        learnt = None
+        if fits and earlier is not None:
+            learnt = live_fits(earlier, targets.load(target), pictures.images, fits, out / "fits", seed=seed)
+        options = made + _choices(settings) + (f" --start {printable(start)}" if start else "")
         answer = _pixels(
             pictures,
             out,
             budget("pixels"),
             settings,
-            made,
             seed,
             where,
-            earlier=earlier,
-            start_name=start,
-            fits=fits,
-            target=target,
+            start=None if earlier is None else earlier.pixel_denoiser,
+            fits=learnt,
+            options=options + (f" --fits {fits}" if fits else ""),
         )
         if part == "pixels":
             return answer
@@ -242,22 +246,16 @@ def _pixels(
     out: Path,
     budget: Budget,
     settings: Settings,
-    made: str,
     seed: int,
     device: torch.device,
     *,
-    earlier: Prior | None,
-    start_name: str | None,
-    fits: int | None,
-    target: str,
+    start: PixelDenoiser | None,
+    fits: Fits | None,
+    options: str,
 ) -> Path:
-    start = None if earlier is None else earlier.pixel_denoiser
-    pairs = None
-    if fits:
-        assert earlier is not None
-        pairs = live_fits(earlier, targets.load(target), pictures.images, fits, out / "fits", seed=seed)
+    behind = "" if fits is None else fits.pipeline.target.name
     denoiser, figures = train_pixels(
-        pictures, out / "pixels", budget, settings, seed=seed, device=device, start=start, fits=pairs
+        pictures, out / "pixels", budget, settings, seed=seed, device=device, start=start, fits=fits
     )
     folder = out / "model" / "pixel_denoiser"
     denoiser.cpu().save(folder)
@@ -270,15 +268,13 @@ def _pixels(
             f"in [0, 1] at levels σ of {low:g} to {high:g} (time 1000 σ; input scaled to [−1, 1])."
         ),
         data=_described(pictures)
-        + (f" Live fits of {len(pairs):,} of the images, every tenth held out, behind {target}." if pairs else ""),
-        command=f"splitsight train prior --part pixels --data DIR{made}{_choices(settings)}"
-        + (f" --start {printable(start_name)}" if start_name else "")
-        + (f" --fits {fits}" if fits else ""),
+        + (f" Live fits of {len(fits):,} of the images, every tenth held out, behind {behind}." if fits else ""),
+        command=f"splitsight train prior --part pixels --data DIR{options}",
         figures=figures,
         notes="Gains are in dB of the mean squared error on held-out images, against the noisy ones, by σ"
-        + ("; fit_gain is that over live fits, the preview's measured error being σ" if pairs else "")
+        + ("; fit_gain is that over live fits, the preview's measured error being σ" if fits else "")
         + ".\n\n"
-        + learning_curve(out / "pixels", ["images", "gain_0.06", *(["fit_gain"] if pairs else [])]),
+        + learning_curve(out / "pixels", ["images", "gain_0.06", *(["fit_gain"] if fits else [])]),
     )
     return folder
 

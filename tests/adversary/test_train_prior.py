@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny import TinyTarget
 
 from adversary.blackbox.inversion import inversion_for
 from adversary.fits import Fits, live_fits
@@ -191,7 +192,12 @@ def test_the_denoiser_of_pixels_learns_and_goes_on_where_it_stopped(data, tmp_pa
 def _fits(count, rng):
     """Images under an error that white noise is nothing like: one grey level too much everywhere."""
     images = np.stack([0.8 * _image(16, 16, rng) for _ in range(count)]).astype(np.uint8)
-    return Fits(images, (images + 25.5).round().astype(np.uint8), np.full(count, 0.1, np.float32))
+    return Fits(
+        images,
+        (images + 25.5).round().astype(np.uint8),
+        np.full(count, 0.1, np.float32),
+        EdgePipeline(TinyTarget(), "S1"),
+    )
 
 
 def test_what_fits_leave_is_learnt_beside_noise_from_an_earlier_denoiser(data, tmp_path):
@@ -218,6 +224,19 @@ def test_fits_are_drawn_in_pairs(data):
     torch.testing.assert_close(fit - x, torch.full_like(x, 0.1), atol=0.003, rtol=0)
 
 
+def test_the_error_of_features_is_relative_and_has_a_gradient_for_the_answer_alone():
+    fits = _fits(20, np.random.default_rng(3))
+    y, x = (torch.rand(2, 3, 16, 16, requires_grad=True) for _ in range(2))
+    assert float(fits.feature_error(x, x).detach()) == 0
+    with torch.no_grad():
+        (a,), (b,) = fits.pipeline(y), fits.pipeline(x)
+    wanted = np.mean([np.linalg.norm(a[i] - b[i]) ** 2 / np.linalg.norm(b[i]) ** 2 for i in range(2)])
+    error = fits.feature_error(y, x)
+    assert float(error.detach()) == pytest.approx(wanted, rel=1e-4)
+    error.backward()
+    assert float(y.grad.abs().sum()) > 0 and x.grad is None
+
+
 def test_live_fits_are_nearer_to_features_than_previews_and_kept(tmp_path, monkeypatch):
     prior, target = load_prior("small"), targets.load("resnet18")
     images = np.stack([_image(64, 64, np.random.default_rng(i)) for i in range(4)])
@@ -226,7 +245,11 @@ def test_live_fits_are_nearer_to_features_than_previews_and_kept(tmp_path, monke
     fits = live_fits(prior, target, images, 1, tmp_path)
     pipeline = EdgePipeline(target, "L4")
     network = inversion_for(pipeline.description(), prior)
-    assert len(fits) == 4 and fits.levels.tolist() == pytest.approx([network.pixels.deviation] * 4)
+    assert (
+        len(fits) == 4
+        and fits.pipeline.split == "L4"
+        and fits.levels.tolist() == pytest.approx([network.pixels.deviation] * 4)
+    )
     with torch.no_grad():
         (z,) = pipeline(to_tensor(fits.originals))
         previews = prior.decode(network((z,))).clamp(0, 1)
@@ -252,6 +275,8 @@ def test_the_command_writes_a_prior_with_both_denoisers_and_their_cards(data, tm
     settings = _unet(photos=[data[1]], evaluate_every=1e-6)
     with pytest.raises(UserError, match="no autoencoder"):
         train_prior_command(**common, part="denoiser", settings=settings)
+    with pytest.raises(UserError, match="--part pixels, or leave --fits out"):
+        train_prior_command(**common, part="denoiser", settings=settings, fits=8)
     with pytest.raises(UserError, match="--start, such as small"):
         train_prior_command(**common, part="pixels", settings=settings, fits=8)
     with pytest.raises(UserError, match="trained or kept"):
