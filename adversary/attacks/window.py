@@ -57,10 +57,10 @@ class Window(Attack):
     without F1 or a surrogate of it, frames correct each other where their features agree. Its images are then taken for
     ``x_σ``, the truth under noise, at falling σ, and the prior's diffusion model of pixels
     (:mod:`adversary.priors.pixels`) decides what the features left open. At the preview's measured error it knows what
-    such fits leave (:mod:`adversary.fits`), and the answer moves a part of the way to ``E[x | fit]``: all of the way
-    has the least error, and nothing that a person or a classifier would recognise. Then, at small σ, each is replaced
-    by ``E[x | x_σ]``. The setting ``map`` leaves that out. ``pnp`` is plug-and-play with
-    the denoiser of latents; it runs without previews too. Both carry the temporal smoothing term, and start from what
+    such fits leave (:mod:`adversary.fits`), and the answer moves a part of the way to what it makes of the fit: all of
+    the way has the least error, and less that a person or a classifier would recognise. Then, at small σ, each is
+    replaced by ``E[x | x_σ]``. The setting ``map`` leaves that out. ``pnp`` is plug-and-play with the denoiser of
+    latents; it runs without previews too. Both carry the temporal smoothing term, and start from what
     is known: the preview's answer, corrected by what the last window's fit changed where the features still agree.
     """
 
@@ -77,10 +77,10 @@ class Window(Attack):
             1.0, "map: of the feature loss; 1 takes its measured errors at their word", ge=0
         )
         expected_share: float = option(
-            0.2, "map: weight of the expected image given the fit, as the denoiser of pixels sees it", ge=0, le=1
+            0.7, "map: weight of the expected image given the fit, as the denoiser of pixels sees it", ge=0, le=1
         )
         pixel_levels: tuple[float, ...] = option(
-            (0.02, 0.01), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"
+            (0.01,), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"
         )
         pixel_share: float = option(
             0.15, "map: the largest level is at most this part of the preview's measured error of a pixel", gt=0
@@ -171,7 +171,7 @@ class Window(Attack):
 
     @torch.no_grad()
     def _denoised(self, prior: Prior, network: InversionNetwork, images: Tensor) -> Tensor:
-        """A part of the way to ``E[x | fit]``, then ``E[x | x_σ]`` at each level in turn."""
+        """A part of the way to the image expected given the fit, then ``E[x | x_σ]`` at each level in turn."""
         s, denoiser = self.settings, prior.pixel_denoiser
         if not self._denoises:
             return images
