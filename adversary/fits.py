@@ -5,7 +5,7 @@ F1 folds, the fit has followed it. All of that depends on the image, so that the
 ``E[x | fit]``, is a network's to learn and not a covariance's to say.
 
 That mean is a blur, in which neither a person nor a classifier recognises anything. So a part of the loss is taken in
-features, as perceptual losses are (Johnson et al. 2016, arXiv 1603.08155): what is at hand is F1 itself.
+F1's features (:func:`splitsight.training.feature_distance`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from splitsight.errors import UserError
 from splitsight.files import writing
 from splitsight.pipeline import EdgePipeline, Expected
 from splitsight.targets import Target
-from splitsight.training import flattened, progress_of
+from splitsight.training import feature_distance, flattened, progress_of
 
 __all__ = ["Fits", "live_fits"]
 
@@ -74,14 +74,10 @@ class Fits:
         return x, fit, torch.from_numpy(self.levels[index])
 
     def feature_error(self, y: Tensor, x: Tensor) -> Tensor:
-        """``‖F1(y) − F1(x)‖² / ‖F1(x)‖²`` of images ``(B, 3, H, W)`` in [0, 1], their mean: one number."""
+        """How far the features of images ``(B, 3, H, W)`` in [0, 1] are from their originals': one number."""
         with torch.no_grad():
             truth = self.pipeline.expected(x)
-        parts = [
-            (a - b).flatten(1).square().sum(1) / b.flatten(1).square().sum(1).clamp_min(1e-12)
-            for a, b in zip(self.pipeline.expected(y), truth, strict=True)
-        ]
-        return torch.stack(parts).mean()
+        return feature_distance(self.pipeline.expected(y), truth)
 
 
 def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, folder: Path, *, seed: int = 0) -> Fits:

@@ -297,6 +297,7 @@ def train_inversion_command(
     width: int | None = None,
     computing: bool = False,
     also: Path | None = None,
+    features_weight: float = 0.0,
 ) -> Path:
     """Train the preview network of one split point, and file it with a model card.
 
@@ -319,6 +320,7 @@ def train_inversion_command(
         computing: count only minutes in which the training's thread computes, for networks that are compared.
         also: further pictures, read at the prior's own size and enlarged, which make up half of each batch; the part
             of them that would be held out is left out.
+        features_weight: of the answers' features in the loss (:func:`adversary.blackbox._train.train_inversion`).
 
     Returns:
         The network's file; its figures are in the run's folder as ``figures.json``, too.
@@ -355,6 +357,7 @@ def train_inversion_command(
         start=start,
         width=width or (WIDTH if start is None else inversion_width(start)),
         also=small,
+        features_weight=features_weight,
     )
     write_json(run / "figures.json", figures)
     network.cpu().save(file, target=about.target, split=split, prior=generator.name, defense=about.defense, **digests)
@@ -371,6 +374,7 @@ def train_inversion_command(
         + (" --also DIR" if also is not None else "")
         + _flags(minutes, steps)
         + (f" --width {width}" if width else "")
+        + (f" --features-weight {features_weight:g}" if features_weight else "")
         + (" --start FILE" if start else ""),
         figures=figures,
     )

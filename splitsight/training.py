@@ -37,6 +37,7 @@ __all__ = [
     "Run",
     "Stateful",
     "ema",
+    "feature_distance",
     "flattened",
     "gradient_distance",
     "learning_curve",
@@ -369,3 +370,20 @@ def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     difference = a - b
     return difference.diff(dim=-2).abs().mean() + difference.diff(dim=-1).abs().mean()
+
+
+def feature_distance(found: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
+    """Relative squared distance of features, as perceptual losses take it (Johnson et al. 2016, arXiv 1603.08155).
+
+    Args:
+        found: each ``(B, …)``.
+        truth: likewise.
+
+    Returns:
+        One number: ``‖found − truth‖² / ‖truth‖²`` of each tensor of each image, their mean.
+    """
+    parts = [
+        (a - b).flatten(1).square().sum(1) / b.flatten(1).square().sum(1).clamp_min(1e-12)
+        for a, b in zip(found, truth, strict=True)
+    ]
+    return torch.stack(parts).mean()

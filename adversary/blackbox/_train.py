@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,16 @@ from splitsight.draws import Draws
 from splitsight.errors import UserError
 from splitsight.features import shapes_of
 from splitsight.pipeline import EdgePipeline, resized
-from splitsight.training import Budget, Run, ema, flattened, gradient_distance, one_cycle, random_crops
+from splitsight.training import (
+    Budget,
+    Run,
+    ema,
+    feature_distance,
+    flattened,
+    gradient_distance,
+    one_cycle,
+    random_crops,
+)
 from splitsight.training_data import TrainingSet
 
 __all__ = ["inversion_quality", "measure_errors", "train_inversion"]
@@ -47,18 +56,24 @@ def _batches(images: np.ndarray, budget: Budget | None, size: int = 50) -> Itera
 def inversion_quality(
     network: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, budget: Budget | None = None
 ) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM of decoded answers over ``(N, H, W, 3)`` uint8 images, in the prior's size.
+    """Mean ``psnr`` (dB) and ``ssim`` of decoded answers over ``(N, H, W, 3)`` uint8 images, in the prior's size, and
+    ``feature_error``, how far their features are from the images'.
 
     With a budget of time, over as many of the first images as take a tenth of it.
     """
-    psnr, ssim = [], []
+    psnr, ssim, features = [], [], []
     device, draws = next(network.parameters()).device, Draws.stream(0)
     for part in _batches(images, budget):
         whole = part.to(device)
         x, y = resized(whole, prior.image_size), prior.decode(network(pipeline(whole, draws))).clamp(0, 1)
         psnr.append(-10 * (x - y).square().mean((1, 2, 3)).clamp_min(1e-10).log10())
         ssim.append(structural_similarity_index_measure(y, x, data_range=1.0, reduction="none"))
-    return {"psnr": float(torch.cat(psnr).mean()), "ssim": float(torch.cat(ssim).mean())}
+        features.append(feature_distance(pipeline.expected(y), pipeline.expected(whole)))
+    return {
+        "psnr": float(torch.cat(psnr).mean()),
+        "ssim": float(torch.cat(ssim).mean()),
+        "feature_error": float(torch.stack(features).mean()),
+    }
 
 
 @torch.no_grad()
@@ -95,11 +110,22 @@ def measure_errors(
     return sum(map(len, pixels))
 
 
-def _worse(one: nn.Module, other: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray) -> bool:
-    """Whether one network's answers are farther from images than the other's, or are none."""
-    scores = [inversion_quality(network, pipeline, prior, images) for network in (one, other)]
-    a, b = (found["psnr"] + 20 * found["ssim"] for found in scores)
-    return not a >= b
+def _loss(pipeline: EdgePipeline, y: Tensor, x: Tensor, wanted: Sequence[Tensor] | None, weight: float) -> Tensor:
+    """Of decoded answers ``(B, 3, H, W)``, given the images and, where they count, the images' features."""
+    loss = (y - x).abs().mean() + 4 * (y - x).square().mean() + 0.25 * gradient_distance(y, x)
+    return loss if wanted is None else loss + weight * feature_distance(pipeline.expected(y), wanted)
+
+
+@torch.no_grad()
+def _worse(
+    one: nn.Module, other: nn.Module, pipeline: EdgePipeline, prior: Prior, images: np.ndarray, weight: float
+) -> bool:
+    """Whether one network's answers have a larger loss than the other's, or are none."""
+    x = to_tensor(images).to(next(one.parameters()).device)
+    z, wanted = pipeline(x, Draws.stream(0)), pipeline.expected(x) if weight else None
+    x = resized(x, prior.image_size)
+    a, b = (float(_loss(pipeline, prior.decode(network(z)), x, wanted, weight)) for network in (one, other))
+    return not a <= b
 
 
 @torch.no_grad()
@@ -128,12 +154,14 @@ def train_inversion(
     start: Path | None = None,
     width: int = WIDTH,
     also: np.ndarray | None = None,
+    features_weight: float = 0.0,
 ) -> tuple[InversionNetwork, dict[str, float | int | bool]]:
     """Train, resuming from ``out``; a part of ``data`` is held out.
 
     The loss is taken on the decoded image (absolute and squared error, and its gradients) with a small
     share on the latent itself, which keeps the answer on the autoencoder's range (for a quarter of each batch,
-    because encoding costs as much as the network). Half of the images are made to look like video
+    because encoding costs as much as the network). With ``features_weight`` answers are drawn to the features that they
+    were made from, too, which a mean of all likely images is far from. Half of the images are made to look like video
     (:func:`splitsight.training.flattened`). At the end the network's errors are measured.
 
     Args:
@@ -149,6 +177,7 @@ def train_inversion(
         start: weights of an earlier network to go on from, which is kept where the training ends behind it.
         width: channels at the latent's resolution.
         also: further pictures ``(N, H, W, 3)`` uint8 of any size, enlarged to make up half of each batch.
+        features_weight: of :func:`splitsight.training.feature_distance` beside the other terms; 0 leaves it out.
 
     Raises:
         UserError: ``start`` does not fit.
@@ -197,17 +226,14 @@ def train_inversion(
             with torch.no_grad():
                 draws = Draws.stream(int(torch.randint(2**31, (), generator=generator))) if pipeline.defense else None
                 z = pipeline(x, draws)
+                wanted = pipeline.expected(x) if features_weight else None
                 x = resized(x, prior.image_size)
                 truth = prior.encode(x[: batch // 4])
             network.train()
             u = network(z)
             y = prior.decode(u)
-            loss = (
-                (y - x).abs().mean()
-                + 4 * (y - x).square().mean()
-                + 0.25 * gradient_distance(y, x)
-                + 0.02 * (u[: len(truth)] - truth).square().mean()
-            )
+            loss = _loss(pipeline, y, x, wanted, features_weight)
+            loss = loss + 0.02 * (u[: len(truth)] - truth).square().mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -226,7 +252,7 @@ def train_inversion(
                 run.log(loss=total / count, fraction=fraction, **extra)
                 total, count = 0.0, 0
     network = cast(InversionNetwork, average.module.eval())
-    kept = first is not None and _worse(network, first.to(device), pipeline, prior, held[:_AT_ONCE])
+    kept = first is not None and _worse(network, first.to(device), pipeline, prior, held[:_AT_ONCE], features_weight)
     if kept and first is not None:
         network = first
     figures = inversion_quality(network, pipeline, prior, held[:2000], budget)

@@ -335,6 +335,14 @@ def train_inversion(
             "batch; default: none."
         ),
     ] = None,
+    features_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="With F1 at hand: weight in the loss of how far the answer's features are from those that it was made "
+            "from; more is sharper and further off in pixels; default: 0.",
+        ),
+    ] = None,
     oracle: Annotated[
         str | None,
         typer.Option(help="Black-box: learn from what this oracle answers, HOST:PORT, and from nothing else of F1."),
@@ -408,13 +416,15 @@ def train_inversion(
                 start=start,
                 width=width,
                 also=also,
+                features_weight=features_weight or 0.0,
             )
         )
         return
     from adversary.blackbox.command import PairOptions, train_pairs_command
     from splitsight.wire.credentials import ClientCredentials
 
-    for name, given in (("start", start), ("width", width), ("also", also), ("weights", weights), ("defense", defense)):
+    of_f1 = {"start": start, "width": width, "also": also, "features-weight": features_weight}
+    for name, given in {**of_f1, "weights": weights, "defense": defense}.items():
         if given is not None:
             raise UserError(
                 f"--{name} goes with training that has F1 at hand: leave it out (a black-box run resumes in --out)"

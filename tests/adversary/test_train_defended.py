@@ -65,3 +65,23 @@ def test_a_training_that_spoils_its_start_keeps_it(tiny_target, flow_prior, pict
     assert network.errors is not None  # measured behind the defence
     _, other, figures = _trained(tiny_target, flow_prior, pictures, tmp_path / "good", defense, steps=60, start=file)
     assert not figures["start_kept"] and isinstance(other, InversionNetwork)
+
+
+def test_answers_are_drawn_to_the_features_that_they_were_made_from(tiny_target, flow_prior, pictures, tmp_path):
+    plain, drawn = (
+        _trained(
+            tiny_target, flow_prior, pictures, tmp_path / f"{weight}", "identity", steps=60, features_weight=weight
+        )[2]
+        for weight in (0.0, 3.0)
+    )
+    assert drawn["feature_error"] < plain["feature_error"] and drawn["psnr"] < plain["psnr"]
+
+
+def test_a_start_is_kept_by_the_loss_that_was_trained_with(tiny_target, flow_prior, pictures, tmp_path):
+    _, first, _ = _trained(tiny_target, flow_prior, pictures, tmp_path / "first", "identity", steps=60)
+    file = tmp_path / "first.safetensors"
+    first.save(file, **ABOUT, **WEIGHTS)
+    figures = _trained(
+        tiny_target, flow_prior, pictures, tmp_path / "drawn", "identity", steps=40, start=file, features_weight=3.0
+    )[2]
+    assert not figures["start_kept"]
