@@ -58,7 +58,7 @@ def attack(
     recording: Annotated[Path | None, typer.Option(help="Folder that a live adversary recorded.")] = None,
     target: Target = "resnet18",
     input_size: InputSize = None,
-    split: AutoSplit = "L8",
+    split: AutoSplit = None,
     defense: Annotated[
         str | None,
         typer.Option(help="What the edge does to the features; see `splitsight list defenses`; default: nothing."),
@@ -119,6 +119,7 @@ def attack(
 ) -> None:
     """Reconstruct images from their features: of still images, a video, or a recording."""
     from scenarios.attack import run_attack
+    from scenarios.splits.auto import AUTO, usual_split
 
     if not prompt and (alpha is not None or lambda_txt is not None):
         raise UserError("--alpha and --lambda-txt weigh a text prior: give --prompt with them")
@@ -129,7 +130,8 @@ def attack(
             video=video,
             recording=recording,
             target=specify(target, input_size),
-            split=split,
+            # a recording says itself where its features were tapped
+            split=AUTO if split is None and recording is not None else usual_split(split, target),
             defense=defense,
             adaptive=adaptive,
             static=static,

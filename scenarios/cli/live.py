@@ -85,7 +85,7 @@ def demo(
     video: Video = None,
     target: Target = "resnet18",
     input_size: InputSize = None,
-    split: AutoSplit = "L8",
+    split: AutoSplit = None,
     weights: Weights = None,
     prior: Prior = "small",
     inversion: Inversion = None,
@@ -146,6 +146,7 @@ def demo(
     printed), and leaves one folder: video, grid, recording, figures, page. Stop it there, or by Ctrl-C.
     """
     from scenarios.demo import DemoOptions, run_demo
+    from scenarios.splits.auto import usual_split
 
     options = DemoOptions(
         out=out,
@@ -153,7 +154,7 @@ def demo(
         fps=fps,
         video=video,
         target=specify(target, input_size),
-        split=split,
+        split=usual_split(split, target),
         weights=weights,
         prior=prior,
         inversion=inversion,

@@ -101,10 +101,10 @@ InputSize = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Split point; see `splitsight list splits`.")]
 AutoSplit = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Split point; see `splitsight list splits`; auto: the one where the fewest bytes cross of those at which "
-        "the edge does at most 60 % of the operations."
+        "the edge does at most 60 % of the operations. Default: L8 of resnet18, auto of another network."
     ),
 ]
 Prior = Annotated[

@@ -13,13 +13,23 @@ from scenarios.splits.points import SplitPoint, all_points
 from splitsight.errors import UserError
 from splitsight.targets import Target
 
-__all__ = ["AUTO", "SHARE", "auto_split"]
+__all__ = ["AUTO", "SHARE", "auto_split", "usual_split"]
 
 AUTO = "auto"
 """What ``--split`` takes for it."""
 
 SHARE = 0.6
 """Part of the network's operations that the edge does at most: the server is there to take work off it."""
+
+
+def usual_split(split: str | None, target: str) -> str:
+    """A split point as it was given, or else L8 for the network that commands take by default and ``auto`` for others.
+
+    Args:
+        split: name of a point, or ``None``.
+        target: name of the network.
+    """
+    return split or ("L8" if target == "resnet18" else AUTO)
 
 
 def auto_split(target: Target, usable: Callable[[str], bool] | None = None) -> tuple[str, str]:

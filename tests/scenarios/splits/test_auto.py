@@ -10,7 +10,7 @@ from torch import nn
 
 from scenarios.cli import main
 from scenarios.demo import DemoOptions, with_split
-from scenarios.splits.auto import auto_split
+from scenarios.splits.auto import auto_split, usual_split
 from splitsight.errors import UserError
 from splitsight.targets import Target
 from splitsight.tasks.classify import Classify
@@ -55,3 +55,16 @@ def test_the_command(tmp_path, capsys):
     said = capsys.readouterr()
     assert "--split auto: L8, where the fewest bytes cross" in said.err
     assert json.loads(said.out)["split"] == "L8"
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "taken"),
+    [
+        (None, "resnet18", "L8"),
+        (None, "efficientnet-lite0", "auto"),
+        ("L4", "resnet18", "L4"),
+        ("auto", "resnet18", "auto"),
+    ],
+)
+def test_without_a_name_the_usual_network_is_cut_at_its_usual_point_and_others_by_rule(given, target, taken):
+    assert usual_split(given, target) == taken
