@@ -153,12 +153,15 @@ def write_video(
         )
         assert encoder.stdin is not None
         try:
-            with suppress(BrokenPipeError):  # it says itself why it ended
-                for frame in chain([first], remaining):
+            for frame in chain([first], remaining):
+                try:
                     encoder.stdin.write(np.ascontiguousarray(frame).data)
-                    count += 1
-                    if progress is not None:
-                        progress()
+                except BrokenPipeError:  # the encoder's own: it says itself why it ended
+                    break
+                count += 1
+                if progress is not None:
+                    progress()
+            with suppress(BrokenPipeError):
                 encoder.stdin.close()
             status = encoder.wait()
         finally:
