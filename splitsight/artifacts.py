@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = ["asset", "digest", "home", "kernels", "load_weights", "save_weights"]
 _ASSETS = Path(__file__).with_name("assets")
 _SCALES = ":scales"
 """What follows a tensor's name for the scales of its rows, where it is stored in 8 bits."""
+_TRIANGLES = {":lower": torch.tril_indices, ":upper": torch.triu_indices}
+"""What follows the name of triangular matrices, of which one side is stored, and its places row by row."""
 
 
 def asset(*parts: str) -> Path:
@@ -65,7 +68,8 @@ def save_weights(
 ) -> None:
     """Write a state dict as float16 safetensors; integer tensors keep their type.
 
-    The file appears under its name only once it is complete.
+    The file appears under its name only once it is complete. Of triangular matrices (the last two dimensions) the side
+    of zeros is left out.
 
     Args:
         path: of the file.
@@ -83,9 +87,34 @@ def save_weights(
         else:
             # cloned, because safetensors refuses tensors that share memory (tied weights, counters)
             half = value.half() if value.is_floating_point() else value
+            side = _zero_side(half)
+            if side is not None:
+                rows, columns = _TRIANGLES[side](*half.shape[-2:])
+                name, half = name + side, half[..., rows, columns]
             stored[name] = half.clone(memory_format=torch.contiguous_format)
     with writing(path) as partial:
         save_file(stored, str(partial), metadata={k: json.dumps(v) for k, v in (metadata or {}).items()})
+
+
+def _zero_side(value: Tensor) -> str | None:
+    """The suffix of a triangular matrix, or of many in one tensor; ``None`` for all others."""
+    if value.ndim < 2 or value.shape[-1] != value.shape[-2] or len(value) == 0 or value.shape[-1] < 2:
+        return None
+    for side, part in ((":lower", torch.tril), (":upper", torch.triu)):
+        if torch.equal(part(value), value):
+            return side
+    return None
+
+
+def _whole(packed: Tensor, side: str) -> Tensor:
+    """Matrices out of their triangles ``(…, n (n + 1) / 2)``; ValueError for another length."""
+    n = (math.isqrt(8 * packed.shape[-1] + 1) - 1) // 2
+    if n * (n + 1) // 2 != packed.shape[-1]:
+        raise ValueError(f"{packed.shape[-1]} numbers are no triangle")
+    rows, columns = _TRIANGLES[side](n, n)
+    whole = packed.new_zeros(*packed.shape[:-1], n, n)
+    whole[..., rows, columns] = packed
+    return whole
 
 
 def kernels(module: nn.Module) -> list[str]:
@@ -111,4 +140,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             state[name] = torch.from_numpy(dequantize(state[name].numpy(), scale.numpy()))
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} has scales without weights that they fit ({error}): restore or retrain it") from error
+    try:
+        for name in [k for k in state if k.endswith(tuple(_TRIANGLES))]:
+            base, side = name.rsplit(":", 1)
+            state[base] = _whole(state.pop(name), f":{side}")
+    except ValueError as error:
+        raise UserError(f"{path} has a matrix that is incomplete ({error}): restore or retrain it") from error
     return {k: (v.to(torch.float32) if v.is_floating_point() else v) for k, v in state.items()}

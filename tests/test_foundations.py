@@ -210,6 +210,18 @@ def test_weights_in_eight_bits(tmp_path):
             load_weights(tmp_path / "odd.safetensors")
 
 
+def test_of_triangular_matrices_one_side_is_stored(tmp_path):
+    state = {"low": torch.randn(5, 7, 24, 24).tril(), "up": torch.randn(9, 9).triu(), "full": torch.randn(3, 3)}
+    save_weights(tmp_path / "w.safetensors", state)
+    back = load_weights(tmp_path / "w.safetensors")
+    assert set(back) == set(state) and all(torch.equal(back[k], v.half().float()) for k, v in state.items())
+    whole = 2 * sum(v.numel() for v in state.values())
+    assert (tmp_path / "w.safetensors").stat().st_size < 0.6 * whole
+    save_weights(tmp_path / "w.safetensors", {"a:lower": torch.zeros(2, 4)})
+    with pytest.raises(UserError, match=r"a matrix that is incomplete \(4 numbers are no triangle\)"):
+        load_weights(tmp_path / "w.safetensors")
+
+
 def test_integer_views_of_the_same_memory_are_saved(tmp_path):
     base = torch.arange(6)
     save_weights(tmp_path / "w.safetensors", {"all": base, "same": base})
