@@ -224,7 +224,8 @@ class CellSummary(MethodSummary):
         planned: images, once the run is complete.
         lpips: see :mod:`splitsight.metrics.perceptual`.
         recognised: part that the evaluator puts into the right class, with its 95 % Wilson interval.
-        scores: of the set of reconstructions, by name (``inception_score_<evaluator>``).
+        scores: of the set of reconstructions, by name (``inception_score_<evaluator>``, ``frechet_<evaluator>``,
+            ``kernel_<evaluator>``).
     """
 
     cell: str

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from scenarios.prior_quality import Distances
 from scenarios.run.plan import cell_id
 from scenarios.run.spec import Cell, Comparison, Scenario
 from scenarios.run.store import Store
 from splitsight.data import decode_image, to_tensor
 from splitsight.defenses import parse_defense
 from splitsight.errors import UserError
+from splitsight.evaluators import Evaluator
 from splitsight.metrics import Metric, mean_interval, metrics_named
 from splitsight.metrics.perceptual import inception_score
 from splitsight.summary import MATCHED, CellSummary, ComparisonSummary, Interval, MatchSummary, MethodSummary
 from splitsight.wire.sessions import UNDEFENDED
 
-__all__ = ["by_cell", "cell_summaries", "comparisons", "measured", "score_sets"]
+__all__ = ["by_cell", "cell_summaries", "comparisons", "falls", "measured", "score_sets"]
 
 Row = Mapping[str, Any]
 
@@ -139,8 +141,21 @@ def _images(store: Store, rows: Sequence[Row], column: str) -> Tensor:
     return to_tensor(np.stack(pictures))
 
 
+_LEAST = 50
+"""Images from which on distances between sets are taken: they depend on the number, and of few say little."""
+
+
+def falls(score: str) -> bool:
+    """Whether a set of images is better the lower this score of it is."""
+    return score.startswith(("frechet", "kernel"))
+
+
 def score_sets(
-    scenario: Scenario, store: Store, rows: Sequence[Row], classifiers: Mapping[str, Callable[[Tensor], Tensor] | None]
+    scenario: Scenario,
+    store: Store,
+    rows: Sequence[Row],
+    classifiers: Mapping[str, Callable[[Tensor], Tensor] | None],
+    evaluators: Sequence[Evaluator] = (),
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Scores that a set of images has, not one image.
 
@@ -148,7 +163,9 @@ def score_sets(
         scenario: whose cells.
         store: of the run, with the images.
         rows: all of the run.
-        classifiers: by the name of the score that they make; ``None`` stands for the published Inception network.
+        classifiers: by the name of the inception score that they make; ``None`` stands for the published network.
+        evaluators: in whose features cells of 50 images or more are compared with their originals: ``frechet_<name>``
+            and ``kernel_<name>`` (:class:`scenarios.prior_quality.Distances`).
 
     Returns:
         By cell identifier and name, and of the originals by name; scores that cannot be had here are left out.
@@ -157,10 +174,18 @@ def score_sets(
         UserError: an image of the run is gone.
     """
     cells: dict[str, dict[str, float]] = {}
+    known: dict[tuple[str, ...], Any] = {}
     for i, own in enumerate(by_cell(scenario, rows)):
-        if own and classifiers:
-            images = _images(store, own, "reconstruction")
-            cells[cell_id(i)] = _scores(images, classifiers)
+        if not own or not (classifiers or evaluators):
+            continue
+        images = _images(store, own, "reconstruction")
+        scores = cells[cell_id(i)] = _scores(images, classifiers)
+        for evaluator in evaluators if len(own) >= _LEAST else ():
+            key = evaluator.name, *(row["original"] for row in own)
+            if key not in known:
+                known[key] = Distances(evaluator, _images(store, own, "original"))
+            found = known[key].of(images)
+            scores |= {f"{kind}_{evaluator.name}": found[kind] for kind in ("frechet", "kernel")}
     first = {row["image"]: row for row in sorted(rows, key=lambda row: row["index"])}
     originals = _scores(_images(store, list(first.values()), "original"), classifiers) if first and classifiers else {}
     return cells, originals

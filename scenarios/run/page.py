@@ -81,7 +81,7 @@ def _tables(scenario: Scenario, run: ScenarioSummary) -> list[_Table]:
                         _Cell(cell.label),
                         _Cell(str(cell.n) if cell.n >= cell.planned else f"{cell.n} of {cell.planned}"),
                         *(_measured(cell.interval(m.name), m) for m in shown),
-                        *(_Cell(_number(cell.scores.get(s), 2)) for s in scores),
+                        *(_Cell(_number(cell.scores.get(s), 3 if s.startswith("kernel") else 2)) for s in scores),
                         # networks answer in milliseconds
                         _Cell(_number(cell.seconds_per_image, 3 if (cell.seconds_per_image or 1) < 0.1 else 2)),
                         _Cell(_number(cell.iterations, 0)),
@@ -138,7 +138,9 @@ def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> st
             f"a guess finds {100 / gallery:.1f} % first."
         )
     if any(cell.scores for cell in cells):
-        parts.append("Inception scores depend on the number of images: compare rows of equal number.")
+        parts.append(
+            "Inception scores and distances between sets of images depend on their number: compare rows of equal number."
+        )
     if any(row.kind == "paper" for row in table.rows):
         parts.append("Shaded rows are the paper’s own figures, for its models and images.")
     return " ".join(parts)

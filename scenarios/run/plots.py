@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scenarios.run.figures import measured
+from scenarios.run.figures import falls, measured
 from splitsight.defenses import parse_defense
 from splitsight.metrics import METRICS, Metric
 from splitsight.summary import CellSummary, Interval
@@ -145,7 +145,8 @@ def _scatter(
                 col=column,
             )
         if isinstance(panel, str):
-            figure.update_yaxes(title_text=panel.replace("_", " "), row=1, col=column)
+            turned = {"autorange": "reversed"} if falls(panel) else {}
+            figure.update_yaxes(title_text=panel.replace("_", " "), row=1, col=column, **turned)
         else:
             _name_axis(figure, panel, column)
     _legend(figure, colours, symbols)

@@ -123,7 +123,7 @@ def write_report(store: Store, bench: Bench, config: Mapping[str, Any]) -> Summa
     notes = list(dict.fromkeys(note for note in missing if note is not None))
     classifiers: dict[str, Any] = {} if inception_missing() else {"inception_score": None}
     classifiers |= {f"inception_score_{evaluator.name}": evaluator.logits for evaluator in bench.evaluators}
-    scores, originals = score_sets(scenario, store, rows, classifiers)
+    scores, originals = score_sets(scenario, store, rows, classifiers, bench.evaluators)
     features = f"{bench.evaluators[0].name}-penultimate" if bench.evaluators else ""
     cells = cell_summaries(scenario, rows, scores, planned=planned, features=features)
     run = ScenarioSummary(

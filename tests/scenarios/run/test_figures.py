@@ -1,14 +1,18 @@
 """Figures from rows, against values worked out by hand; the estimate."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 
 from scenarios.run import page, plots
-from scenarios.run.figures import cell_summaries, comparisons
+from scenarios.run.figures import cell_summaries, comparisons, falls, score_sets
 from scenarios.run.plan import Unit
 from scenarios.run.progress import Estimate, duration
 from scenarios.run.spec import load_scenario
+from splitsight.data import write_png
 from splitsight.errors import UserError
 from splitsight.metrics import METRICS, PSNR_CAP, mean_interval, proportion_interval
 from splitsight.summary import Interval
@@ -43,6 +47,35 @@ def test_means_and_parts(scenario):
     assert cell.interval("matched_top1").mean == pytest.approx(1 / 6)
     assert cell.interval("matched_top5").mean == pytest.approx(5 / 6)
     assert cell.match.gallery == 100 and cell.match.features == "evaluator"
+
+
+def test_sets_of_many_images_are_compared_with_their_originals(scenario, tmp_path):
+    class Means:
+        name = "means"
+
+        def features(self, images):
+            return images.mean((2, 3))
+
+    rng = np.random.default_rng(0)
+    originals = rng.integers(0, 256, (60, 4, 4, 3), np.uint8)
+    rows = []
+    for cell, count in ((0, 60), (1, 60), (2, 49)):
+        for i in range(count):
+            names = {"original": f"o{i}.png", "reconstruction": f"r{cell}-{i}.png", "image": str(i)}
+            write_png(tmp_path / names["original"], originals[i])
+            # the second cell darkens what the first gives back
+            write_png(tmp_path / names["reconstruction"], originals[i] // (cell + 1))
+            rows.append(row(cell, i, 10.0, **names))
+    store = SimpleNamespace(folder=tmp_path)
+    cells, of_originals = score_sets(scenario, store, rows, {}, [Means()])
+    assert set(cells["c000"]) == {"frechet_means", "kernel_means"} and cells["c002"] == {} and of_originals == {}
+    assert cells["c000"]["frechet_means"] == pytest.approx(0, abs=1e-5)
+    means = [images.mean((1, 2)) / 255 for images in (originals, originals // 2)]
+    covariances = [np.cov(m.T) for m in means]
+    expected = ((means[0].mean(0) - means[1].mean(0)) ** 2).sum()
+    expected += np.trace(sum(covariances) - 2 * np.real(sqrtm(covariances[0] @ covariances[1])))
+    assert cells["c001"]["frechet_means"] == pytest.approx(expected, rel=1e-3)
+    assert falls("frechet_means") and falls("kernel_means") and not falls("inception_score_means")
 
 
 def test_losses_on_different_scales_have_panels_of_their_own():
