@@ -138,9 +138,7 @@ def _note(scenario: Scenario, cells: Sequence[CellSummary], table: _Table) -> st
             f"a guess finds {100 / gallery:.1f} % first."
         )
     if any(cell.scores for cell in cells):
-        parts.append(
-            "Inception scores and distances between sets of images depend on their number: compare rows of equal number."
-        )
+        parts.append("Inception scores and distances of sets depend on the number of images: compare equal ones.")
     if any(row.kind == "paper" for row in table.rows):
         parts.append("Shaded rows are the paper’s own figures, for its models and images.")
     return " ".join(parts)
