@@ -190,7 +190,7 @@ def train_prior_command(
         what=(
             f"Rectified flow in the latents of a small autoencoder: diffusers {type(denoiser).__name__} ("
             f"{'layers' if isinstance(width, int) else 'channels'} {width}), CLIP text model of two layers with a "
-            "word-level tokenizer, flow-matching Euler sampler; 4–10 steps."
+            "word-level tokenizer, two-step Adams–Bashforth sampler; 4–10 steps."
         ),
         data=f"{_described(pictures)} Captions from {'class names and ' if pictures.vocabulary else ''}measured words "
         "(splitsight/captions.py), dropped at random.",

@@ -75,7 +75,7 @@ def _key(prior: Prior, pairs: Pairs, steps: int | None, text: bool) -> str:
     of = {
         "prior": prior.latent_digest if steps is None else prior.generator_digest,
         "pictures": pairs.hashes,
-        "steps": steps,
+        "levels": None if steps is None else prior.levels(steps) if prior.flow else steps,
         "captions": pairs.captions if text and steps is not None else None,
     }
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]

@@ -174,6 +174,8 @@ class _Latents:
 
 
 _LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SHIFT = 2.0
+"""How much denser the sampler's levels lie at high noise (Esser et al., equation 23)."""
 
 
 class _Tokens:
@@ -364,4 +366,4 @@ def train_denoiser(
         "minutes": round(run.seconds / 60, 1),
         "finished": run.fraction() >= 1.0,
     }
-    return Trained(model.denoiser, model.text_encoder, tokenizer, FlowMatchEulerDiscreteScheduler(shift=1.0), figures)
+    return Trained(model.denoiser, model.text_encoder, tokenizer, FlowMatchEulerDiscreteScheduler(shift=SHIFT), figures)

@@ -4,8 +4,8 @@ The parts are models in diffusers layout, so Stable Diffusion and the small embe
 same class:
 
 * a decoder ``Dec: u → x`` (``AutoencoderKL``, ``AutoencoderDC``, or ``AutoencoderTiny`` in its place),
-* a denoiser with a *deterministic* diffusers scheduler: flow-matching Euler on a velocity
-  (``x_t = (1 − t) u + t ε``), or DDIM on ε or v (``x_t = √ᾱ u + √(1 − ᾱ) ε``),
+* a denoiser with a *deterministic* diffusers scheduler: flow matching on a velocity (``x_t = (1 − t) u + t ε``), whose
+  ODE is integrated by the two-step Adams–Bashforth method, or DDIM on ε or v (``x_t = √ᾱ u + √(1 − ᾱ) ε``),
 * optionally a text encoder ``E`` with its tokenizer.
 
 Everything here is differentiable with respect to noise and latents; weights are frozen.
@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -303,16 +304,27 @@ class Prior(nn.Module):
         With ``checkpoint`` a gradient keeps only the latents between steps and computes each step again, which
         counts as a second evaluation.
         """
+        predict = partial(recomputed, self._predict, use_reentrant=False) if checkpoint else self._predict
+        if self.flow:
+            levels = self.levels(steps)
+            return _adams_bashforth(lambda x, t: predict(x, t * 1000, text), v, levels, levels)
         self.scheduler.set_timesteps(steps, device=v.device)
-        # the two schedulers differ in what they ask for by annotation, not in what they take
         step = cast("Callable[..., tuple[Tensor, ...]]", self.scheduler.step)
         x = v
         for t in cast("Tensor", self.scheduler.timesteps):
-            out = (
-                recomputed(self._predict, x, t, text, use_reentrant=False) if checkpoint else self._predict(x, t, text)
-            )
-            x = step(out, t, x, return_dict=False)[0]
+            x = step(predict(x, t, text), t, x, return_dict=False)[0]
         return x
+
+    def levels(self, steps: int) -> list[float]:
+        """Flow matching: the noise levels that the sampler goes through, falling from 1 to 0, ``steps + 1`` of them.
+
+        Evenly spaced but for the scheduler's ``shift``. They are given to the scheduler, whose own ones end with a step
+        from .001 to 0: of four evaluations one would change nothing.
+        """
+        # diffusers annotates the levels as a list of numbers and computes with an array
+        even: Any = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).numpy()
+        cast("diffusers.FlowMatchEulerDiscreteScheduler", self.scheduler).set_timesteps(sigmas=even)
+        return cast("Tensor", self.scheduler.sigmas).tolist()
 
     def generate(self, v: Tensor, text: Text | None = None, steps: int = 10, *, checkpoint: bool = False) -> Tensor:
         """``D(v, e)``: noise → images, nominally in [0, 1]; ``checkpoint`` as for :meth:`sample`."""
@@ -322,18 +334,17 @@ class Prior(nn.Module):
     def invert(self, u: Tensor, text: Text | None = None, steps: int = 10) -> Tensor:
         """The noise from which :meth:`sample` arrives at latents ``u``, by running the ODE backwards.
 
-        Explicit from clean to noise, exact in the limit of many steps: Euler's method for flow matching, DDIM inversion
-        (Dhariwal and Nichol, 2021, arXiv 2105.05233, appendix F; Mokady et al., 2022, arXiv 2211.09794, equation 3)
-        otherwise.
+        Explicit from clean to noise, exact in the limit of many steps: the sampler's own method for flow matching, DDIM
+        inversion (Dhariwal and Nichol, 2021, arXiv 2105.05233, appendix F; Mokady et al., 2022, arXiv 2211.09794,
+        equation 3) otherwise.
         """
-        self.scheduler.set_timesteps(steps, device=u.device)
         if not self.flow:
+            self.scheduler.set_timesteps(steps, device=u.device)
             return self._ddim_inverse(u, text)
-        sigmas = cast("Tensor", self.scheduler.sigmas).flip(0)
-        x = u
-        for low, high in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-            x = x + (high - low) * self._predict(x, (low + high) / 2 * 1000, text)
-        return x
+        levels = self.levels(steps)[::-1]
+        # no denoiser is trained to see noise in latents that have none
+        asked = [(levels[0] + levels[1]) / 2, *levels[1:]]
+        return _adams_bashforth(lambda x, t: self._predict(x, t * 1000, text), u, levels, asked)
 
     def _ddim_inverse(self, u: Tensor, text: Text | None) -> Tensor:
         scheduler: Any = self.scheduler
@@ -370,6 +381,27 @@ class Prior(nn.Module):
             return x - t * self._predict(x, t * 1000, text)
         alpha, index = self._alpha(t)
         return self._parted(x, self._predict(x, float(index), text), alpha)[0]
+
+
+def _adams_bashforth(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: Sequence[float], asked: Sequence[float]
+) -> Tensor:
+    """``dx/dt = v(x, t)`` by the explicit two-step Adams–Bashforth method (Hairer, Nørsett and Wanner, Solving ordinary
+    differential equations I, section III.5, variable steps), the first step by Euler's: of second order, for one
+    evaluation a step.
+
+    Args:
+        velocity: v.
+        x: at the first level.
+        levels: to step through.
+        asked: the times at which v is asked, one a step; more are ignored.
+    """
+    last, before = None, 0.0
+    for t, low, high in zip(asked, levels[:-1], levels[1:], strict=False):
+        v, step = velocity(x, t), high - low
+        x = x + step * (v if last is None else v + step / before / 2 * (v - last))
+        last, before = v, step
+    return x
 
 
 def _starts(size: int, tile: int) -> list[int]:

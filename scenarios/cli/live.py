@@ -517,7 +517,7 @@ def oracle(
     "adversary.attacks",
     # of which every prior has some
     "diffusers.models.autoencoders",
-    "diffusers.models.transformers",
+    "diffusers.models.unets",
     "diffusers.schedulers",
     "transformers.models.clip.modeling_clip",
 )
