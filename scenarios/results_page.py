@@ -148,12 +148,23 @@ def _compared(found: Sequence[ComparisonSummary]) -> Iterator[str]:
 
 
 def _weights(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The models' digests; where rows are of several versions, which are of which."""
     said = []
     for column, role in _ROLES.items():
-        digests = sorted({row[column][:12] for row in rows if row.get(column)})
-        if digests:
-            said.append(f"{role} {', '.join(f'`{digest}`' for digest in digests)}")
+        made: dict[str, dict[str, dict[str, None]]] = {}
+        for row in rows:
+            if row.get(column):
+                made.setdefault(row[column][:12], {}).setdefault(row["label"], {})[row["split"]] = None
+        # targets differ because a scenario asks for several
+        told = role != "target" and len(made) > 1
+        parts = [f"`{digest}`" + f" ({_cells(made[digest])})" * told for digest in sorted(made)]
+        if parts:
+            said.append(f"{role} {', '.join(parts)}")
     return "; ".join(said)
+
+
+def _cells(made: Mapping[str, Mapping[str, None]]) -> str:
+    return ", ".join(f"{label} at {' '.join(splits)}" for label, splits in made.items())
 
 
 def _section(path: Path) -> Iterator[str]:
