@@ -54,8 +54,8 @@ def _metrics(names: Sequence[str]) -> list[Metric]:
     return [metric for metric in metrics_named(names) if metric.name in _SHOWN]
 
 
-def _cell(summary: CellSummary, eq14: bool) -> str:
-    shown = [(metric, summary.interval(metric.name)) for metric in _metrics(_SHOWN)]
+def _cell(summary: CellSummary, eq14: bool, names: Sequence[str]) -> str:
+    shown = [(metric, summary.interval(metric.name)) for metric in _metrics(names) if metric.name in names]
     texts = [metric.text(value.mean, unit=metric.kind == "share") for metric, value in shown if value is not None]
     own = summary.interval("psnr_eq14") if eq14 else None
     theirs = "" if own is None or own.mean is None else f" ({own.mean:.1f})"
@@ -77,13 +77,15 @@ def _table(heading: str, cells: Sequence[CellSummary], text: Callable[[CellSumma
         yield f"| {label}{behind} | {' | '.join(row)} | {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} |"
 
 
-def _figures(scenario: Scenario, cells: Sequence[CellSummary]) -> Iterator[str]:
+def _figures(scenario: Scenario, cells: Sequence[CellSummary], names: Sequence[str] = _SHOWN) -> Iterator[str]:
     splits = list(dict.fromkeys(cell.split for cell in cells))
     # the paper's measure stands beside ours only where there is something of the paper to compare with
     eq14 = any("psnr_eq14" in row.figures and row.split in splits for row in scenario.paper)
     heading = "PSNR / SSIM" + " (PSNR eq. 14)" * eq14 + " · recognised · found first"
-    heading += " · own answer kept" * any(cell.interval("own_answer") is not None for cell in cells)
-    yield from _table(heading, cells, lambda cell: _cell(cell, eq14))
+    heading += " · own answer kept" * (
+        "own_answer" in names and any(cell.interval("own_answer") is not None for cell in cells)
+    )
+    yield from _table(heading, cells, lambda cell: _cell(cell, eq14, names))
     theirs = [row for row in scenario.paper if row.split is None or row.split in splits]
     for label in dict.fromkeys(row.label for row in theirs):
         rows = [row for row in theirs if row.label == label]
@@ -306,7 +308,9 @@ def with_table(text: str) -> str:
     match = re.search(r"(<!-- results: (\S+) -->\n).*?(?=<!-- end of results -->)", text, re.DOTALL)
     assert match is not None, "the marker is gone"
     scenario, rows = _scenario(RESULTS / f"{match[2]}.parquet")
-    lines = _figures(scenario, cell_summaries(scenario, rows, {}, planned={}, features="evaluator"))
+    cells = cell_summaries(scenario, rows, {}, planned={}, features="evaluator")
+    # one screen has room for what the text above the table explains
+    lines = _figures(scenario, cells, _SHOWN[:-1])
     return text[: match.end(1)] + "\n" + "\n".join(lines) + "\n\n" + text[match.end() :]
 
 
