@@ -51,11 +51,11 @@ def _scenario(path: Path) -> tuple[Scenario, list[dict[str, Any]]]:
 
 
 def _metrics(names: Sequence[str]) -> list[Metric]:
-    return [metric for metric in metrics_named(names) if metric.name in _SHOWN]
+    return [metric for metric in metrics_named(names) if metric.name in names]
 
 
 def _cell(summary: CellSummary, eq14: bool, names: Sequence[str]) -> str:
-    shown = [(metric, summary.interval(metric.name)) for metric in _metrics(names) if metric.name in names]
+    shown = [(metric, summary.interval(metric.name)) for metric in _metrics(names)]
     texts = [metric.text(value.mean, unit=metric.kind == "share") for metric, value in shown if value is not None]
     own = summary.interval("psnr_eq14") if eq14 else None
     theirs = "" if own is None or own.mean is None else f" ({own.mean:.1f})"

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -307,7 +308,7 @@ class Prior(nn.Module):
         predict = partial(recomputed, self._predict, use_reentrant=False) if checkpoint else self._predict
         if self.flow:
             levels = self.levels(steps)
-            return _adams_bashforth(lambda x, t: predict(x, t * 1000, text), v, levels, levels)
+            return _adams_bashforth(lambda x, t: predict(x, t * 1000, text), v, levels)
         self.scheduler.set_timesteps(steps, device=v.device)
         step = cast("Callable[..., tuple[Tensor, ...]]", self.scheduler.step)
         x = v
@@ -343,8 +344,8 @@ class Prior(nn.Module):
             return self._ddim_inverse(u, text)
         levels = self.levels(steps)[::-1]
         # no denoiser is trained to see noise in latents that have none
-        asked = [(levels[0] + levels[1]) / 2, *levels[1:]]
-        return _adams_bashforth(lambda x, t: self._predict(x, t * 1000, text), u, levels, asked)
+        first = (levels[0] + levels[1]) / 2
+        return _adams_bashforth(lambda x, t: self._predict(x, t * 1000, text), u, levels, first)
 
     def _ddim_inverse(self, u: Tensor, text: Text | None) -> Tensor:
         scheduler: Any = self.scheduler
@@ -384,7 +385,7 @@ class Prior(nn.Module):
 
 
 def _adams_bashforth(
-    velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: Sequence[float], asked: Sequence[float]
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, levels: Sequence[float], first: float | None = None
 ) -> Tensor:
     """``dx/dt = v(x, t)`` by the explicit two-step Adams–Bashforth method (Hairer, Nørsett and Wanner, Solving ordinary
     differential equations I, section III.5, variable steps), the first step by Euler's: of second order, for one
@@ -394,11 +395,11 @@ def _adams_bashforth(
         velocity: v.
         x: at the first level.
         levels: to step through.
-        asked: the times at which v is asked, one a step; more are ignored.
+        first: the time at which v is asked in the first step; that step's beginning where not given.
     """
     last, before = None, 0.0
-    for t, low, high in zip(asked, levels[:-1], levels[1:], strict=False):
-        v, step = velocity(x, t), high - low
+    for low, high in pairwise(levels):
+        v, step = velocity(x, low if last is not None or first is None else first), high - low
         x = x + step * (v if last is None else v + step / before / 2 * (v - last))
         last, before = v, step
     return x
