@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scenarios.prior_quality import Distances
 from scenarios.run.plan import cell_id
 from scenarios.run.spec import Cell, Comparison, Scenario
 from scenarios.run.store import Store
@@ -173,8 +172,10 @@ def score_sets(
     Raises:
         UserError: an image of the run is gone.
     """
+    from scenarios.prior_quality import Distances  # seconds, which those who only read rows need not wait for
+
     cells: dict[str, dict[str, float]] = {}
-    known: dict[tuple[str, ...], Any] = {}
+    known: dict[tuple[str, ...], Distances] = {}
     for i, own in enumerate(by_cell(scenario, rows)):
         if not own or not (classifiers or evaluators):
             continue
