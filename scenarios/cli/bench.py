@@ -532,6 +532,52 @@ def bench_prior(
     print(f"distances in the features of {result['evaluator']}, {result['count']} images each; {out / 'summary.json'}")
 
 
+@bench.command("denoising")
+@guarded("scenarios.prior_at_size")
+def bench_denoising(
+    prior: Annotated[str, typer.Argument(help="Name of `splitsight list priors`, or folder.")],
+    images: StillImages,
+    out: Annotated[Path, typer.Option(help="Folder for summary.json and denoising-SIZE.png.")],
+    size: Annotated[int, typer.Option(min=1, help="Pixels a side, more than the prior's own.")] = 224,
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 32,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """What a prior's denoisers gain on larger images than it was trained on, and whether tiles show."""
+    import torch
+
+    from scenarios.prior_at_size import bench_denoising as measure
+    from splitsight.devices import pick_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    with progress("bench denoising") as report:
+        result = measure(
+            prior=prior,
+            images=images,
+            out=out,
+            size=size,
+            count=count,
+            seed=seed,
+            device=pick_device(device),
+            progress=report,
+        )
+    if _given(result, out / "summary.json", as_json):
+        return
+    rows = [
+        [f"{t:g}", way, f"{of['error']:.4f}", f"{of['psnr']:.2f} dB", f"{of['seams']:+.2f} dB"]
+        for t, ways in result["latents"].items()
+        for way, of in ways.items()
+    ]
+    table(("t", "latents denoised", "error", "image", "seams"), rows)
+    print(f"{result['count']} images of {size} pixels; the autoencoder alone {result['autoencoder']:.2f} dB")
+    if result["pixels"] is not None:
+        print("pixels denoised: " + ", ".join(f"σ = {s:g} +{gain:.2f} dB" for s, gain in result["pixels"].items()))
+    print(out / "summary.json")
+
+
 def _distances(found: dict[str, float]) -> list[str]:
     return [f"{found['frechet']:.1f}", f"{found['kernel']:.4f} ± {found['kernel_std']:.4f}"]
 
