@@ -253,7 +253,7 @@ def _pixels(
     fits: Fits | None,
     options: str,
 ) -> Path:
-    behind = "" if fits is None else fits.pipeline.target.name
+    behind = "" if fits is None else fits.middle.target.name
     denoiser, figures = train_pixels(
         pictures, out / "pixels", budget, settings, seed=seed, device=device, start=start, fits=fits
     )

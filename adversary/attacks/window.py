@@ -77,7 +77,7 @@ class Window(Attack):
             1.0, "map: of the feature loss; 1 takes its measured errors at their word", ge=0
         )
         expected_share: float = option(
-            0.7, "map: weight of the expected image given the fit, as the denoiser of pixels sees it", ge=0, le=1
+            0.85, "map: weight of the expected image given the fit, as the denoiser of pixels sees it", ge=0, le=1
         )
         pixel_levels: tuple[float, ...] = option(
             (0.01,), "map: noise levels in [0, 1] at which pixels are denoised after the fit; () leaves that out"

@@ -122,7 +122,8 @@ def train_pixels(
     peak = settings.lr or (2e-3 if start is None else 8e-4)
     learnt, held_fits = (None, None) if fits is None else fits.parts()
     if learnt is not None:
-        learnt.pipeline.to(device).requires_grad_(False)
+        for pipeline in (learnt.middle, learnt.deepest):
+            pipeline.to(device).requires_grad_(False)
     fitted = 0 if learnt is None else round(_FITS * settings.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     average, seen = ema(model, settings.average), Count()
@@ -157,10 +158,10 @@ def train_pixels(
             eps = torch.randn(x.shape, generator=generator)
             loss, _ = _loss(model, x, x + sigma.reshape(-1, 1, 1, 1) * eps, sigma, settings.bfloat16)
             if learnt is not None:
-                originals, images, levels = learnt.draw(fitted, rng)
+                originals, images, levels, deep = learnt.draw(fitted, rng)
                 of_fits, denoised = _loss(model, originals, images, levels, settings.bfloat16)
                 loss = (len(x) * loss + fitted * of_fits) / (len(x) + fitted)
-                loss = loss + _FEATURES * learnt.feature_error(denoised, originals.to(device))
+                loss = loss + _FEATURES * learnt.feature_error(denoised, originals.to(device), deep)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

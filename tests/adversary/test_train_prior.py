@@ -196,7 +196,9 @@ def _fits(count, rng):
         images,
         (images + 25.5).round().astype(np.uint8),
         np.full(count, 0.1, np.float32),
-        EdgePipeline(TinyTarget(), "S1"),
+        np.arange(count) % 2 == 1,
+        middle=EdgePipeline(TinyTarget(), "S1"),
+        deepest=EdgePipeline(TinyTarget(), "S2"),
     )
 
 
@@ -219,7 +221,8 @@ def test_what_fits_leave_is_learnt_beside_noise_from_an_earlier_denoiser(data, t
 
 def test_fits_are_drawn_in_pairs(data):
     fits = _fits(20, np.random.default_rng(3))
-    x, fit, level = fits.draw(50, np.random.default_rng(0))
+    x, fit, level, deep = fits.draw(50, np.random.default_rng(0))
+    assert 0 < int(deep.sum()) < 50
     assert x.shape == fit.shape == (50, 3, 16, 16) and level.tolist() == pytest.approx([0.1] * 50)
     torch.testing.assert_close(fit - x, torch.full_like(x, 0.1), atol=0.003, rtol=0)
 
@@ -227,12 +230,19 @@ def test_fits_are_drawn_in_pairs(data):
 def test_the_error_of_features_is_relative_and_has_a_gradient_for_the_answer_alone():
     fits = _fits(20, np.random.default_rng(3))
     y, x = (torch.rand(2, 3, 16, 16, requires_grad=True) for _ in range(2))
-    assert float(fits.feature_error(x, x).detach()) == 0
-    with torch.no_grad():
-        (a,), (b,) = fits.pipeline(y), fits.pipeline(x)
-    wanted = np.mean([np.linalg.norm(a[i] - b[i]) ** 2 / np.linalg.norm(b[i]) ** 2 for i in range(2)])
-    error = fits.feature_error(y, x)
-    assert float(error.detach()) == pytest.approx(wanted, rel=1e-4)
+    deep = torch.tensor([False, True])
+    assert float(fits.feature_error(x, x, deep).detach()) == 0
+
+    def distance(pipeline, i):
+        with torch.no_grad():
+            (a,), (b,) = pipeline(y), pipeline(x)
+        return np.linalg.norm(a[i] - b[i]) ** 2 / np.linalg.norm(b[i]) ** 2
+
+    shallow = [distance(fits.middle, i) for i in range(2)]
+    assert float(fits.feature_error(y, x, ~deep & deep).detach()) == pytest.approx(np.mean(shallow), rel=1e-4)
+    # the second image has been fitted behind the middle
+    error = fits.feature_error(y, x, deep)
+    assert float(error.detach()) == pytest.approx((sum(shallow) + distance(fits.deepest, 1)) / 2, rel=1e-4)
     error.backward()
     assert float(y.grad.abs().sum()) > 0 and x.grad is None
 
@@ -247,7 +257,8 @@ def test_live_fits_are_nearer_to_features_than_previews_and_kept(tmp_path, monke
     network = inversion_for(pipeline.description(), prior)
     assert (
         len(fits) == 4
-        and fits.pipeline.split == "L4"
+        and fits.middle.split == fits.deepest.split == "L4"
+        and not fits.deep.any()
         and fits.levels.tolist() == pytest.approx([network.pixels.deviation] * 4)
     )
     with torch.no_grad():
