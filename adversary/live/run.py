@@ -86,6 +86,7 @@ class _Adversary:
         self.there, self.frames, self.dropped = True, 0, 0
         self._strangers: set[str] = set()
         self._ended = False
+        self._left_over: int | None = None
 
     def _open(self, message: split_inference_pb2.SessionOpen) -> None:
         wanted = self.options.session or self.session
@@ -156,6 +157,7 @@ class _Adversary:
             self._ended = True
             if (window := self.windower.flush()) is not None:
                 # nobody could know before that it would stay incomplete, so its time runs from here
+                self._left_over = window.index
                 self._refine_next(window, time.monotonic())
             self.windows.close()
             self.singles.close()
@@ -188,13 +190,15 @@ class _Adversary:
         while (window := self.windows.take()) is not None:
             ready = self.ready[window.index]
             # once the stream has ended nothing follows that a window could be in the way of
-            deadline = (time.monotonic() if self._ended else ready) + period * (1 - self.options.margin)
+            begin = time.monotonic() if self._ended else ready
+            deadline = begin + period * (1 - self.options.margin)
             engine, attack = self.engine, self.attack  # both may be others for the next window
             result = engine.refine(window, deadline=max(deadline, time.monotonic() + 0.2 * period))
             for frame, image in zip(window.frames, to_pixels(result.images), strict=True):
                 write_png(self.options.out / "window" / f"{frame.sequence:06d}.png", image)
             now = time.monotonic()
-            limit = self.ready.get(window.index + 1, ready + period)
+            # frames left over at the end make a window before its time, and take none of the last one's
+            follows = None if window.index + 1 == self._left_over else self.ready.get(window.index + 1)
             self.log.write(
                 "window",
                 window=window.index,
@@ -202,7 +206,7 @@ class _Adversary:
                 complete=window.complete,
                 lag_ms=1e3 * (now - window.completed_at),
                 seconds=result.seconds,
-                on_time=now <= limit,
+                on_time=now <= (begin + period if follows is None else follows),
                 iterations=result.iterations,
                 model_evaluations=result.model_evaluations,
                 loss=result.loss,

@@ -148,6 +148,22 @@ def test_what_the_end_of_the_stream_leaves_has_its_time_after_it(tmp_path):
     assert notes.room == [pytest.approx(PERIOD * (1 - MARGIN), abs=0.05)]
 
 
+def test_what_the_end_leaves_over_makes_no_window_late(tmp_path):
+    """Two frames more make a window while the last whole one is refined, long before another could have been whole."""
+    read = threading.Event()
+    reader = SimpleNamespace(events=lambda: stream(18, 0.1), close=lambda: None)
+    options = LiveOptions(tap="", out=tmp_path, split="L1", frames=16, stride=0.1, margin=MARGIN)
+    adversary = _Adversary(options, known(Slow("window", read)), reader)
+    solving = threading.Thread(target=adversary.solve)
+    solving.start()
+    adversary.read()
+    read.set()
+    solving.join()
+    assert adversary.error is None
+    events = [json.loads(line) for line in (tmp_path / "live.jsonl").read_text().splitlines()]
+    assert [(w["complete"], w["on_time"]) for w in events if w["event"] == "window"] == [(True, True), (False, True)]
+
+
 @pytest.mark.parametrize("tier", ["preview", "window"])
 def test_who_is_too_slow_leaves_frames_out_and_says_which(tmp_path, tier, monkeypatch):
     monkeypatch.setattr("adversary.live.run._WAITS_S", 0)
