@@ -140,11 +140,11 @@ def live_fits(prior: Prior, target: Target, images: np.ndarray, count: int, fold
                     with writing(file) as partial, partial.open("wb") as stream:
                         np.savez(stream, originals=chosen, fits=fits)
                 with np.load(file) as kept:
-                    count = len(kept["fits"])
+                    size = len(kept["fits"])
                     found["originals"].append(kept["originals"])
                     found["fits"].append(kept["fits"])
-                    found["levels"].append(np.full(count, network.pixels.deviation, np.float32))
-                    found["deep"].append(np.full(count, depth > middle))
+                    found["levels"].append(np.full(size, network.pixels.deviation, np.float32))
+                    found["deep"].append(np.full(size, depth > middle))
                 done(1)
     arrays = {name: np.concatenate(parts) for name, parts in found.items()}
     return Fits(**arrays, middle=known[middle][1], deepest=known[-1][1])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from adversary.priors.pixels import MEASURED, denoising_gain
 from adversary.priors.prior import Prior, Text, load_prior
 from scenarios.prior_quality import LEVELS
 from splitsight.captions import caption, measure
@@ -25,10 +26,7 @@ from splitsight.data import draw_images, to_pixels, to_tensor, write_png
 from splitsight.errors import UserError
 from splitsight.metrics.image import psnr
 
-__all__ = ["SIGMAS", "WAYS", "bench_denoising", "seams"]
-
-SIGMAS = (0.02, 0.06, 0.12, 0.25)
-"""Noise levels at which pixels are denoised."""
+__all__ = ["WAYS", "bench_denoising", "seams"]
 
 _SHOWN = 0.5
 """The noise level of the picture."""
@@ -115,7 +113,7 @@ def bench_denoising(
         out: folder for the picture.
         size: pixels a side, a multiple of what the autoencoder enlarges.
         count: images.
-        seed: of their order, captions and noise.
+        seed: of their order, captions and noise on latents.
         device: where to compute; CPU by default.
         progress: called with images done and their number.
 
@@ -145,14 +143,15 @@ def bench_denoising(
     for i in range(count):
         x = to_tensor(drawn.images[i : i + 1]).to(model.device)
         pictures = _latents(model, x, captions[i], seed + i, found)
-        _pixels(model, x, seed + i, found)
         if i < _ROWS:
             shown += [p.cpu() for p in pictures]
         if progress is not None:
             progress(i + 1, count, "images")
     sheet = make_grid(torch.cat(shown), nrow=len(shown) // min(count, _ROWS), padding=4, pad_value=1.0)
     write_png(out / f"denoising-{size}.png", to_pixels(sheet[None])[0])
-    return {"size": size, "count": count, "digest": model.digest, **found.result(model.pixel_denoiser is not None)}
+    denoiser = model.pixel_denoiser
+    pixels = None if denoiser is None else {s: denoising_gain(denoiser, drawn.images, s) for s in MEASURED}
+    return {"size": size, "count": count, "digest": model.digest, **found.result(), "pixels": pixels}
 
 
 class _Sums:
@@ -161,26 +160,17 @@ class _Sums:
     def __init__(self) -> None:
         self.autoencoder: list[float] = []
         self.latents: dict[float, dict[str, dict[str, list[float]]]] = {t: {} for t in LEVELS}
-        self.pixels: dict[float, list[tuple[float, float]]] = {sigma: [] for sigma in SIGMAS}
 
     def add(self, t: float, way: str, **figures: float) -> None:
         for name, value in figures.items():
             self.latents[t].setdefault(way, {}).setdefault(name, []).append(value)
 
-    def result(self, pixels: bool) -> dict[str, Any]:
-        def mean(values: list[float]) -> float:
-            return float(np.mean(values))
-
-        gains = {
-            sigma: 10 * math.log10(sum(before for before, _ in pairs) / sum(after for _, after in pairs))
-            for sigma, pairs in self.pixels.items()
-            if pairs
-        }
+    def result(self) -> dict[str, Any]:
         latents = {
-            t: {way: {name: mean(values) for name, values in of.items()} for way, of in ways.items()}
+            t: {way: {name: float(np.mean(values)) for name, values in of.items()} for way, of in ways.items()}
             for t, ways in self.latents.items()
         }
-        return {"autoencoder": mean(self.autoencoder), "latents": latents, "pixels": gains if pixels else None}
+        return {"autoencoder": float(np.mean(self.autoencoder)), "latents": latents}
 
 
 def _latents(prior: Prior, x: Tensor, prompt: str, seed: int, found: _Sums) -> list[Tensor]:
@@ -205,12 +195,3 @@ def _latents(prior: Prior, x: Tensor, prompt: str, seed: int, found: _Sums) -> l
         if t == _SHOWN:
             row += images.values()
     return row
-
-
-def _pixels(prior: Prior, x: Tensor, seed: int, found: _Sums) -> None:
-    if prior.pixel_denoiser is None:
-        return
-    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
-    for sigma in SIGMAS:
-        after = prior.pixel_denoiser(x + sigma * eps, sigma) - x
-        found.pixels[sigma].append((float((sigma * eps).square().mean()), float(after.square().mean())))

@@ -13,41 +13,20 @@ from torch import Tensor, nn
 
 from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Count, Settings
-from adversary.priors.pixels import SIGMAS, PixelDenoiser, build_pixel_denoiser
+from adversary.priors.pixels import MEASURED, SIGMAS, PixelDenoiser, build_pixel_denoiser, denoising_gain
 from splitsight.data import to_tensor
 from splitsight.training import Budget, Run, Stateful, ema, flattened
 
 if TYPE_CHECKING:
     from adversary.fits import Fits
 
-__all__ = ["denoising_gain", "fit_gain", "train_pixels"]
+__all__ = ["fit_gain", "train_pixels"]
 
-_LEVELS = (0.02, 0.06, 0.12, 0.25)
 _FITS = 0.5
 """Part of a batch that is live fits, where there are any; the rest keeps what is known of white noise."""
 _FEATURES = 1.0
 """Weight of the relative squared error of a denoised fit's features beside that of its noise. With none, what is
 recognised in a fit is lost; with 3, half of the gain in pixels is."""
-
-
-@torch.no_grad()
-def denoising_gain(denoiser: nn.Module, images: np.ndarray, sigma: float) -> float:
-    """By how many dB a denoiser lessens the mean squared error of noisy images; noise is fixed.
-
-    Args:
-        denoiser: takes noisy images and a noise level.
-        images: ``(N, H, W, 3)`` uint8.
-        sigma: noise level, in units of images in [0, 1].
-    """
-    generator = torch.Generator().manual_seed(1)
-    device = next(denoiser.parameters()).device
-    before = after = 0.0
-    for i in range(0, len(images), 50):
-        x = to_tensor(images[i : i + 50])
-        noise = sigma * torch.randn(x.shape, generator=generator)
-        before += float(noise.square().sum())
-        after += float((denoiser((x + noise).to(device), sigma) - x.to(device)).square().sum())
-    return 10 * math.log10(before / after)
 
 
 @torch.no_grad()
@@ -136,7 +115,7 @@ def train_pixels(
         gains = {
             f"{name}gain_{sigma:g}": denoising_gain(denoiser, images, sigma)
             for name, images in held_out.items()
-            for sigma in _LEVELS
+            for sigma in MEASURED
         }
         return gains if held_fits is None else {"fit_gain": fit_gain(denoiser, held_fits), **gains}
 

@@ -15,8 +15,8 @@ from adversary.priors._pictures import Pictures
 from adversary.priors._settings import Settings
 from adversary.priors._train_autoencoder import build_autoencoder
 from adversary.priors._train_denoiser import _Latents, train_denoiser
-from adversary.priors._train_pixels import denoising_gain, fit_gain, train_pixels
-from adversary.priors.pixels import PixelDenoiser, build_pixel_denoiser
+from adversary.priors._train_pixels import fit_gain, train_pixels
+from adversary.priors.pixels import PixelDenoiser, build_pixel_denoiser, denoising_gain
 from adversary.priors.prior import Prior, load_prior
 from adversary.training import train_prior_command
 from splitsight import targets

@@ -4,24 +4,14 @@ import json
 import math
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from adversary.priors.pixels import MEASURED
 from scenarios.cli import app
-from scenarios.prior_at_size import SIGMAS, WAYS, seams
+from scenarios.prior_at_size import WAYS, seams
 from scenarios.prior_quality import LEVELS
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(256, size=(40, 50, 3), dtype=np.uint8))
-    return folder
 
 
 def _run(*words):
@@ -39,14 +29,14 @@ def test_white_errors_have_no_seams_and_tiles_of_their_own_brightness_do():
         seams(white, 60)
 
 
-def test_the_command_compares_ways_on_the_same_noise(flow_prior, photographs, tmp_path):
+def test_the_command_compares_ways_on_the_same_noise(flow_prior, pictures, tmp_path):
     flow_prior.save(tmp_path / "prior")
     size = 2 * flow_prior.image_size
-    words = (tmp_path / "prior", "--images", photographs, "--out", tmp_path / "out", "--size", size, "--count", 2)
+    words = (tmp_path / "prior", "--images", pictures, "--out", tmp_path / "out", "--size", size, "--count", 2)
     done = _run(*words)
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [*result["latents"]] == [f"{t:g}" for t in LEVELS] and [*result["pixels"]] == [f"{s:g}" for s in SIGMAS]
+    assert [*result["latents"]] == [f"{t:g}" for t in LEVELS] and [*result["pixels"]] == [f"{s:g}" for s in MEASURED]
     for ways in result["latents"].values():
         assert [*ways] == ["shrunk", *WAYS]
     assert cv2.imread(str(tmp_path / "out" / f"denoising-{size}.png")) is not None
@@ -54,11 +44,11 @@ def test_the_command_compares_ways_on_the_same_noise(flow_prior, photographs, tm
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == result
 
 
-def test_a_silent_denoiser_is_the_same_in_every_way(flow_prior, photographs, tmp_path, monkeypatch):
+def test_a_silent_denoiser_is_the_same_in_every_way(flow_prior, pictures, tmp_path, monkeypatch):
     flow_prior.pixel_denoiser = None
     monkeypatch.setattr("scenarios.prior_at_size.load_prior", lambda name: flow_prior)
     monkeypatch.setattr(flow_prior, "_predicted", lambda x, timestep, text: torch.zeros_like(x))
-    words = ("tiny", "--images", photographs, "--out", tmp_path / "out", "--size", 32, "--count", 1, "--json")
+    words = ("tiny", "--images", pictures, "--out", tmp_path / "out", "--size", 32, "--count", 1, "--json")
     result = json.loads(_run(*words).stdout)
     assert result["pixels"] is None
     for ways in result["latents"].values():
@@ -67,10 +57,10 @@ def test_a_silent_denoiser_is_the_same_in_every_way(flow_prior, photographs, tmp
 
 
 @pytest.mark.parametrize(
-    ("size", "count", "said"), [(16, 1, "larger multiple"), (33, 1, "larger multiple"), (32, 9, "lower --count")]
+    ("size", "count", "said"), [(16, 1, "larger multiple"), (33, 1, "larger multiple"), (32, 13, "lower --count")]
 )
-def test_what_cannot_be_measured_is_said(flow_prior, photographs, tmp_path, size, count, said):
+def test_what_cannot_be_measured_is_said(flow_prior, pictures, tmp_path, size, count, said):
     flow_prior.save(tmp_path / "prior")
-    words = (tmp_path / "prior", "--images", photographs, "--out", tmp_path / "out", "--size", size, "--count", count)
+    words = (tmp_path / "prior", "--images", pictures, "--out", tmp_path / "out", "--size", size, "--count", count)
     done = _run(*words)
     assert done.exit_code != 0 and said in " ".join(done.output.split())
